@@ -1,0 +1,56 @@
+"""Data sets: reading, downloading, auditing, splitting, drawing, and feeding them to training.
+
+``read(folder)`` recognises a data set by what lies in its folder. To add one, write a file with
+``recognise(folder) -> bool`` and ``rows(folder, problems) -> list[dict]`` and name it in ``READERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from polypseg.catalog import Catalog
+from polypseg.data import clinicdb, folder, kvasir
+from polypseg.data.folder import Problem
+from polypseg.errors import PolypsegError
+
+READERS: tuple[ModuleType, ...] = (kvasir, clinicdb, folder)  # the first that recognises a folder reads it
+
+
+def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
+    """Read the data set in a folder into a Catalog.
+
+    Images and masks are paired by stem; sizes are read from the files' headers, nothing is decoded.
+
+    Args:
+        source: the data set's folder, which holds ``images/`` and ``masks/``.
+        problems: where given, every pairing problem is appended to it and the frames without one are
+            returned; otherwise the first problem is raised.
+
+    Returns:
+        A Catalog with empty ``split``.
+
+    Raises:
+        PolypsegError: the folder is missing or holds no frames; or a frame lacks its mask, a mask lacks
+            its frame, one cannot be read, or their sizes differ.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        raise PolypsegError(f"{path}: is no folder; --data names the folder that holds images/ and masks/")
+    reader = next((module for module in READERS if module.recognise(path)), None)
+    if reader is None:
+        raise PolypsegError(f"{path}: holds no images/ folder; --data names the folder that holds images/ and masks/")
+    found: list[Problem] = [] if problems is None else problems
+    rows = reader.rows(path, found)
+    if problems is None and found:
+        more = f" ({len(found) - 1} more; see `polypseg data check`)" if len(found) > 1 else ""
+        raise PolypsegError(f"{found[0].message}{more}")
+    if not rows and problems is None:
+        raise PolypsegError(f"{path}: holds no frames; put them into images/ and their masks into masks/")
+    return Catalog.from_rows(rows)
+
+
+def read_all(sources: Iterable[str | Path]) -> Catalog:
+    """Read several data sets into one Catalog. Raises as ``read``."""
+    return Catalog.concatenate([read(source) for source in sources])

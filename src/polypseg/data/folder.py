@@ -1,0 +1,116 @@
+"""Any ``images/`` + ``masks/`` folder, and the pairing by stem that every reader shares."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polypseg.catalog import image_size, size_disagreement
+from polypseg.errors import PolypsegError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one file.
+
+    Attributes:
+        kind: a short name for the audit, as ``missing-mask``.
+        path: the file.
+        message: the whole line, with the file's name.
+    """
+
+    kind: str
+    path: str
+    message: str
+
+
+def recognise(path: Path) -> bool:
+    """Whether the folder holds an ``images`` folder."""
+    return (path / "images").is_dir()
+
+
+def rows(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Catalog rows of a folder with ``images/`` and ``masks/``, in natural order of stems."""
+    return pair(path / "images", path / "masks", dataset_name(path), problems)
+
+
+def dataset_name(path: Path) -> str:
+    """The folder's name in lower case with hyphens, as ``my-clinic``."""
+    name = path.resolve().name
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-") or "folder"
+
+
+def natural_order(stem: str) -> list[tuple[int, int, str]]:
+    """Sort key in which ``2`` comes before ``10``."""
+    parts = re.split(r"([0-9]+)", stem)
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part]
+
+
+def pair(images: Path, masks: Path, dataset: str, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Pair the frames in ``images`` with the masks in ``masks`` by stem.
+
+    Everything that keeps a frame from being used is appended to ``problems``: a file that is no image, two
+    files of the same stem, a frame without mask, a mask without frame, an unreadable header, a difference in
+    size. Hidden files are passed over.
+
+    Returns:
+        Rows for ``Catalog.from_rows`` of the frames that have no problem, in natural order.
+    """
+    frames = _by_stem(images, problems)
+    truths = _by_stem(masks, problems) if masks.is_dir() else {}
+    if frames and not masks.is_dir():
+        problems.append(Problem("missing-mask", str(masks), f"{masks}: is missing; put the masks there"))
+        return []
+    for stem, file in truths.items():
+        if stem not in frames:
+            message = f"{file}: mask without a frame; add {images.name}/{stem}.* or remove it"
+            problems.append(Problem("missing-frame", str(file), message))
+    result = []
+    for stem in sorted(frames, key=natural_order):
+        file = frames[stem]
+        if stem not in truths:
+            message = f"{file}: frame without a mask; add {masks.name}/{stem}.* or remove it"
+            problems.append(Problem("missing-mask", str(file), message))
+            continue
+        try:
+            size = image_size(file)
+            mask_size = image_size(truths[stem])
+        except PolypsegError as error:
+            problems.append(Problem("unreadable", str(file), str(error)))
+            continue
+        if size != mask_size:
+            message = size_disagreement(truths[stem], mask_size, size)
+            problems.append(Problem("size", str(truths[stem]), message))
+            continue
+        result.append(
+            {
+                "frame_id": stem,
+                "image_path": str(file.resolve()),
+                "mask_path": str(truths[stem].resolve()),
+                "width": size[0],
+                "height": size[1],
+                "dataset": dataset,
+                "group": f"{dataset}/{stem}",
+            }
+        )
+    return result
+
+
+def _by_stem(directory: Path, problems: list[Problem]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in sorted(directory.iterdir()):
+        if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini") or not file.is_file():
+            continue
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            message = f"{file}: is not an image by its name; remove it ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            problems.append(Problem("not-an-image", str(file), message))
+        elif file.stem in found:
+            message = f"{file}: has the same stem as {found[file.stem].name}; remove one"
+            problems.append(Problem("same-stem", str(file), message))
+        else:
+            found[file.stem] = file
+    return found

@@ -1,0 +1,100 @@
+"""Writing so that a crash loses nothing, and hashing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from polypseg.errors import PolypsegError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path``; on success flush, fsync and rename it over ``path``.
+
+    A reader sees the old file or the whole new one, never a part, whatever kills the writer.
+
+    Args:
+        path: the file to write; missing parent folders are made.
+        mode: ``"wb"`` or ``"w"`` (UTF-8).
+
+    Raises:
+        PolypsegError: the disk is full or the folder cannot be written; ``path`` is as it was.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def disk_error(path: Path, error: OSError) -> PolypsegError:
+    """The one line for an ``OSError`` met while writing ``path``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PolypsegError(f"{path}: the disk is full; free some space and run the same command again")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return PolypsegError(f"{path}: no permission to write here; choose another --out")
+    return PolypsegError(f"{path}: cannot be written ({error.strerror or error}); choose another --out")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. Raises ``PolypsegError`` where the disk refuses."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        PolypsegError: it is missing or is no JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolypsegError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise PolypsegError(f"{path}: is not valid JSON ({error})") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_lines(lines: Iterable[str]) -> str:
+    """SHA-256 of text lines, each ended by a line feed, in UTF-8."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    """The process's umask (it can be read only by setting it)."""
+    value = os.umask(0)
+    os.umask(value)
+    return value
