@@ -1,0 +1,52 @@
+"""polypseg: polyp segmentation in colonoscopy frames. Research use only, not a medical device.
+
+The names below are imported when they are first used, so that ``import polypseg`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polypseg.bundle import ModelBundle as ModelBundle
+    from polypseg.catalog import Catalog as Catalog
+    from polypseg.errors import PolypsegError as PolypsegError
+    from polypseg.inference.segmenter import Segmenter as Segmenter
+    from polypseg.segmentation import Polyp as Polyp
+    from polypseg.segmentation import Segmentation as Segmentation
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Catalog": "polypseg.catalog",
+    "ModelBundle": "polypseg.bundle",
+    "Polyp": "polypseg.segmentation",
+    "PolypsegError": "polypseg.errors",
+    "Segmentation": "polypseg.segmentation",
+    "Segmenter": "polypseg.inference.segmenter",
+}
+__all__ = ["Catalog", "ModelBundle", "Polyp", "PolypsegError", "Segmentation", "Segmenter", "load"]
+
+
+def load(bundle: str | Path, device: str = "auto", precision: str = "auto") -> Segmenter:
+    """A ``Segmenter`` for a bundle.
+
+    Args:
+        bundle: the path of a bundle or of a run folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+
+    Raises:
+        PolypsegError: there is no whole bundle there.
+    """
+    from polypseg.inference.segmenter import Segmenter
+
+    return Segmenter(bundle, device=device, precision=precision)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'polypseg' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

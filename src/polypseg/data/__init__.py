@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 from polypseg.catalog import Catalog
-from polypseg.data import clinicdb, folder, kvasir
+from polypseg.data import clinicdb, folder, kvasir, phantom
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError
 
-READERS: tuple[ModuleType, ...] = (kvasir, clinicdb, folder)  # the first that recognises a folder reads it
+READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, folder)  # the first that recognises it reads it
 
 
 def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:

@@ -1,0 +1,309 @@
+"""The command line: one function a verb, its typed options as the function's arguments, no logic.
+
+What a verb needs is imported inside it, so that ``polypseg --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from polypseg import __version__
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.training.recipe import Recipe
+
+log = logging.getLogger("polypseg")
+REPEATABLE = "--data"  # may be given several times, in every verb
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong with the arguments in one line, without the whole usage, and exits with 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(2, f"{self.prog.replace(' [options]', '')}: {line} (see --help)\n")
+
+
+def data_list() -> None:
+    """List the data sets that polypseg knows."""
+    from polypseg.data.download import DATASETS
+
+    for entry in DATASETS.values():
+        way = "download" if entry.url else ("drawn by polypseg" if entry.name == "phantom" else "by hand")
+        frames = "any number" if entry.frames == 0 else f"{entry.frames} frames"
+        print(f"{entry.name:14} {frames:12} {way:18} {entry.title}\n{'':14} {entry.terms}\n{'':14} {entry.homepage}")
+
+
+def data_download(name: str, out: str = "data", url: str | None = None, count: int = 200, seed: int = 0) -> None:
+    """Download a data set, verify its checksum and unpack it; or draw phantom frames.
+
+    Args:
+        name: kvasir-seg or phantom; `polypseg data list` shows all.
+        out: folder that will hold the data set's folder.
+        url: a mirror to download from; the checksum stays the same.
+        count: phantom only, frames to draw.
+        seed: phantom only, decides every frame.
+    """
+    from polypseg.data import download, phantom
+
+    if name == phantom.NAME:
+        folder = phantom.write(Path(out) / phantom.NAME, count, seed)
+    else:
+        folder = download.download(name, Path(out), url=url)
+    print(folder)
+
+
+def data_check(
+    data: list[str], split: str | None = None, out: str = "data-check", seed: int = 42
+) -> int:
+    """Audit data sets: pairs, damage, sizes, grey masks, boxes, duplicates, leakage across a split.
+
+    Args:
+        data: folder of a data set, with images/ and masks/; may be given several times.
+        split: a CSV of `polypseg data split`, or a split's name, to check for leakage.
+        out: folder for audit.json and contact-sheet.png.
+        seed: decides a split that is given by name.
+    """
+    from polypseg.data import read_all
+    from polypseg.data.audit import audit, pictures
+    from polypseg.data.splits import make_split, read_split
+    from polypseg.files import write_json
+    from polypseg.visualization.gallery import draw_contact_sheet, load_panel
+
+    table = None
+    if split is not None:
+        table = read_split(Path(split)) if split.endswith(".csv") else make_split(split, read_all(data), seed=seed)
+    result = audit([Path(source) for source in data], table)
+    print(result.table())
+    write_json(Path(out) / "audit.json", result.to_dict())
+    print(Path(out) / "audit.json")
+    panels = [load_panel(*picture) for picture in pictures(result)]
+    if panels:
+        draw_contact_sheet(panels, Path(out) / "contact-sheet.png", "what `data check` found")
+        print(Path(out) / "contact-sheet.png")
+    return 0 if result.ok else 1
+
+
+def data_split(
+    data: list[str],
+    name: Literal["seed", "grouped", "pranet", "medico", "kfold"],
+    out: str = "split.csv",
+    seed: int = 42,
+    folds: int = 5,
+    fold: int = 0,
+    val_fraction: float = 0.1,
+    lists: str | None = None,
+) -> None:
+    """Split data sets into train, val and test, and write the split as CSV.
+
+    Args:
+        data: folder of a data set, with images/ and masks/; may be given several times.
+        name: seed (70/15/15, random), grouped (near duplicates and sequences never parted), pranet, medico, kfold.
+        out: the CSV, with columns dataset, frame_id and split.
+        seed: decides every random choice.
+        folds: kfold only, number of folds.
+        fold: kfold only, the test fold, 0-based.
+        val_fraction: pranet and medico only, share of the published training frames that becomes val; 0..1.
+        lists: pranet and medico only, folder of the published lists; else splits/ in or beside the data.
+    """
+    from polypseg.data import read_all
+    from polypseg.data.splits import hash_split, make_split, write_split
+
+    table = make_split(
+        name, read_all(data), seed=seed, folds=folds, fold=fold, val_fraction=val_fraction,
+        lists=None if lists is None else Path(lists),
+    )  # fmt: skip
+    write_split(table, Path(out))
+    counts = table["split"].value_counts()
+    shares = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if split in counts)
+    print(f"{out}: {shares}; hash {hash_split(table)}")
+
+
+def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: int = 0) -> None:
+    """Draw frames beside their masks and boxes.
+
+    Args:
+        data: folder of a data set, with images/ and masks/; may be given several times.
+        out: the PNG.
+        count: frames to draw.
+        seed: decides which.
+    """
+    import numpy as np
+
+    from polypseg.data import read_all
+    from polypseg.visualization.gallery import Panel, draw_frames
+
+    catalog = read_all(data)
+    chosen = np.random.default_rng(seed).permutation(len(catalog))[:count]
+    panels = [
+        Panel(f"{row.frame_id} ({row.width}×{row.height})", catalog.frame(index), catalog.mask(index), boxes=row.boxes)
+        for index, row in ((int(index), catalog.row(int(index))) for index in sorted(chosen))
+    ]
+    draw_frames(panels, out, title=f"{', '.join(data)}: {len(panels)} of {len(catalog)} frames")
+    print(out)
+
+
+def train(
+    recipe: Recipe, data: list[str], out: str | None = None, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Train a network by a recipe, test it once, and write a run folder with its bundle.
+
+    Args:
+        recipe: what to do.
+        data: folder of a data set, with images/ and masks/; may be given several times.
+        out: the run folder; runs/NAME by default.
+        resume: go on from the last complete epoch of the run in --out.
+        overwrite: remove an earlier run in --out first.
+    """
+    from polypseg.training.run import train as run
+
+    print(run(recipe, data, out, resume=resume, overwrite=overwrite))
+
+
+def demo(data: str | None = None, out: str = "demo", recipe_file: str = "recipes/smoke.yaml") -> None:
+    """Walk through everything: phantom frames (or your data), audit, split, training, test, pictures.
+
+    Args:
+        data: folder of a data set, with images/ and masks/; phantom frames are drawn without one.
+        out: folder for everything that is made; an earlier run in it is replaced.
+        recipe_file: the recipe to train by, a YAML file.
+    """
+    folder = Path(out)
+    if data is None:
+        data = str(folder / "phantom")
+        _step(["data", "download", "phantom", "--out", out])
+    _step(["data", "show", "--data", data, "--out", str(folder / "frames.png")])
+    _step(["data", "split", "--data", data, "--name", "grouped", "--out", str(folder / "split.csv")])
+    _step(["data", "check", "--data", data, "--split", str(folder / "split.csv"), "--out", str(folder / "check")])
+    run = str(folder / "run")
+    _step(
+        ["train", "--config", recipe_file, "--data", data, "--split", str(folder / "split.csv"), "--out", run, "--overwrite"]
+    )
+    scores = json.loads((folder / "run" / "test.json").read_text())["metrics"]["test"]
+    print(f"\nDice on {scores['n']} frames that training never saw: {scores['dice']:.3f}")
+    print(f"curves:      {folder / 'run' / 'curves.png'}\npredictions: {folder / 'run' / 'predictions.png'}")
+
+
+def _step(arguments: list[str]) -> None:
+    """Run one verb as a user would type it, and show it."""
+    print(f"\n$ polypseg {' '.join(arguments)}", flush=True)
+    status = _run(arguments)
+    if status:
+        raise PolypsegError(f"polypseg {arguments[0]} {arguments[1]}: ended with status {status}; see above")
+
+
+DATA_STEPS = {
+    "list": data_list,
+    "download": data_download,
+    "check": data_check,
+    "split": data_split,
+    "show": data_show,
+}
+VERBS = {"train": train, "demo": demo}
+
+
+def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of all verbs; the options of only those that occur in ``arguments`` are built, as that is slow."""
+    about = "Read, check, split and show data sets."
+    parser = _Parser(prog="polypseg", description="Polyp segmentation in colonoscopy frames. Research use only.")
+    parser.add_argument("--version", action="version", version=f"polypseg {__version__}")
+    verbs = parser.add_subcommands(required=True, dest="verb")
+    steps = _Parser(description=about)
+    verbs.add_subcommand("data", steps, help=about)
+    data_verbs = steps.add_subcommands(required=True, dest="step")
+    for names, group in ((DATA_STEPS, data_verbs), (VERBS, verbs)):
+        for name, function in names.items():
+            verb = _verb(function) if name in arguments else _Parser()
+            group.add_subcommand(name, verb, help=_summary(function))
+    return parser
+
+
+def _verb(function: Any) -> ArgumentParser:
+    parser = _Parser(description=_summary(function))
+    parser.add_argument("--config", action="config", help="a YAML file with options; those given here override it")
+    if function is data_download:
+        parser.add_argument("name", help="data set; `polypseg data list` shows all")
+    parser.add_function_arguments(function, skip={"recipe", "name"} if function is not data_split else {"recipe"})
+    if function is train:
+        parser.usage = "polypseg train --config RECIPE --data DIR [--out DIR] [options]"
+        parser.add_class_arguments(Recipe, None)
+    return parser
+
+
+def _summary(function: Any) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def _run(arguments: list[str]) -> int:
+    parser = build_parser(arguments)
+    options = parser.instantiate(parser.parse_args(_prepare(arguments)))
+    if options.verb == "data":
+        chosen = options.data[options.data.step]
+        function: Any = DATA_STEPS[options.data.step]
+    else:
+        chosen, function = options[options.verb], VERBS[options.verb]
+    values = {key: value for key, value in vars(chosen).items() if key not in ("config", "step")}
+    if function is train:
+        recipe = {key: values.pop(key) for key in list(values) if key in Recipe.__dataclass_fields__}
+        values["recipe"] = Recipe(**recipe)
+    status = function(**values)
+    return int(status or 0)
+
+
+def _prepare(arguments: list[str]) -> list[str]:
+    """Gather repeated ``--data`` into one list, and let ``--print_config`` print its comments."""
+    rest: list[str] = []
+    gathered: list[str] = []
+    position: int | None = None
+    words = iter(arguments)
+    for word in words:
+        value = None
+        if word == REPEATABLE:
+            value = next(words, None)
+            if value is None:
+                raise UsageError("--data: names no folder")
+        elif word.startswith(f"{REPEATABLE}="):
+            value = word.partition("=")[2]
+        if value is None:
+            rest.append("--print_config=comments" if word == "--print_config" else word)
+            continue
+        position = len(rest) if position is None else position
+        gathered.append(value)
+    if position is not None:
+        value = gathered[0] if rest[:1] == ["demo"] else json.dumps(gathered)
+        rest.insert(position, f"{REPEATABLE}={value}")
+    return rest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``polypseg`` with these arguments, or the process's own; return the exit status.
+
+    0: done. 1: the work failed, with one line that says which file and why. 2: the arguments are wrong.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except UsageError as error:
+        print(f"polypseg: {error}", file=sys.stderr)
+        return 2
+    except PolypsegError as error:
+        print(f"polypseg: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("polypseg: interrupted; what was complete is kept, train goes on with --resume", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Splits into train, val and test: the field's published ones, and ones that never part a group.
+
+Every split is a table ``dataset, frame_id, split`` of strings in the Catalog's order.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from polypseg.catalog import SPLITS, Catalog
+from polypseg.data import clinicdb, kvasir
+from polypseg.data.duplicates import Fingerprints, fingerprints, groups
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import atomic_write, sha256_lines
+
+NAMES = ("seed", "grouped", "pranet", "medico", "kfold")
+COLUMNS = ["dataset", "frame_id", "split"]
+AREA_BINS = (0.02, 0.05, 0.15)  # of the frame; the strata of polyp area
+
+_PRANET = {kvasir.NAME: ("pranet-kvasir-test.txt", 100), clinicdb.NAME: ("pranet-clinicdb-test.txt", 62)}
+# Our own names first, then the ones under which Kvasir-SEG publishes the same lists.
+_MEDICO = {
+    "train": (("medico-880-train.txt", "train.txt"), 880),
+    "test": (("medico-120-val.txt", "val.txt"), 120),
+}
+
+
+def make_split(
+    name: str,
+    catalog: Catalog,
+    *,
+    seed: int = 42,
+    folds: int = 5,
+    fold: int = 0,
+    val_fraction: float = 0.1,
+    lists: Path | None = None,
+    prints: Fingerprints | None = None,
+) -> pd.DataFrame:
+    """Split a Catalog by one of the named protocols.
+
+    - ``seed``: 70/15/15 by scikit-learn's ``train_test_split`` over the names in catalog order, data set by
+      data set; the rest is halved into test and val. Near duplicates may be parted.
+    - ``grouped``: 70/15/15; near duplicates and sequences stay together; stratified by data set and by polyp
+      area.
+    - ``pranet``: the published test lists of PraNet (Fan et al., MICCAI 2020; 100 frames of Kvasir-SEG, 62 of
+      CVC-ClinicDB); a part of the published training set becomes val, by group.
+    - ``medico``: Kvasir-SEG's official lists of 880 and 120 (Medico 2020); the 120 are test, val as above.
+    - ``kfold``: grouped and stratified folds; fold ``fold`` is test, the next one val.
+
+    Args:
+        name: one of ``NAMES``.
+        catalog: the frames; all but ``seed`` decode them once, for groups and polyp area.
+        seed: of the random choices.
+        folds: number of folds, at least 3; ``kfold`` only.
+        fold: which of them is test, 0..folds-1; ``kfold`` only.
+        val_fraction: 0..1 (exclusive), the part of the published training set that becomes val; ``pranet``
+            and ``medico`` only. 0 keeps the training set whole.
+        lists: folder of the published lists; by default ``splits`` in the data set's folder or beside it.
+        prints: the Catalog's fingerprints where the caller has them, to spare the decoding.
+
+    Returns:
+        A table with the columns ``dataset``, ``frame_id`` and ``split``, all str, one row a frame.
+
+    Raises:
+        UsageError: an option is out of its range.
+        PolypsegError: a published list is missing or does not fit the data, there are too few frames or
+            groups, or a frame cannot be decoded.
+    """
+    if name not in NAMES:
+        raise UsageError(f"--name {name} is no split; choose one of {', '.join(NAMES)}")
+    if name == "kfold" and not (folds >= 3 and 0 <= fold < folds):
+        raise UsageError(f"--folds {folds} --fold {fold}: needs 3 folds or more, and a fold of 0..folds-1")
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"--val_fraction {val_fraction}: must be 0 or more and less than 1")
+    if not len(catalog):
+        raise PolypsegError("the data hold no frames to split; check --data")
+    if name == "seed":
+        return _table(catalog, _seed(catalog, seed))
+    # Published lists are checked before the frames are decoded, which takes seconds.
+    published = _published(name, catalog, lists) if name in ("pranet", "medico") else None
+    if published is not None and val_fraction == 0:
+        return _table(catalog, published)
+    prints = fingerprints(catalog) if prints is None else prints
+    names = np.array(groups(catalog, prints))
+    strata = _strata(catalog, prints)
+    if published is not None:
+        train = np.flatnonzero(published == "train")
+        parts = _partition(names[train], strata[train], (1 - val_fraction, val_fraction), seed)
+        published[train[parts == 1]] = "val"
+        return _table(catalog, published)
+    if name == "grouped":
+        parts = _partition(names, strata, (0.70, 0.15, 0.15), seed)
+        return _table(catalog, np.array(["train", "val", "test"], dtype=object)[parts])
+    parts = _partition(names, strata, (1 / folds,) * folds, seed)
+    val = (fold + 1) % folds
+    return _table(catalog, np.where(parts == fold, "test", np.where(parts == val, "val", "train")))
+
+
+def hash_split(table: pd.DataFrame) -> str:
+    """SHA-256 of a split, independent of the order of its rows: a header line, then the sorted rows."""
+    rows = sorted(",".join(row) for row in table[COLUMNS].astype(str).itertuples(index=False))
+    return sha256_lines([",".join(COLUMNS), *rows])
+
+
+def write_split(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a split as CSV, atomically. Raises ``PolypsegError`` where the disk refuses."""
+    with atomic_write(path, "w") as file:
+        table[COLUMNS].to_csv(file, index=False, lineterminator="\n")
+
+
+def read_split(path: str | Path) -> pd.DataFrame:
+    """Read a split file; every value stays the string it is, further columns are passed over.
+
+    Returns:
+        A table with the columns ``dataset``, ``frame_id`` and ``split``, in the file's order.
+
+    Raises:
+        PolypsegError: the file is missing, empty or no CSV, lacks a column or a value, names another split
+            than train, val or test, or names a frame twice.
+    """
+    path = Path(path)
+    rows: list[tuple[str, ...]] = []
+    lines: dict[tuple[str, ...], int] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            if reader.fieldnames is None:
+                raise PolypsegError(f"{path}: is empty; write it with `polypseg data split`")
+            missing = [column for column in COLUMNS if column not in reader.fieldnames]
+            if missing:
+                raise PolypsegError(f"{path}: lacks the column {missing[0]}; a split has {','.join(COLUMNS)}")
+            for line in reader:
+                row = tuple((line[column] or "").strip() for column in COLUMNS)
+                if not all(row):
+                    raise PolypsegError(
+                        f"{path}: line {reader.line_num} lacks a value; complete or remove it"
+                    )
+                if row[2] not in SPLITS:
+                    raise PolypsegError(
+                        f"{path}: line {reader.line_num} has the split {row[2]!r}; use train, val or test"
+                    )
+                if row[:2] in lines:
+                    raise PolypsegError(
+                        f"{path}: line {reader.line_num} names frame {row[1]} of {row[0]} again (first on "
+                        f"line {lines[row[:2]]}); remove one"
+                    )
+                lines[row[:2]] = reader.line_num
+                rows.append(row)
+    except OSError as error:
+        raise PolypsegError(f"{path}: cannot be read ({error.strerror}); check --split") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise PolypsegError(
+            f"{path}: is not a CSV file ({error}); write it with `polypseg data split`"
+        ) from error
+    if not rows:
+        raise PolypsegError(f"{path}: names no frames; write it with `polypseg data split`")
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+
+
+def _table(catalog: Catalog, split: NDArray[np.object_]) -> pd.DataFrame:
+    table = catalog.frames[["dataset", "frame_id"]].reset_index(drop=True)
+    return table.assign(split=split).astype(str).astype(object)
+
+
+def _seed(catalog: Catalog, seed: int) -> NDArray[np.object_]:
+    split = np.full(len(catalog), "train", dtype=object)
+    for dataset, positions in catalog.frames.reset_index(drop=True).groupby("dataset").groups.items():
+        if len(positions) < 4:
+            raise PolypsegError(
+                f"{dataset}: {len(positions)} frames are too few for train, val and test; add some"
+            )
+        _, rest = train_test_split(list(positions), test_size=0.3, random_state=seed)
+        test, val = train_test_split(rest, test_size=0.5, random_state=seed)
+        split[test], split[val] = "test", "val"
+    return split
+
+
+def _strata(catalog: Catalog, prints: Fingerprints) -> NDArray[np.int64]:
+    """A number a frame: its data set and the bin of its polyp area."""
+    datasets = pd.factorize(catalog.frames["dataset"])[0]
+    return datasets * (len(AREA_BINS) + 1) + np.digitize(prints.area, AREA_BINS)
+
+
+def _partition(
+    names: NDArray[np.str_], strata: NDArray[np.int64], fractions: Sequence[float], seed: int
+) -> NDArray[np.int64]:
+    """The part 0..len(fractions)-1 of every frame; a group is never parted.
+
+    Greedy, the largest group first (equal ones in random order): each group goes where the sum over strata of
+    (frames - wanted)² / wanted grows least. scikit-learn's StratifiedGroupKFold makes equal folds only; 20
+    of them joined 14/3/3 part ClinicDB's 29 sequences 62/17/21 instead of 70/15/15.
+    """
+    codes, unique = pd.factorize(names)
+    if len(unique) < len(fractions):
+        raise PolypsegError(
+            f"the data hold {len(unique)} groups of frames, too few for {len(fractions)} parts; add frames"
+        )
+    strata = pd.factorize(strata)[0]
+    counts = np.zeros((len(unique), strata.max() + 1))
+    np.add.at(counts, (codes, strata), 1)
+    wanted = np.outer(fractions, counts.sum(0))
+    held = np.zeros_like(wanted)
+    shuffled = np.random.default_rng(seed).permutation(len(unique))
+    order = shuffled[np.argsort(-counts[shuffled].sum(1), kind="stable")]
+    part = np.zeros(len(unique), dtype=np.int64)
+    for done, group in enumerate(order):
+        frames = counts[group]
+        growth = (frames * (2 * (held - wanted) + frames) / wanted).sum(1)
+        empty = held.sum(1) == 0
+        if empty.sum() == len(order) - done:  # the last groups fill the parts that would stay empty
+            growth[~empty] = np.inf
+        part[group] = growth.argmin()
+        held[part[group]] += frames
+    return part[codes]
+
+
+def _published(name: str, catalog: Catalog, lists: Path | None) -> NDArray[np.object_]:
+    """``train`` or ``test`` for every frame, from the published lists."""
+    frames = catalog.frames.reset_index(drop=True)
+    split = np.full(len(frames), "train", dtype=object)
+    known = _PRANET if name == "pranet" else {kvasir.NAME: None}
+    for dataset, rows in frames.groupby("dataset"):
+        if dataset not in known:
+            raise PolypsegError(
+                f"{dataset}: the split {name} is for {' and '.join(known)} only; use grouped or seed"
+            )
+        folder = Path(rows["image_path"].iloc[0]).parent.parent
+        if name == "pranet":
+            file, number = _PRANET[str(dataset)]
+            chosen = _read_list((file,), f"the {number} test names of {dataset}", folder, lists, rows)
+        else:
+            files, number = _MEDICO["test"]
+            chosen = _read_list(files, f"the {number} validation names of {dataset}", folder, lists, rows)
+            files, number = _MEDICO["train"]
+            train = _read_list(files, f"the {number} training names of {dataset}", folder, lists, rows)
+            both = sorted(chosen & train)
+            if both:
+                raise PolypsegError(f"{both[0]} is in both of medico's lists; restore {' and '.join(files)}")
+            unnamed = sorted(set(rows["frame_id"]) - chosen - train)
+            if unnamed:
+                raise PolypsegError(
+                    f"{unnamed[0]} is in neither of medico's lists; restore {' or '.join(files)}"
+                )
+        split[rows.index[rows["frame_id"].isin(chosen)]] = "test"
+        if rows["frame_id"].isin(chosen).all():
+            raise PolypsegError(
+                f"{dataset}: all its frames are in {name}'s test list; give the whole data set"
+            )
+    return split
+
+
+def _read_list(
+    files: Sequence[str], contents: str, folder: Path, lists: Path | None, rows: pd.DataFrame
+) -> set[str]:
+    """The names of a published list, each of which must be among the frames ``rows``."""
+    places = [Path(lists)] if lists is not None else [folder / "splits", folder.parent / "splits"]
+    found = next((place / file for place in places for file in files if (place / file).is_file()), None)
+    if found is None:
+        raise PolypsegError(
+            f"{places[0] / files[0]}: is missing; put it there: {contents}, one a line without ending"
+            + (f" (or into {places[1]})" if len(places) > 1 else "")
+        )
+    try:
+        names = [line.strip() for line in found.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolypsegError(f"{found}: cannot be read as text ({error}); restore it") from error
+    if not names:
+        raise PolypsegError(f"{found}: names no frames; it holds {contents}, one a line")
+    absent = sorted(set(names) - set(rows["frame_id"]))
+    if absent:
+        raise PolypsegError(
+            f"{found}: names frame {absent[0]}, which is not in {folder}"
+            + (f" ({len(absent) - 1} more)" if len(absent) > 1 else "")
+            + "; give the whole data set"
+        )
+    return set(names)

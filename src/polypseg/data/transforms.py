@@ -1,0 +1,93 @@
+"""The Albumentations pipelines: augmentation for training, resize and normalisation alone for evaluation.
+
+A pipeline is called as ``pipeline(image=H×W×3 uint8, mask=H×W uint8 0/1)`` and returns the same keys at the
+network's size: ``image`` float32 H×W×3, normalised, and ``mask`` uint8 0/1.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask PyPI for its version at import
+
+import albumentations as A
+import cv2
+
+from polypseg.bundle import Preprocessing
+from polypseg.errors import UsageError
+
+AUGMENTATIONS = ("none", "seed", "strong")
+
+
+def evaluation_pipeline(preprocessing: Preprocessing) -> A.Compose:
+    """Resize and normalise, nothing else; equals ``Preprocessing.apply``, which a test holds."""
+    return A.Compose([_resize(preprocessing), _normalise(preprocessing)])
+
+
+def training_pipeline(preprocessing: Preprocessing, augmentation: str) -> A.Compose:
+    """The evaluation pipeline with an augmentation in its middle.
+
+    Args:
+        preprocessing: size and normalisation.
+        augmentation: ``none``; ``seed``, the known recipe's (flips, rotation to 35°, elastic, coarse dropout,
+            brightness/contrast); ``strong``, ours, which also varies scale, right angles, colour, sharpness
+            and compression, as cameras and processors of other hospitals do.
+
+    Raises:
+        UsageError: there is no augmentation of that name.
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise UsageError(f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
+    steps = {"none": _none, "seed": _seed, "strong": _strong}[augmentation](preprocessing)
+    return A.Compose([_resize(preprocessing), *steps, _normalise(preprocessing)])
+
+
+def _resize(preprocessing: Preprocessing) -> A.BasicTransform:
+    return A.Resize(
+        preprocessing.height,
+        preprocessing.width,
+        interpolation=preprocessing.cv2_interpolation,
+        mask_interpolation=cv2.INTER_NEAREST_EXACT,
+    )
+
+
+def _normalise(preprocessing: Preprocessing) -> A.BasicTransform:
+    return A.Normalize(mean=preprocessing.mean, std=preprocessing.std, max_pixel_value=255.0)
+
+
+def _none(preprocessing: Preprocessing) -> list[A.BasicTransform]:
+    return []
+
+
+def _seed(preprocessing: Preprocessing) -> list[A.BasicTransform]:
+    side = min(preprocessing.height, preprocessing.width)
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.VerticalFlip(p=0.5),
+        A.Rotate(limit=35, p=0.5),
+        A.ElasticTransform(alpha=0.4 * side, sigma=0.05 * side, p=0.3),
+        A.CoarseDropout(num_holes_range=(1, 8), hole_height_range=(0.03, 0.125), hole_width_range=(0.03, 0.125), p=0.3),
+        A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+    ]
+
+
+def _strong(preprocessing: Preprocessing) -> list[A.BasicTransform]:
+    side = min(preprocessing.height, preprocessing.width)
+    return [
+        A.SquareSymmetry(p=1.0) if preprocessing.height == preprocessing.width else A.HorizontalFlip(p=0.5),
+        A.Affine(scale=(0.6, 1.5), translate_percent=(-0.12, 0.12), rotate=(-45, 45), shear=(-8, 8), p=0.8),
+        # Distorts as an elastic transform does, without the Gaussian blur of a full field, its costly part.
+        A.GridDistortion(num_steps=5, distort_limit=0.25, p=0.3),
+        A.ColorJitter(brightness=(0.6, 1.5), contrast=(0.7, 1.4), saturation=(0.6, 1.4), hue=(-0.03, 0.03), p=0.8),
+        A.RandomGamma(gamma_limit=(75, 135), p=0.2),
+        A.OneOf(
+            [
+                A.GaussianBlur(sigma_limit=(0.3, 1.6), p=1.0),
+                A.MotionBlur(blur_limit=(3, max(3, side // 36) | 1), p=1.0),
+                A.ImageCompression(quality_range=(45, 90), p=1.0),
+                A.GaussNoise(std_range=(0.01, 0.05), p=1.0),
+            ],
+            p=0.3,
+        ),
+        A.CoarseDropout(num_holes_range=(1, 6), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=0.2),
+    ]

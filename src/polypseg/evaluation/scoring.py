@@ -1,0 +1,131 @@
+"""Scoring a Segmenter on frames with masks: per image at original size, and by the known recipe's definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from polypseg.catalog import Catalog
+from polypseg.data.dataset import Sample
+from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.overlap import dice, dice_at_thresholds, iou
+from polypseg.models.losses import LossConfig, segmentation_loss
+
+DEFINITIONS = {
+    "dice": "mean over images of Dice at the bundle's threshold, at original size; empty on empty is 1",
+    "iou": "mean over images of IoU at the bundle's threshold, at original size; empty on empty is 1",
+    "dice_network_size": "mean over images of Dice at probability 0.5, at the network's size",
+    "dice_global": "Dice of all images' pixels pooled, at the bundle's threshold, at original size",
+    "dice_batch": "the known recipe's: Dice pooled over each batch at the network's size, threshold 0.5, "
+    "mean over batches",
+    "loss": "the recipe's training loss, mean over images",
+}
+THRESHOLDS: NDArray[np.float32] = np.linspace(0.05, 0.95, 19).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a Segmenter scored.
+
+    Attributes:
+        summary: the value of each of ``DEFINITIONS``, and ``n``, the number of frames.
+        per_image: columns ``dataset, frame_id, dice, iou, area`` (polyp pixels over all pixels).
+    """
+
+    summary: dict[str, float]
+    per_image: pd.DataFrame
+
+
+def score(
+    segmenter: Segmenter,
+    catalog: Catalog,
+    batches: Iterable[Sample],
+    loss: LossConfig,
+    progress: bool = True,
+) -> Scores:
+    """Score a Segmenter once on the frames of a Catalog.
+
+    Args:
+        segmenter: what to test.
+        catalog: frames with masks.
+        batches: the same frames at the network's size, in batches, for the definitions that need them.
+        loss: the loss to report.
+        progress: show a progress bar.
+
+    Raises:
+        PolypsegError: a frame or a mask cannot be read.
+    """
+    rows = []
+    pooled = np.zeros(2, np.int64)
+    frames = (catalog.frame(index) for index in range(len(catalog)))
+    answers = tqdm(segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False)
+    for index, answer in enumerate(answers):
+        truth = catalog.mask(index)
+        row = catalog.row(index)
+        rows.append(
+            {
+                "dataset": row.dataset,
+                "frame_id": row.frame_id,
+                "dice": dice(answer.mask, truth),
+                "iou": iou(answer.mask, truth),
+                "area": float(truth.mean()),
+            }
+        )
+        pooled += np.count_nonzero(answer.mask & truth), np.count_nonzero(answer.mask) + np.count_nonzero(truth)
+    per_image = pd.DataFrame(rows)
+    summary = {
+        "n": len(per_image),
+        "dice": float(per_image["dice"].mean()),
+        "iou": float(per_image["iou"].mean()),
+        "dice_global": float(2 * pooled[0] / pooled[1]) if pooled[1] else 1.0,
+        **_at_network_size(segmenter, batches, loss),
+    }
+    return Scores(summary, per_image)
+
+
+def _at_network_size(segmenter: Segmenter, batches: Iterable[Sample], loss: LossConfig) -> dict[str, float]:
+    losses: list[float] = []
+    per_batch: list[float] = []
+    per_image: list[float] = []
+    for batch in batches:
+        logits = segmenter.logits(batch["image"])
+        prediction = (logits > 0).numpy()  # probability above 0.5
+        truth = batch["mask"].numpy() > 0.5
+        losses += [float(segmentation_loss(logits, batch["mask"], loss))] * len(truth)
+        per_batch.append(dice(prediction, truth))
+        per_image += [dice(one, other) for one, other in zip(prediction, truth, strict=True)]
+    return {
+        "dice_network_size": float(np.mean(per_image)),
+        "dice_batch": float(np.mean(per_batch)),
+        "loss": float(np.mean(losses)),
+    }
+
+
+def choose_threshold(segmenter: Segmenter, catalog: Catalog, progress: bool = True) -> tuple[float, dict[str, Any]]:
+    """The threshold of ``THRESHOLDS`` with the best mean per-image Dice at original size.
+
+    Returns:
+        The threshold and ``{threshold: mean Dice}`` of all that were tried.
+
+    Raises:
+        PolypsegError: a frame or a mask cannot be read.
+    """
+    total = np.zeros(len(THRESHOLDS))
+    frames = (catalog.frame(index) for index in range(len(catalog)))
+    answers = tqdm(
+        segmenter.stream(frames), "choosing the threshold", len(catalog), unit="frame", disable=not progress,
+        leave=False,
+    )  # fmt: skip
+    for index, answer in enumerate(answers):
+        total += dice_at_thresholds(answer.probability, catalog.mask(index), THRESHOLDS)
+    means = total / len(catalog)
+    return round(float(THRESHOLDS[means.argmax()]), 2), {
+        f"{threshold:.2f}": round(float(mean), 6) for threshold, mean in zip(THRESHOLDS, means, strict=True)
+    }

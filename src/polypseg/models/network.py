@@ -1,0 +1,58 @@
+"""A network from its Architecture, by segmentation-models-pytorch."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+import segmentation_models_pytorch as smp
+import torch
+
+from polypseg.bundle import Architecture
+from polypseg.errors import PolypsegError
+
+# What SMP calls the dropout of a decoder, where an architecture has one.
+_DROPOUT_NAMES = ("decoder_dropout", "decoder_aspp_dropout", "psp_dropout")
+
+
+def build(architecture: Architecture) -> torch.nn.Module:
+    """The network with random weights: N×3×H×W float32 (normalised) to N×1×H×W logits.
+
+    H and W must be multiples of 32.
+
+    Raises:
+        PolypsegError: SMP knows no such architecture or encoder, or refuses their combination.
+    """
+    options: dict[str, object] = {}
+    name = dropout_argument(architecture.name)
+    if name is not None:
+        options[name] = architecture.decoder_dropout
+    if architecture.decoder_channels is not None:
+        options["decoder_channels"] = architecture.decoder_channels
+    try:
+        return _architecture_class(architecture.name)(
+            encoder_name=architecture.encoder, encoder_weights=None, in_channels=3, classes=1, **options
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PolypsegError(
+            f"model: {architecture.name} with encoder {architecture.encoder} cannot be built ({reason})"
+        ) from error
+
+
+def dropout_argument(name: str) -> str | None:
+    """SMP's argument for the decoder dropout of an architecture, or None where it has no place for one.
+
+    ``UnetPlusPlus`` and ``Unet`` have none: SMP offers dropout there only in the classification head.
+    """
+    parameters = inspect.signature(_architecture_class(name).__init__).parameters
+    return next((argument for argument in _DROPOUT_NAMES if argument in parameters), None)
+
+
+def _architecture_class(name: str) -> type[torch.nn.Module]:
+    names = [model.__name__ for model in smp.MODEL_ARCHITECTURES_MAPPING.values()]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.3)
+        hint = f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(names)}"
+        raise PolypsegError(f"model: segmentation-models-pytorch has no architecture {name!r}{hint}")
+    return getattr(smp, name)

@@ -1,0 +1,114 @@
+"""The LightningModule: one training step, one validation step, the optimiser and its schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from polypseg.data.dataset import Sample
+from polypseg.errors import PolypsegError
+from polypseg.models.losses import segmentation_loss
+from polypseg.training.recipe import Recipe
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains a network by a Recipe.
+
+    Logs, each epoch: ``train_loss`` and ``train_dice`` (mean over images, weights as they were at each step),
+    ``val_loss``, ``val_dice`` (mean over images of Dice at probability 0.5 and the network's size; the
+    checkpoint's criterion) and ``val_dice_batch`` (the known recipe's: pooled over each batch, mean over batches).
+    With several processes the numbers are those of one.
+
+    Args:
+        network: N×3×H×W float32 to N×1×H×W logits.
+        recipe: loss, optimiser, layout and seed.
+    """
+
+    def __init__(self, network: torch.nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.memory_format = torch.channels_last if recipe.trainer.channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """N×3×H×W float32, normalised, to N×1×H×W logits."""
+        logits: torch.Tensor = self.network(image.to(memory_format=self.memory_format))
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout, too, depends on seed, epoch and process alone, so that a resumed run goes on exactly.
+        mixed = np.random.SeedSequence((self.recipe.trainer.seed, self.current_epoch, self.global_rank))
+        torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
+        self._sums.pop("train", None)
+
+    def training_step(self, batch: Sample, batch_index: int) -> torch.Tensor:
+        logits = self(batch["image"])
+        loss = segmentation_loss(logits, batch["mask"], self.recipe.loss)
+        self._add("train", loss.detach(), logits.detach(), batch)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums.pop("val", None)
+
+    def validation_step(self, batch: Sample, batch_index: int) -> None:
+        logits = self(batch["image"])
+        self._add("val", segmentation_loss(logits, batch["mask"], self.recipe.loss), logits, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val")
+
+    def _add(self, stage: str, loss: torch.Tensor, logits: torch.Tensor, batch: Sample) -> None:
+        prediction = logits > 0  # probability above 0.5
+        truth = batch["mask"] > 0.5
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        intersection = (prediction & truth).sum((1, 2, 3)).to(exact)
+        total = (prediction.sum((1, 2, 3)) + truth.sum((1, 2, 3))).to(exact)
+        one = torch.ones((), dtype=exact, device=total.device)
+        per_image = torch.where(total == 0, one, 2.0 * intersection / total.clamp_min(1))
+        pooled = torch.where(total.sum() == 0, one, 2.0 * intersection.sum() / total.sum().clamp_min(1))
+        row = torch.stack([loss.to(exact) * len(truth), per_image.sum(), pooled, len(truth) * one, one])
+        # The weight is 0 for a batch that only keeps the processes in step.
+        row = row * batch["weight"][0].to(exact)
+        self._sums[stage] = self._sums[stage] + row if stage in self._sums else row
+
+    def _log(self, stage: str) -> None:
+        sums = self.trainer.strategy.reduce(self._sums[stage], reduce_op="sum")
+        loss, dice, pooled, images, batches = sums.tolist()
+        if not math.isfinite(loss):
+            raise PolypsegError(
+                f"{self.recipe.name}: the {stage} loss is not finite in epoch {self.current_epoch + 1}; lower "
+                "optimizer.learning_rate, set optimizer.gradient_clip, or train with trainer.precision 32-true"
+            )
+        values = {f"{stage}_loss": loss / images, f"{stage}_dice": dice / images}
+        if stage == "val":
+            values["val_dice_batch"] = pooled / batches
+        self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        settings = self.recipe.optimizer
+        encoder = [value for name, value in self.network.named_parameters() if name.startswith("encoder.")]
+        others = [value for name, value in self.network.named_parameters() if not name.startswith("encoder.")]
+        rate = settings.learning_rate
+        encoder_rate = rate if settings.encoder_learning_rate is None else settings.encoder_learning_rate
+        groups = [{"params": encoder, "lr": encoder_rate}, {"params": others, "lr": rate}]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
+        optimizer = kind(groups, weight_decay=settings.weight_decay)
+        if settings.schedule == "cosine":
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.recipe.trainer.epochs)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        if settings.schedule == "one_cycle":
+            steps = math.ceil(self.trainer.estimated_stepping_batches)
+            cycle = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=[encoder_rate, rate], total_steps=steps, pct_start=0.1, cycle_momentum=False
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        return optimizer

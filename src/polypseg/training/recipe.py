@@ -1,0 +1,182 @@
+"""The Recipe: everything that decides a training run, as typed dataclasses that a YAML file fills.
+
+Importing this needs no torch, so that the command line can print and check a recipe at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from polypseg.bundle import Architecture
+from polypseg.errors import UsageError
+from polypseg.models.losses import LossConfig
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """How frames are read, augmented and batched.
+
+    Args:
+        size: rows and columns of the network's input, pixels; a multiple of 32.
+        interpolation: how frames are resized, linear or area (averages when shrinking).
+        augmentation: none, seed (the known recipe's) or strong (ours).
+        batch_size: frames in a batch, for each device.
+        workers: processes that augment beside the training; -1 chooses for this machine.
+        cache: where decoded frames are kept, memory, disk or none.
+        cache_gb: most that the cache may take, GiB.
+    """
+
+    size: int = 256
+    interpolation: Literal["linear", "area"] = "linear"
+    augmentation: Literal["none", "seed", "strong"] = "seed"
+    batch_size: int = 16
+    workers: int = -1
+    cache: Literal["memory", "disk", "none"] = "memory"
+    cache_gb: float = 4.0
+
+
+@dataclass(frozen=True)
+class ModelConfig(Architecture):
+    """The network and where its encoder's weights come from.
+
+    Args:
+        name: class in segmentation_models_pytorch, as UnetPlusPlus, Unet or FPN.
+        encoder: encoder by SMP's name, as efficientnet-b3 or tu-tf_efficientnet_lite2.
+        decoder_channels: channels of the decoder's stages, deepest first; null keeps SMP's own.
+        decoder_dropout: dropout rate of the decoder, 0..1, where SMP has a place for it.
+        encoder_weights: imagenet, none, or the path of a .safetensors or .pth file.
+    """
+
+    encoder_weights: str = "imagenet"
+
+    @property
+    def architecture(self) -> Architecture:
+        """The part that a bundle keeps."""
+        return Architecture(**{item.name: getattr(self, item.name) for item in fields(Architecture)})
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move.
+
+    Args:
+        name: adam or adamw.
+        learning_rate: of the decoder, and of the encoder where encoder_learning_rate is null.
+        encoder_learning_rate: of the encoder.
+        weight_decay: decoupled for adamw, L2 for adam.
+        schedule: cosine (each epoch, to 0), one_cycle (each step, with warm-up) or constant.
+        ema_decay: decay of the exponential moving average of weights for each step, 0..1; null for none.
+        gradient_clip: largest norm of the gradient; 0 for no limit.
+        accumulate: batches whose gradients are summed before a step.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1e-4
+    encoder_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
+    ema_decay: float | None = None
+    gradient_clip: float = 0.0
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long, and on what machine.
+
+    Args:
+        epochs: passes over the training frames.
+        patience: epochs without a better validation Dice before training stops; null trains them all.
+        precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16-mixed where the device gains from it.
+        channels_last: memory layout that is faster for convolutions.
+        accelerator: auto, cpu, gpu or mps.
+        devices: devices, or processes on a CPU, of each node; 0 for all.
+        num_nodes: machines.
+        strategy: Lightning's strategy, as auto, ddp or fsdp.
+        threads: threads of each process on a CPU; 0 leaves it to PyTorch.
+        seed: decides initial weights, order, augmentation and dropout.
+        loggers: tensorboard and mlflow, beside metrics.csv which is always written.
+    """
+
+    epochs: int = 25
+    patience: int | None = None
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    channels_last: bool = True
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    threads: int = 0
+    seed: int = 42
+    loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Args:
+        name: names the run folder, runs/NAME, and the model.
+        threshold: probability at and above which a pixel is polyp, 0..1; null chooses it on validation.
+        split: seed, grouped, pranet, medico or kfold, or a CSV written by `polypseg data split`.
+        frames: how frames are read, augmented and batched.
+        model: the network.
+        loss: what is minimised.
+        optimizer: how the weights move.
+        trainer: how long and on what.
+    """
+
+    name: str = "seed"
+    threshold: float | None = 0.5
+    split: str = "seed"
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        for wrong, message in (
+            (self.frames.size < 32 or self.frames.size % 32, f"frames.size {self.frames.size} is not a multiple of 32"),
+            (self.frames.batch_size < 1, f"frames.batch_size {self.frames.batch_size} is less than 1"),
+            (self.trainer.epochs < 1, f"trainer.epochs {self.trainer.epochs} is less than 1"),
+            (self.optimizer.accumulate < 1, f"optimizer.accumulate {self.optimizer.accumulate} is less than 1"),
+            (
+                self.threshold is not None and not 0.0 <= self.threshold <= 1.0,
+                f"threshold {self.threshold} is not in 0..1",
+            ),
+            (not self.name or Path(self.name).name != self.name, f"name {self.name!r} cannot name a folder"),
+        ):
+            if wrong:
+                raise UsageError(message)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe in plain types, as ``config.yaml`` and a bundle's metadata keep it."""
+        values = asdict(self)
+        values["trainer"]["loggers"] = list(self.trainer.loggers)
+        channels = self.model.decoder_channels
+        values["model"]["decoder_channels"] = None if channels is None else list(channels)
+        return values
+
+
+# These say where and how fast a run computes, not what; they may differ when it is resumed.
+_MAY_DIFFER = {
+    "frames.workers", "frames.cache", "frames.cache_gb", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
+    "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.patience", "split",
+}  # fmt: skip
+
+
+def first_difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
+    """The first setting, as ``frames.size: 256 then, 352 now``, in which two recipes would train differently."""
+    for key in {**before, **now}:
+        name = f"{prefix}{key}"
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found = first_difference(old, new, f"{name}.")
+            if found:
+                return found
+        elif old != new and name not in _MAY_DIFFER:
+            return f"{name}: {old} then, {new} now"
+    return None

@@ -1,0 +1,382 @@
+"""From a Recipe to a run folder: train, choose, test once, picture."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from polypseg.bundle import ModelBundle, Preprocessing
+from polypseg.catalog import Catalog
+from polypseg.data import read_all
+from polypseg.data.splits import hash_split, make_split, read_split, write_split
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.evaluation.scoring import DEFINITIONS, Scores, choose_threshold, score
+from polypseg.files import atomic_write, write_json
+from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.overlap import dice
+from polypseg.models.device import gains_from_bf16
+from polypseg.models.network import build, dropout_argument
+from polypseg.models.weights import load_encoder_weights, normalisation
+from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
+from polypseg.training.datamodule import FramesDataModule
+from polypseg.training.module import SegmentationModule
+from polypseg.training.recipe import Recipe, first_difference
+
+log = logging.getLogger("polypseg")
+
+
+def train(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Path:
+    """Train by a recipe and fill a run folder.
+
+    The checkpoint with the best validation Dice becomes the bundle; the threshold is chosen on validation where
+    the recipe leaves it open; only then is the test split scored, once.
+
+    Args:
+        recipe: what to do.
+        data: folders of data sets.
+        out: the run folder; ``runs/<recipe.name>`` by default.
+        resume: go on from the last complete checkpoint in ``out``; start anew where there is none.
+        overwrite: remove an earlier run in ``out`` first.
+        progress: show progress bars; by default where standard error is a terminal.
+
+    Returns:
+        The run folder: ``config.yaml``, ``split.csv``, ``metrics.csv``, ``curves.png``,
+        ``checkpoints/{last,best}.ckpt``, ``bundle/``, ``test.json``, ``per_image.csv``, ``predictions.png``,
+        ``log.txt``.
+
+    Raises:
+        PolypsegError: the data, the disk, the network or an earlier run in ``out`` stands in the way.
+        KeyboardInterrupt: the run was interrupted; ``resume`` goes on from the last complete epoch.
+    """
+    folder = Path(out) if out is not None else Path("runs") / recipe.name
+    show = sys.stderr.isatty() if progress is None else progress
+    last = folder / "checkpoints" / "last.ckpt"
+    first_process = rank_zero_only.rank == 0
+    if first_process:
+        _prepare(folder, recipe, resume, overwrite)
+    with _logging_to(folder / "log.txt" if first_process else None):
+        started = time.monotonic()
+        if recipe.trainer.threads:
+            torch.set_num_threads(recipe.trainer.threads)
+        L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
+        catalog, split_name = _split(recipe, data, folder, resume)
+        if first_process:
+            write_split(catalog.frames[["dataset", "frame_id", "split"]], folder / "split.csv")
+        log.info("%d frames, split %s: %s", len(catalog), split_name, _counts(catalog))
+
+        mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
+        size = recipe.frames.size
+        preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
+        network = build(recipe.model.architecture)
+        if recipe.model.decoder_dropout and dropout_argument(recipe.model.name) is None:
+            log.info(
+                "SMP's %s has no place for decoder dropout: the rate %g is not applied",
+                recipe.model.name, recipe.model.decoder_dropout,
+            )  # fmt: skip
+        resumed = resume and last.is_file()
+        # A resumed run takes every weight from its checkpoint; the bundle of an earlier end names their origin.
+        origin = None if resumed else load_encoder_weights(network.encoder, recipe.model.encoder, _weights(recipe))
+        origin_file = folder / "encoder_weights.yaml"
+        if first_process and not resumed:
+            _write_yaml(origin_file, origin.to_dict() if origin else {"source": "random"})
+
+        frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show)
+        module = SegmentationModule(network, recipe)
+        trainer, best = _trainer(recipe, folder, show)
+        log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
+        _fit(trainer, module, frames, last if resumed else None)
+        if not trainer.is_global_zero:
+            return folder
+        best_path = Path(best.best_model_path or folder / "checkpoints" / "best.ckpt")
+        bundle = _bundle(folder, best_path, recipe, preprocessing, catalog, split_name, _read_yaml(origin_file))
+        bundle = _choose(bundle, recipe, catalog, show)
+        _test(bundle, recipe, catalog, frames, folder, show)
+        _pictures(bundle, catalog, folder)
+        if recipe.frames.cache == "disk":
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+        log.info("done in %.0f s: %s", time.monotonic() - started, folder)
+    return folder
+
+
+def _prepare(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    config = folder / "config.yaml"
+    if config.is_file() and overwrite and not resume:
+        shutil.rmtree(folder)
+    if config.is_file():
+        if not resume:
+            raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
+        difference = first_difference(_read_yaml(config), recipe.to_dict())
+        if difference:
+            raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
+    _write_yaml(config, recipe.to_dict())
+
+
+def _split(recipe: Recipe, data: Sequence[str | Path], folder: Path, resume: bool) -> tuple[Catalog, str]:
+    """The Catalog with its splits, and the split's name."""
+    catalog = read_all(data)
+    name = recipe.split
+    if resume and (folder / "split.csv").is_file():
+        table = read_split(folder / "split.csv")
+    elif name.lower().endswith(".csv"):
+        table = read_split(Path(name))
+    else:
+        table = make_split(name, catalog, seed=recipe.trainer.seed if name != "seed" else 42)
+    return catalog.with_split(table), Path(name).stem
+
+
+def _counts(catalog: Catalog) -> str:
+    return ", ".join(f"{count} {split}" for split, count in catalog.frames["split"].value_counts().items())
+
+
+def _weights(recipe: Recipe) -> str | None:
+    return None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
+
+
+def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, ModelCheckpoint]:
+    settings = recipe.trainer
+    checkpoints = folder / "checkpoints"
+    best = ModelCheckpoint(
+        checkpoints, "best", monitor="val_dice", mode="max", save_on_train_epoch_end=True,
+        enable_version_counter=False, auto_insert_metric_name=False,
+    )  # fmt: skip
+    # After the best one, so that what it knows of the best is in it.
+    last = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    callbacks: list[Callback] = [MetricsTable(folder / "metrics.csv"), best, last]
+    if recipe.optimizer.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=recipe.optimizer.ema_decay))
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping("val_dice", mode="max", patience=settings.patience))
+    if progress:
+        callbacks.append(TQDMProgressBar())
+    on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    precision: Any = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if gains_from_bf16("cuda" if on_gpu else "cpu") else "32-true"
+    # What Lightning warns of here is chosen on purpose: few workers on a CPU, logging each epoch only.
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    return (
+        L.Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices or "auto",
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=precision,
+            max_epochs=settings.epochs,
+            gradient_clip_val=recipe.optimizer.gradient_clip or None,
+            accumulate_grad_batches=recipe.optimizer.accumulate,
+            use_distributed_sampler=False,  # EpochBatches deals out the batches itself
+            num_sanity_val_steps=0,
+            logger=_loggers(recipe, folder),
+            log_every_n_steps=1,
+            callbacks=callbacks,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+        ),
+        best,
+    )
+
+
+def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+
+    loggers: list[Any] = []
+    for name in recipe.trainer.loggers:
+        if name == "tensorboard":
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+        elif name == "mlflow":
+            try:
+                uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+                loggers.append(MLFlowLogger("polypseg", run_name=recipe.name, tracking_uri=uri))
+            except ModuleNotFoundError as error:
+                raise PolypsegError(f"mlflow: {error}; install it with: pip install 'polypseg[mlflow]'") from error
+        else:
+            raise UsageError(f"trainer.loggers: {name!r} is unknown; choose tensorboard or mlflow")
+    return loggers
+
+
+def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModule, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(module, frames, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+    except SystemExit as error:  # how Lightning ends after Ctrl-C
+        raise KeyboardInterrupt from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        if checkpoint is not None and trainer.global_step == 0:
+            raise PolypsegError(f"{checkpoint}: cannot be resumed from ({_one_line(error)}); use --overwrite") from error
+        if "out of memory" in str(error).lower():
+            raise PolypsegError(
+                f"{module.recipe.name}: the device is out of memory; lower frames.batch_size or frames.size"
+            ) from error
+        raise
+
+
+def _bundle(
+    folder: Path,
+    best: Path,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    catalog: Catalog,
+    split_name: str,
+    origin: dict[str, Any],
+) -> ModelBundle:
+    # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
+    checkpoint = torch.load(best, map_location="cpu", weights_only=False)
+    prefix = "network."
+    state = {
+        key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
+    return ModelBundle.save(
+        folder / "bundle",
+        state,
+        name=recipe.name,
+        architecture=recipe.model.architecture,
+        preprocessing=preprocessing,
+        threshold=0.5 if recipe.threshold is None else recipe.threshold,
+        threshold_split="validation" if recipe.threshold is None else None,
+        encoder_weights=origin,
+        epoch=int(checkpoint["epoch"]) + 1,
+        recipe=recipe.to_dict(),
+        data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
+        split={"name": split_name, "hash": hash_split(catalog.frames[["dataset", "frame_id", "split"]])},
+        commit=commit(),
+        device=str(trainer_device()),
+        licence="Weights follow the terms of the data they were trained on; code Apache-2.0.",
+    )
+
+
+def trainer_device() -> str:
+    """What the computation runs on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """The commit of the source tree that polypseg runs from, with ``-dirty``; None for an installed package."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: bool) -> ModelBundle:
+    if recipe.threshold is not None:
+        return bundle
+    threshold, tried = choose_threshold(Segmenter(bundle), catalog.of_split("val"), progress)
+    log.info("threshold %.2f, chosen on validation (Dice %.4f there)", threshold, tried[f"{threshold:.2f}"])
+    return bundle.update(threshold=threshold, threshold_choice=tried)
+
+
+def _test(
+    bundle: ModelBundle, recipe: Recipe, catalog: Catalog, frames: FramesDataModule, folder: Path, progress: bool
+) -> None:
+    segmenter = Segmenter(bundle)
+    results: dict[str, Scores] = {}
+    for split in ("val", "test"):
+        if split not in set(catalog.frames["split"]):
+            continue
+        loader = frames.val_dataloader() if split == "val" else frames.test_dataloader()
+        results[split] = score(segmenter, catalog.of_split(split), loader, recipe.loss, progress)
+        values = "  ".join(f"{name} {value:.4f}" for name, value in results[split].summary.items() if name != "n")
+        log.info("%s (n = %d): %s", split, results[split].summary["n"], values)
+    metrics = {split: result.summary for split, result in results.items()}
+    provenance = {
+        "bundle_hash": bundle.hash, "split": bundle.metadata["split"], "data": bundle.metadata["data"],
+        "threshold": bundle.threshold, "commit": commit(), "device": trainer_device(),
+        "precision": segmenter.precision,
+    }  # fmt: skip
+    write_json(folder / "test.json", {"metrics": metrics, "definitions": DEFINITIONS, "provenance": provenance})
+    tables = [result.per_image.assign(split=split) for split, result in results.items()]
+    with atomic_write(folder / "per_image.csv", "w") as file:
+        pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
+    bundle.update(metrics=metrics, metric_definitions=DEFINITIONS)
+
+
+def _pictures(bundle: ModelBundle, catalog: Catalog, folder: Path) -> None:
+    from polypseg.visualization.curves import draw_curves
+    from polypseg.visualization.gallery import Panel, draw_predictions
+
+    draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png", title=bundle.name)
+    split = "test" if "test" in set(catalog.frames["split"]) else "val"
+    frames = catalog.of_split(split)
+    step = max(1, len(frames) // 8)  # spread over the split; not picked by how well they went
+    segmenter = Segmenter(bundle)
+    panels = []
+    for index in range(0, len(frames), step)[:8]:
+        frame, truth = frames.frame(index), frames.mask(index)
+        mask = segmenter.segment(frame).mask
+        panels.append(Panel(frames.row(index).frame_id, frame, truth, mask, dice=dice(mask, truth)))
+    draw_predictions(panels, folder / "predictions.png", title=f"{bundle.name}, {split} split")
+
+
+@contextlib.contextmanager
+def _logging_to(file: Path | None) -> Iterator[None]:
+    """Also write the log to a file, and keep Lightning's own chatter out."""
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if file is None:
+        yield
+        return
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except PolypsegError as error:
+        handler.handle(logging.LogRecord("polypseg", logging.ERROR, __file__, 0, "%s", (error,), None))
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _write_yaml(path: Path, value: dict[str, Any]) -> None:
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(value, file, sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise PolypsegError(f"{path}: cannot be read ({_one_line(error)}); use --overwrite") from error
+    if not isinstance(value, dict):
+        raise PolypsegError(f"{path}: holds no settings; use --overwrite")
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,123 @@
+"""Pictures of many frames: a data set's, a model's predictions, a contact sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polypseg.catalog import read_frame, read_mask
+from polypseg.errors import PolypsegError
+from polypseg.files import atomic_write
+from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One frame of a picture.
+
+    Attributes:
+        caption: shown above it.
+        frame: H×W×3 uint8 RGB.
+        truth: H×W bool, or None.
+        prediction: H×W bool, or None.
+        boxes: ``[xmin, ymin, xmax, ymax]`` in pixels.
+        dice: Dice of the prediction, shown beside it, 0..1, or None.
+    """
+
+    caption: str
+    frame: NDArray[np.uint8]
+    truth: NDArray[np.bool_] | None = None
+    prediction: NDArray[np.bool_] | None = None
+    boxes: Sequence[Sequence[int]] = field(default_factory=list)
+    dice: float | None = None
+
+
+def load_panel(caption: str, image_path: str, mask_path: str | None) -> Panel:
+    """A Panel from files; one that cannot be read becomes a grey panel that says so in its caption."""
+    try:
+        frame = read_frame(image_path)
+    except PolypsegError:
+        return Panel(f"{caption} (unreadable)", np.full((240, 320, 3), 128, np.uint8))
+    try:
+        mask = None if mask_path is None else read_mask(mask_path)
+    except PolypsegError:
+        mask = None
+    return Panel(caption, frame, mask if mask is not None and mask.shape == frame.shape[:2] else None)
+
+
+def draw_frames(panels: Sequence[Panel], path: str | Path, title: str = "", pairs: int = 2) -> None:
+    """Frames beside the overlay of their truth and boxes, ``pairs`` frames a row, as PNG.
+
+    Raises:
+        PolypsegError: ``path`` cannot be written.
+    """
+    rows = max(1, math.ceil(len(panels) / pairs))
+    figure, axes = _grid(rows, 2 * pairs, title)
+    for axis, panel in zip(axes.flat[::2], panels, strict=False):
+        _show(axis, panel.frame, panel.caption)
+    for axis, panel in zip(axes.flat[1::2], panels, strict=False):
+        if panel.truth is not None:
+            _show(axis, overlay(panel.frame, panel.truth, TRUTH, boxes=panel.boxes), "mask and boxes")
+    _save(figure, path)
+
+
+def draw_predictions(panels: Sequence[Panel], path: str | Path, title: str = "", triples: int = 2) -> None:
+    """Frame, truth and prediction side by side with the Dice of each, ``triples`` frames a row, as PNG.
+
+    Raises:
+        PolypsegError: ``path`` cannot be written.
+    """
+    rows = max(1, math.ceil(len(panels) / triples))
+    figure, axes = _grid(rows, 3 * triples, title)
+    for position, panel in enumerate(panels):
+        frame, truth, prediction = axes.flat[3 * position : 3 * position + 3]
+        _show(frame, panel.frame, panel.caption)
+        if panel.truth is not None:
+            _show(truth, overlay(panel.frame, panel.truth, TRUTH), "truth")
+        if panel.prediction is not None:
+            score = "" if panel.dice is None else f", Dice {panel.dice:.3f}"
+            _show(prediction, overlay(panel.frame, panel.prediction, PREDICTION), f"prediction{score}")
+    _save(figure, path)
+
+
+def draw_contact_sheet(panels: Sequence[Panel], path: str | Path, title: str = "", columns: int = 6) -> None:
+    """Small overlays with captions, ``columns`` a row, as PNG.
+
+    Raises:
+        PolypsegError: ``path`` cannot be written.
+    """
+    figure, axes = _grid(max(1, math.ceil(len(panels) / columns)), columns, title, side=1.9)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        drawn = panel.frame if panel.truth is None else overlay(panel.frame, panel.truth, TRUTH, fill=0.0)
+        _show(axis, drawn, panel.caption)
+    _save(figure, path)
+
+
+def _grid(rows: int, columns: int, title: str, side: float = 2.3) -> tuple[Figure, NDArray[np.object_]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side * columns, side * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.suptitle(title, fontsize=11)
+    return figure, axes
+
+
+def _show(axis: object, image: NDArray[np.uint8], caption: str) -> None:
+    axis.imshow(image, interpolation="antialiased")  # type: ignore[attr-defined]
+    axis.set_title(caption, fontsize=7, wrap=True)  # type: ignore[attr-defined]
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -1,0 +1,48 @@
+"""A mask drawn over its frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Told apart also by people with red-green colour blindness (Okabe and Ito, 2008), and rare in the colon.
+TRUTH = (0, 158, 255)
+PREDICTION = (255, 230, 0)
+BOX = (255, 255, 255)
+
+
+def overlay(
+    frame: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    colour: tuple[int, int, int] = PREDICTION,
+    fill: float = 0.25,
+    boxes: Sequence[Sequence[int]] = (),
+) -> NDArray[np.uint8]:
+    """Draw a mask's outline and a translucent fill, and boxes, over a copy of the frame.
+
+    Args:
+        frame: H×W×3 uint8 RGB.
+        mask: H×W bool.
+        colour: RGB, 0..255.
+        fill: opacity of the fill, 0..1.
+        boxes: ``[xmin, ymin, xmax, ymax]`` in pixels.
+
+    Returns:
+        H×W×3 uint8 RGB.
+
+    Raises:
+        ValueError: the mask's size is not the frame's.
+    """
+    if mask.shape != frame.shape[:2]:
+        raise ValueError(f"mask is {mask.shape} but frame is {frame.shape[:2]}")
+    drawn = frame.copy()
+    drawn[mask] = ((1 - fill) * frame[mask] + fill * np.asarray(colour)).astype(np.uint8)
+    width = max(1, round(max(frame.shape[:2]) / 256))
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, contours, -1, colour, width, cv2.LINE_AA)
+    for left, top, right, bottom in boxes:
+        cv2.rectangle(drawn, (int(left), int(top)), (int(right), int(bottom)), BOX, width, cv2.LINE_AA)
+    return drawn
