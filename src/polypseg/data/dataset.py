@@ -7,7 +7,7 @@ had not been interrupted, and several processes see together what one would see.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypedDict
 
 import albumentations as A
@@ -82,18 +82,22 @@ class EpochBatches(Sampler[list[Key]]):
         seed: decides the order, with the epoch.
         rank: this process, 0-based.
         world_size: processes.
+        epoch: gives the epoch when an iteration starts. It is asked for, not set from outside: Lightning starts
+            the first iteration of a resumed run before it would set it.
     """
 
     def __init__(
-        self, count: int, batch_size: int, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.sampler = self  # where Lightning looks for set_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration takes."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -106,12 +110,13 @@ class EpochBatches(Sampler[list[Key]]):
         return math.ceil(total / self.world_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.epoch()
         order = np.arange(self.count)
         if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+            np.random.default_rng((self.seed, epoch)).shuffle(order)
         total = math.ceil(self.count / self.batch_size)
         for turn in range(len(self)):
             number = turn * self.world_size + self.rank
             batch, weight = (number, 1.0) if number < total else (0, 0.0)
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [Key(int(index), self.epoch, weight) for index in chosen]
+            yield [Key(int(index), epoch, weight) for index in chosen]

@@ -88,7 +88,7 @@ DATASETS: dict[str, DataSet] = {
             url=None,
             sha256=None,
             folder="phantom",
-            terms="drawn by polypseg itself; shows no patient",
+            terms="drawn by polypseg itself, shows no patient",
             citation="none",
         ),
     )
@@ -192,7 +192,7 @@ def _source(data_set: DataSet, folder: Path, url: str | None, sha256: str | None
     """The URL and the checksum to go by."""
     url, sha256 = url or data_set.url, (sha256 or data_set.sha256 or "").lower()
     if url is None and not data_set.homepage:
-        raise PolypsegError(f"{data_set.name}: is {data_set.terms}; there is nothing to download")
+        raise PolypsegError(f"{data_set.name}: {data_set.terms}; there is nothing to download")
     if url is None:
         raise PolypsegError(
             f"{data_set.name}: must be fetched by hand from {data_set.homepage} ({data_set.terms}; cite "

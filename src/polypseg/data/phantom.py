@@ -166,7 +166,8 @@ def _resume(out: Path, drawn: dict[str, Any], count: int) -> dict[str, list[list
         return {}
     index = out / INDEX
     values = read_json(index)
-    if not isinstance(values, dict) or not isinstance(values.get("boxes"), dict) or "count" not in values:
+    values = values if isinstance(values, dict) else {}
+    if not isinstance(values.get("boxes"), dict) or not isinstance(values.get("count"), int):
         raise PolypsegError(f"{index}: is no index of phantom frames; choose another --out")
     for key, value in drawn.items():
         if values.get(key) != value:
@@ -179,7 +180,7 @@ def _resume(out: Path, drawn: dict[str, Any], count: int) -> dict[str, list[list
     return dict(values["boxes"])
 
 
-def _encode(path: Path, picture: NDArray[np.uint8], options: list[int]) -> None:
+def _encode(path: Path, picture: NDArray[Any], options: list[int]) -> None:
     done, data = cv2.imencode(path.suffix, picture, options)
     assert done, path  # OpenCV encodes every uint8 picture
     with atomic_write(path) as file:
@@ -193,6 +194,8 @@ def draw(
     seed: int, height: int = 288, width: int = 352, polyps: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Draw one frame and its mask, fully determined by the arguments (and the versions of NumPy and OpenCV).
+
+    The scene depends on the seed and the size alone: ``polyps=0`` draws the same wall without its polyps.
 
     Args:
         seed: 0 or more.
@@ -210,29 +213,26 @@ def draw(
     _check(seed, height, width)
     if polyps is not None and not 0 <= polyps <= MAX_POLYPS:
         raise UsageError(f"polyps is {polyps}; give 0 to {MAX_POLYPS}")
-    rng = np.random.default_rng(seed)
-    wanted = _polyp_count(rng, EMPTY_FRACTION)
-    wanted = wanted if polyps is None else polyps
+    # Three streams, so that what stands on the wall changes neither the wall nor the camera.
+    scene, lesions, camera = np.random.default_rng(seed).spawn(3)
+    wanted = _polyp_count(lesions, EMPTY_FRACTION)
+    if polyps is not None:
+        wanted = polyps
 
-    view, display = _view(rng, height, width)
-    tube = _tube(rng, height, width)
-    placed = _place(rng, tube, view, wanted)
-
-    light = tube.light
-    albedo = _mucosa(rng, tube)
-    wet = tube.crest * np.float32(rng.uniform(0.3, 1.0))
-    for polyp in placed:
-        _add_polyp(rng, polyp, light, albedo, wet)
-
-    picture = _expose(rng, light, albedo)
-    picture = _highlights(rng, picture, light, wet)
-    picture = _camera(rng, picture)
-    frame = _screen(rng, picture, display, view)
+    view, display = _view(scene, height, width)
+    tube = _tube(scene, height, width)
+    light, albedo = tube.light.copy(), _mucosa(scene, tube)
+    wet = tube.crest * np.float32(scene.uniform(0.3, 1.0))
 
     mask: NDArray[np.bool_] = np.zeros((height, width), bool)
-    for polyp in placed:
+    for polyp in _place(lesions, tube, view, wanted):
+        _add_polyp(lesions, polyp, light, albedo, wet)
         mask |= polyp.mask
-    return frame, mask
+
+    picture = _expose(camera, light, albedo)
+    picture = _highlights(camera, picture, light, wet)
+    picture = _lens_and_sensor(camera, picture)
+    return _screen(camera, picture, display, view), mask
 
 
 def _check(seed: int, height: int, width: int) -> None:
@@ -275,16 +275,18 @@ def _blur(field: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _polar(x: Field, y: Field) -> tuple[Field, Field]:
+def _polar(x: NDArray[Any], y: NDArray[Any]) -> tuple[Field, Field]:
     """Distance from the origin, and angle, 0..2π."""
-    distance, angle = cv2.cartToPolar(np.ascontiguousarray(x), np.ascontiguousarray(y))
+    distance, angle = cv2.cartToPolar(
+        np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32)
+    )
     return np.asarray(distance, np.float32), np.asarray(angle, np.float32)
 
 
-def _smoothstep(values: Field, low: float, high: float) -> Field:
+def _smoothstep(values: NDArray[Any], low: float, high: float) -> Field:
     """0 below ``low``, 1 above ``high``, and a smooth slope between them."""
     t = np.clip((values - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
+    return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 def _wave(rng: np.random.Generator, angle: Field, orders: range, amplitude: float) -> Field:
@@ -294,7 +296,8 @@ def _wave(rng: np.random.Generator, angle: Field, orders: range, amplitude: floa
     for order in orders:
         size, phase = rng.normal(0, amplitude / math.sqrt(order - orders[0] + 1)), rng.uniform(0, math.tau)
         total += size * np.cos(order * turn + phase)
-    return total[np.clip(angle * (len(turn) / math.tau), 0, len(turn) - 1).astype(np.int32)]
+    nearest = np.clip(angle * (len(turn) / math.tau), 0, len(turn) - 1).astype(np.int32)
+    return np.asarray(total[nearest], np.float32)
 
 
 def _outline(rng: np.random.Generator, height: int, width: int) -> Points:
@@ -405,7 +408,7 @@ def _tube(rng: np.random.Generator, height: int, width: int) -> _Tube:
         rings.append(_Ring(ratio, stands))
         radius *= shrink * rng.uniform(0.85, 1.15)
         turn += rng.normal(0, 0.3)
-    return _Tube(light, crest, depth, angle, rings)
+    return _Tube(np.asarray(light, np.float32), crest, depth, angle, rings)
 
 
 @dataclass
@@ -463,7 +466,7 @@ def _place(rng: np.random.Generator, tube: _Tube, view: Field, wanted: int) -> l
 def _shape(
     rng: np.random.Generator, kind: str, middle: tuple[int, int], share: float, size: tuple[int, int]
 ) -> _Polyp:
-    """A whole polyp at ``middle`` (row, column) that covers about ``share`` of the frame: an uneven ellipse."""
+    """A whole polyp at ``middle`` (row, column) that covers about ``share`` of the frame."""
     oblong = rng.uniform(0.82, 1.0) if kind == "pedunculated" else rng.uniform(0.58, 0.95)
     radius = math.sqrt(share * size[0] * size[1] / (math.pi * oblong))
     row, column = (np.arange(side, dtype=np.float32) - at for side, at in zip(size, middle, strict=True))
@@ -571,7 +574,8 @@ def _add_polyp(
     lamp_x, lamp_y = tilt * math.cos(lamp), tilt * math.sin(lamp)
     reach = (0.05 if polyp.kind == "flat" else 0.16) * polyp.radius
     shift = np.array([[1, 0, -lamp_x * 2.2 * reach], [0, 1, -lamp_y * 2.2 * reach]], np.float32)
-    shadow = _blur(cv2.warpAffine(mask.astype(np.float32), shift, (width, height)), reach)
+    cast = cv2.warpAffine(mask.astype(np.float32), shift, (width, height))
+    shadow = _blur(np.asarray(cast, np.float32), reach)
     light *= 1 - {"sessile": 0.45, "pedunculated": 0.6, "flat": 0.15}[polyp.kind] * shadow
 
     # A dome: the normal leans outwards with the distance from the middle; noise makes it lobed and pitted.
@@ -631,7 +635,7 @@ def _highlights(
     return picture + shine * (np.array([1.0, 0.99, 0.97], np.float32) - picture)
 
 
-def _camera(rng: np.random.Generator, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+def _lens_and_sensor(rng: np.random.Generator, picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lens blur and sensor noise."""
     height, width = picture.shape[:2]
     picture = _blur(picture, rng.choice([0.45, 0.7, 1.1], p=[0.5, 0.35, 0.15]) * min(height, width) / 288)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from polypseg.catalog import SPLITS, Catalog
 from polypseg.data import clinicdb, kvasir
@@ -170,6 +169,8 @@ def _table(catalog: Catalog, split: NDArray[np.object_]) -> pd.DataFrame:
 
 
 def _seed(catalog: Catalog, seed: int) -> NDArray[np.object_]:
+    from sklearn.model_selection import train_test_split  # slow to import, and needed here only
+
     split = np.full(len(catalog), "train", dtype=object)
     for dataset, positions in catalog.frames.reset_index(drop=True).groupby("dataset").groups.items():
         if len(positions) < 4:

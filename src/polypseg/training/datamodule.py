@@ -77,13 +77,15 @@ class FramesDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         return self._loader("test")
 
-    def _loader(self, split: str) -> DataLoader[Sample]:
-        dataset = self.dataset(split)
-        training = split == "train"
+    def batches(self, split: str) -> EpochBatches:
+        """The batches of a split that fall to this process; their number is ``len``."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = EpochBatches(
-            len(dataset), self.recipe.frames.batch_size, training, self.recipe.trainer.seed, rank, world_size
-        )
+        count, size = len(self.catalog.of_split(split)), self.recipe.frames.batch_size
+        return EpochBatches(count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch)
+
+    def _loader(self, split: str) -> DataLoader[Sample]:
+        dataset, batches = self.dataset(split), self.batches(split)
+        training = split == "train"
         workers = self.workers() if training else 0
         return DataLoader(
             dataset,
@@ -92,7 +94,12 @@ class FramesDataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # so that making an iterator leaves the global one, dropout's, alone
         )
+
+    def _epoch(self) -> int:
+        # Not trainer.current_epoch, which lags one epoch behind when a resumed run starts its first iteration.
+        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
 
     def workers(self) -> int:
         """Worker processes: as the recipe says, or as many as leave the training its cores."""

@@ -106,7 +106,10 @@ class SegmentationModule(L.LightningModule):
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.recipe.trainer.epochs)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
         if settings.schedule == "one_cycle":
-            steps = math.ceil(self.trainer.estimated_stepping_batches)
+            # Not the Trainer's estimated_stepping_batches: it starts an iteration of the training batches before
+            # a checkpoint has said which epoch to go on from.
+            batches = len(self.trainer.datamodule.batches("train"))  # type: ignore[attr-defined]
+            steps = math.ceil(batches / settings.accumulate) * self.recipe.trainer.epochs
             cycle = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, max_lr=[encoder_rate, rate], total_steps=steps, pct_start=0.1, cycle_momentum=False
             )
