@@ -143,14 +143,18 @@ class ModelBundle:
         if not (folder / METADATA_FILE).is_file() and (folder / "bundle" / METADATA_FILE).is_file():
             folder = folder / "bundle"
         if not (folder / METADATA_FILE).is_file():
-            raise PolypsegError(f"{path}: is no model bundle (no {METADATA_FILE}); name a bundle or a run folder")
+            raise PolypsegError(
+                f"{path}: is no model bundle (no {METADATA_FILE}); name a bundle or a run folder"
+            )
         metadata = read_json(folder / METADATA_FILE)
         file = folder / METADATA_FILE
         if not isinstance(metadata, dict):
             raise PolypsegError(f"{file}: is not a JSON object; copy the bundle again")
         version = metadata.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise PolypsegError(f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg")
+            raise PolypsegError(
+                f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg"
+            )
         missing = [key for key in _REQUIRED if key not in metadata]
         if missing:
             raise PolypsegError(f"{file}: lacks {', '.join(missing)}; copy the bundle again")
@@ -158,12 +162,16 @@ class ModelBundle:
         try:
             _ = bundle.architecture, bundle.preprocessing, bundle.threshold
         except (TypeError, KeyError, ValueError) as error:
-            raise PolypsegError(f"{file}: holds an unusable value ({error}); copy the bundle again") from error
+            raise PolypsegError(
+                f"{file}: holds an unusable value ({error}); copy the bundle again"
+            ) from error
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
             raise PolypsegError(f"{weights}: is missing; copy the bundle again")
         if sha256_file(weights) != metadata["weights_sha256"]:
-            raise PolypsegError(f"{weights}: is not the file that {METADATA_FILE} describes; copy the bundle again")
+            raise PolypsegError(
+                f"{weights}: is not the file that {METADATA_FILE} describes; copy the bundle again"
+            )
         return bundle
 
     @classmethod
@@ -268,7 +276,9 @@ class ModelBundle:
         try:
             return load_file(self.folder / WEIGHTS_FILE)
         except (SafetensorError, OSError) as error:
-            raise PolypsegError(f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); copy the bundle again") from error
+            raise PolypsegError(
+                f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); copy the bundle again"
+            ) from error
 
 
 def versions() -> dict[str, str]:

@@ -143,7 +143,7 @@ class Catalog:
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Catalog:
         """A Catalog from one dict a frame; columns left out get ``None``, ``[]`` or an empty string."""
-        defaults = {"mask_path": None, "boxes": [], "group": "", "split": ""}
+        defaults: dict[str, Any] = {"mask_path": None, "boxes": [], "group": "", "split": ""}
         table = pd.DataFrame([{**defaults, **row} for row in rows], columns=COLUMNS)
         return cls(table.astype({"width": int, "height": int}))
 
@@ -221,9 +221,7 @@ class Catalog:
 
     def hash(self) -> str:
         """SHA-256 over data set, frame and size of every row, in sorted order; independent of paths."""
-        return sha256_lines(
-            sorted(f"{row.dataset},{row.frame_id},{row.width},{row.height}" for row in self)
-        )
+        return sha256_lines(sorted(f"{row.dataset},{row.frame_id},{row.width},{row.height}" for row in self))
 
 
 def size_disagreement(mask_path: str | Path, mask: tuple[int, int], frame: tuple[int, int]) -> str:

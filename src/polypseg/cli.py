@@ -38,10 +38,14 @@ def data_list() -> None:
     for entry in DATASETS.values():
         way = "download" if entry.url else ("drawn by polypseg" if entry.name == "phantom" else "by hand")
         frames = "any number" if entry.frames == 0 else f"{entry.frames} frames"
-        print(f"{entry.name:14} {frames:12} {way:18} {entry.title}\n{'':14} {entry.terms}\n{'':14} {entry.homepage}")
+        print(
+            f"{entry.name:14} {frames:12} {way:18} {entry.title}\n{'':14} {entry.terms}\n{'':14} {entry.homepage}"
+        )
 
 
-def data_download(name: str, out: str = "data", url: str | None = None, count: int = 200, seed: int = 0) -> None:
+def data_download(
+    name: str, out: str = "data", url: str | None = None, count: int = 200, seed: int = 0
+) -> None:
     """Download a data set, verify its checksum and unpack it; or draw phantom frames.
 
     Args:
@@ -60,9 +64,7 @@ def data_download(name: str, out: str = "data", url: str | None = None, count: i
     print(folder)
 
 
-def data_check(
-    data: list[str], split: str | None = None, out: str = "data-check", seed: int = 42
-) -> int:
+def data_check(data: list[str], split: str | None = None, out: str = "data-check", seed: int = 42) -> int:
     """Audit data sets: pairs, damage, sizes, grey masks, boxes, duplicates, leakage across a split.
 
     Args:
@@ -79,7 +81,11 @@ def data_check(
 
     table = None
     if split is not None:
-        table = read_split(Path(split)) if split.endswith(".csv") else make_split(split, read_all(data), seed=seed)
+        table = (
+            read_split(Path(split))
+            if split.endswith(".csv")
+            else make_split(split, read_all(data), seed=seed)
+        )
     result = audit([Path(source) for source in data], table)
     print(result.table())
     write_json(Path(out) / "audit.json", result.to_dict())
@@ -143,7 +149,12 @@ def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: i
     catalog = read_all(data)
     chosen = np.random.default_rng(seed).permutation(len(catalog))[:count]
     panels = [
-        Panel(f"{row.frame_id} ({row.width}×{row.height})", catalog.frame(index), catalog.mask(index), boxes=row.boxes)
+        Panel(
+            f"{row.frame_id} ({row.width}×{row.height})",
+            catalog.frame(index),
+            catalog.mask(index),
+            boxes=row.boxes,
+        )
         for index, row in ((int(index), catalog.row(int(index))) for index in sorted(chosen))
     ]
     draw_frames(panels, out, title=f"{', '.join(data)}: {len(panels)} of {len(catalog)} frames")
@@ -181,10 +192,32 @@ def demo(data: str | None = None, out: str = "demo", recipe_file: str = "recipes
         _step(["data", "download", "phantom", "--out", out])
     _step(["data", "show", "--data", data, "--out", str(folder / "frames.png")])
     _step(["data", "split", "--data", data, "--name", "grouped", "--out", str(folder / "split.csv")])
-    _step(["data", "check", "--data", data, "--split", str(folder / "split.csv"), "--out", str(folder / "check")])
+    _step(
+        [
+            "data",
+            "check",
+            "--data",
+            data,
+            "--split",
+            str(folder / "split.csv"),
+            "--out",
+            str(folder / "check"),
+        ]
+    )
     run = str(folder / "run")
     _step(
-        ["train", "--config", recipe_file, "--data", data, "--split", str(folder / "split.csv"), "--out", run, "--overwrite"]
+        [
+            "train",
+            "--config",
+            recipe_file,
+            "--data",
+            data,
+            "--split",
+            str(folder / "split.csv"),
+            "--out",
+            run,
+            "--overwrite",
+        ]
     )
     scores = json.loads((folder / "run" / "test.json").read_text())["metrics"]["test"]
     print(f"\nDice on {scores['n']} frames that training never saw: {scores['dice']:.3f}")
@@ -212,7 +245,9 @@ VERBS = {"train": train, "demo": demo}
 def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
     """The parser of all verbs; the options of only those that occur in ``arguments`` are built, as that is slow."""
     about = "Read, check, split and show data sets."
-    parser = _Parser(prog="polypseg", description="Polyp segmentation in colonoscopy frames. Research use only.")
+    parser = _Parser(
+        prog="polypseg", description="Polyp segmentation in colonoscopy frames. Research use only."
+    )
     parser.add_argument("--version", action="version", version=f"polypseg {__version__}")
     verbs = parser.add_subcommands(required=True, dest="verb")
     steps = _Parser(description=about)
@@ -227,10 +262,14 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
 
 def _verb(function: Any) -> ArgumentParser:
     parser = _Parser(description=_summary(function))
-    parser.add_argument("--config", action="config", help="a YAML file with options; those given here override it")
+    parser.add_argument(
+        "--config", action="config", help="a YAML file with options; those given here override it"
+    )
     if function is data_download:
         parser.add_argument("name", help="data set; `polypseg data list` shows all")
-    parser.add_function_arguments(function, skip={"recipe", "name"} if function is not data_split else {"recipe"})
+    parser.add_function_arguments(
+        function, skip={"recipe", "name"} if function is not data_split else {"recipe"}
+    )
     if function is train:
         parser.usage = "polypseg train --config RECIPE --data DIR [--out DIR] [options]"
         parser.add_class_arguments(Recipe, None)
@@ -301,7 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("polypseg: interrupted; what was complete is kept, train goes on with --resume", file=sys.stderr)
+        print(
+            "polypseg: interrupted; what was complete is kept, train goes on with --resume", file=sys.stderr
+        )
         return 1
 
 

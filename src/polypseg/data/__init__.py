@@ -40,7 +40,9 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
         raise PolypsegError(f"{path}: is no folder; --data names the folder that holds images/ and masks/")
     reader = next((module for module in READERS if module.recognise(path)), None)
     if reader is None:
-        raise PolypsegError(f"{path}: holds no images/ folder; --data names the folder that holds images/ and masks/")
+        raise PolypsegError(
+            f"{path}: holds no images/ folder; --data names the folder that holds images/ and masks/"
+        )
     found: list[Problem] = [] if problems is None else problems
     rows = reader.rows(path, found)
     if problems is None and found:

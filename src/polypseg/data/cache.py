@@ -103,7 +103,9 @@ class FrameCache:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = pool.map(put, range(self.held))
             try:
-                for _ in tqdm(done, "reading frames", self.held, unit="frame", disable=not self.progress, leave=False):
+                for _ in tqdm(
+                    done, "reading frames", self.held, unit="frame", disable=not self.progress, leave=False
+                ):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -129,7 +131,7 @@ class FrameCache:
                     _reserve(part.fileno(), self.held * int(np.prod(self._shape)))
                     self._store = np.memmap(part.name, np.uint8, "r+", shape=(self.held, *self._shape))
                     self._fill(self._put)
-                    self._store.flush()  # type: ignore[attr-defined]
+                    self._store.flush()
                     os.replace(part.name, file)
                 finally:
                     Path(part.name).unlink(missing_ok=True)

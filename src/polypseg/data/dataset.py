@@ -16,12 +16,13 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from polypseg.data.cache import FrameCache
+from polypseg.data.transforms import seed_pipeline
 
 
 class Key(NamedTuple):
     """What a sampler asks the Dataset for: a frame's position, the epoch, and 0 in ``weight`` for padding."""
 
-    index: int
+    position: int
     epoch: int = 0
     weight: float = 1.0
 
@@ -57,8 +58,7 @@ class FrameDataset(Dataset[Sample]):
         """The sample for a position, or for a Key."""
         index, epoch, weight = key if isinstance(key, tuple) else Key(int(key))
         frame, mask = self.cache[index]
-        mixed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-        self.pipeline.set_random_seed(int(mixed))
+        seed_pipeline(self.pipeline, self.seed, epoch, index)
         result = self.pipeline(image=frame, mask=mask)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(result["image"].transpose(2, 0, 1))),

@@ -37,7 +37,9 @@ def read_boxes(file: Path) -> pd.DataFrame:
                     "frame_id": name,
                     "height": int(entry["height"]),
                     "width": int(entry["width"]),
-                    "boxes": [[int(box[side]) for side in ("xmin", "ymin", "xmax", "ymax")] for box in entry["bbox"]],
+                    "boxes": [
+                        [int(box[side]) for side in ("xmin", "ymin", "xmax", "ymax")] for box in entry["bbox"]
+                    ],
                 }
                 for name, entry in read_json(file).items()
             ],

@@ -7,11 +7,13 @@ network's size: ``image`` float32 H×W×3, normalised, and ``mask`` uint8 0/1.
 from __future__ import annotations
 
 import os
+import random
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask PyPI for its version at import
 
 import albumentations as A
 import cv2
+import numpy as np
 
 from polypseg.bundle import Preprocessing
 from polypseg.errors import UsageError
@@ -37,9 +39,22 @@ def training_pipeline(preprocessing: Preprocessing, augmentation: str) -> A.Comp
         UsageError: there is no augmentation of that name.
     """
     if augmentation not in AUGMENTATIONS:
-        raise UsageError(f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
+        raise UsageError(
+            f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}"
+        )
     steps = {"none": _none, "seed": _seed, "strong": _strong}[augmentation](preprocessing)
     return A.Compose([_resize(preprocessing), *steps, _normalise(preprocessing)])
+
+
+def seed_pipeline(pipeline: A.Compose, *numbers: int) -> None:
+    """Let the pipeline's next call depend on these non-negative numbers alone.
+
+    The transforms draw in turn from one generator. Albumentations' own ``set_random_seed`` gives each transform a
+    generator of the same seed: they would all flip, rotate and brighten together, or none of them would.
+    """
+    sequence = np.random.SeedSequence(numbers)
+    python = random.Random(int(sequence.generate_state(1, np.uint64)[0]))
+    pipeline.set_random_state(np.random.default_rng(sequence), python)
 
 
 def _resize(preprocessing: Preprocessing) -> A.BasicTransform:
@@ -66,7 +81,9 @@ def _seed(preprocessing: Preprocessing) -> list[A.BasicTransform]:
         A.VerticalFlip(p=0.5),
         A.Rotate(limit=35, p=0.5),
         A.ElasticTransform(alpha=0.4 * side, sigma=0.05 * side, p=0.3),
-        A.CoarseDropout(num_holes_range=(1, 8), hole_height_range=(0.03, 0.125), hole_width_range=(0.03, 0.125), p=0.3),
+        A.CoarseDropout(
+            num_holes_range=(1, 8), hole_height_range=(0.03, 0.125), hole_width_range=(0.03, 0.125), p=0.3
+        ),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
     ]
 
@@ -78,7 +95,9 @@ def _strong(preprocessing: Preprocessing) -> list[A.BasicTransform]:
         A.Affine(scale=(0.6, 1.5), translate_percent=(-0.12, 0.12), rotate=(-45, 45), shear=(-8, 8), p=0.8),
         # Distorts as an elastic transform does, without the Gaussian blur of a full field, its costly part.
         A.GridDistortion(num_steps=5, distort_limit=0.25, p=0.3),
-        A.ColorJitter(brightness=(0.6, 1.5), contrast=(0.7, 1.4), saturation=(0.6, 1.4), hue=(-0.03, 0.03), p=0.8),
+        A.ColorJitter(
+            brightness=(0.6, 1.5), contrast=(0.7, 1.4), saturation=(0.6, 1.4), hue=(-0.03, 0.03), p=0.8
+        ),
         A.RandomGamma(gamma_limit=(75, 135), p=0.2),
         A.OneOf(
             [
@@ -89,5 +108,7 @@ def _strong(preprocessing: Preprocessing) -> list[A.BasicTransform]:
             ],
             p=0.3,
         ),
-        A.CoarseDropout(num_holes_range=(1, 6), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=0.2),
+        A.CoarseDropout(
+            num_holes_range=(1, 6), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=0.2
+        ),
     ]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -65,7 +64,9 @@ def score(
     rows = []
     pooled = np.zeros(2, np.int64)
     frames = (catalog.frame(index) for index in range(len(catalog)))
-    answers = tqdm(segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False)
+    answers = tqdm(
+        segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False
+    )
     for index, answer in enumerate(answers):
         truth = catalog.mask(index)
         row = catalog.row(index)
@@ -78,7 +79,10 @@ def score(
                 "area": float(truth.mean()),
             }
         )
-        pooled += np.count_nonzero(answer.mask & truth), np.count_nonzero(answer.mask) + np.count_nonzero(truth)
+        pooled += (
+            np.count_nonzero(answer.mask & truth),
+            np.count_nonzero(answer.mask) + np.count_nonzero(truth),
+        )
     per_image = pd.DataFrame(rows)
     summary = {
         "n": len(per_image),
@@ -108,7 +112,9 @@ def _at_network_size(segmenter: Segmenter, batches: Iterable[Sample], loss: Loss
     }
 
 
-def choose_threshold(segmenter: Segmenter, catalog: Catalog, progress: bool = True) -> tuple[float, dict[str, Any]]:
+def choose_threshold(
+    segmenter: Segmenter, catalog: Catalog, progress: bool = True
+) -> tuple[float, dict[str, Any]]:
     """The threshold of ``THRESHOLDS`` with the best mean per-image Dice at original size.
 
     Returns:

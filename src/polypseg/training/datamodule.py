@@ -81,7 +81,9 @@ class FramesDataModule(L.LightningDataModule):
         """The batches of a split that fall to this process; their number is ``len``."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count, size = len(self.catalog.of_split(split)), self.recipe.frames.batch_size
-        return EpochBatches(count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch)
+        return EpochBatches(
+            count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch
+        )
 
     def _loader(self, split: str) -> DataLoader[Sample]:
         dataset, batches = self.dataset(split), self.batches(split)
@@ -99,7 +101,9 @@ class FramesDataModule(L.LightningDataModule):
 
     def _epoch(self) -> int:
         # Not trainer.current_epoch, which lags one epoch behind when a resumed run starts its first iteration.
-        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
+        if self.trainer is None:
+            return 0
+        return int(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
     def workers(self) -> int:
         """Worker processes: as the recipe says, or as many as leave the training its cores."""
@@ -115,5 +119,3 @@ def _one_thread(worker: int) -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-
-

@@ -33,7 +33,7 @@ class SegmentationModule(L.LightningModule):
         self.network = network
         self.recipe = recipe
         self.memory_format = torch.channels_last if recipe.trainer.channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.network.to(memory_format=self.memory_format)
         self._sums: dict[str, torch.Tensor] = {}
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,9 @@ class SegmentationModule(L.LightningModule):
         values = {f"{stage}_loss": loss / images, f"{stage}_dice": dice / images}
         if stage == "val":
             values["val_dice_batch"] = pooled / batches
-        self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}, prog_bar=True)
+        self.log_dict(
+            {key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}, prog_bar=True
+        )
 
     def configure_optimizers(self) -> Any:
         settings = self.recipe.optimizer

@@ -139,10 +139,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for wrong, message in (
-            (self.frames.size < 32 or self.frames.size % 32, f"frames.size {self.frames.size} is not a multiple of 32"),
+            (
+                self.frames.size < 32 or self.frames.size % 32,
+                f"frames.size {self.frames.size} is not a multiple of 32",
+            ),
             (self.frames.batch_size < 1, f"frames.batch_size {self.frames.batch_size} is less than 1"),
             (self.trainer.epochs < 1, f"trainer.epochs {self.trainer.epochs} is less than 1"),
-            (self.optimizer.accumulate < 1, f"optimizer.accumulate {self.optimizer.accumulate} is less than 1"),
+            (
+                self.optimizer.accumulate < 1,
+                f"optimizer.accumulate {self.optimizer.accumulate} is less than 1",
+            ),
             (
                 self.threshold is not None and not 0.0 <= self.threshold <= 1.0,
                 f"threshold {self.threshold} is not in 0..1",

@@ -18,7 +18,13 @@ import lightning as L
 import pandas as pd
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
 from lightning.pytorch.utilities import rank_zero_only
 
 from polypseg.bundle import ModelBundle, Preprocessing
@@ -74,7 +80,7 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress
     last = folder / "checkpoints" / "last.ckpt"
-    first_process = rank_zero_only.rank == 0
+    first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first_process:
         _prepare(folder, recipe, resume, overwrite)
     with _logging_to(folder / "log.txt" if first_process else None):
@@ -97,21 +103,25 @@ def train(
                 recipe.model.name, recipe.model.decoder_dropout,
             )  # fmt: skip
         resumed = resume and last.is_file()
-        # A resumed run takes every weight from its checkpoint; the bundle of an earlier end names their origin.
-        origin = None if resumed else load_encoder_weights(network.encoder, recipe.model.encoder, _weights(recipe))
         origin_file = folder / "encoder_weights.yaml"
-        if first_process and not resumed:
-            _write_yaml(origin_file, origin.to_dict() if origin else {"source": "random"})
+        if not resumed:  # a resumed run takes every weight from its checkpoint
+            origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
+            if first_process:
+                _write_yaml(origin_file, origin.to_dict())
 
         frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show)
         module = SegmentationModule(network, recipe)
         trainer, best = _trainer(recipe, folder, show)
-        log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
+        log.info(
+            "training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision
+        )
         _fit(trainer, module, frames, last if resumed else None)
         if not trainer.is_global_zero:
             return folder
         best_path = Path(best.best_model_path or folder / "checkpoints" / "best.ckpt")
-        bundle = _bundle(folder, best_path, recipe, preprocessing, catalog, split_name, _read_yaml(origin_file))
+        bundle = _bundle(
+            folder, best_path, recipe, preprocessing, catalog, split_name, _read_yaml(origin_file)
+        )
         bundle = _choose(bundle, recipe, catalog, show)
         _test(bundle, recipe, catalog, frames, folder, show)
         _pictures(bundle, catalog, folder)
@@ -130,7 +140,9 @@ def _prepare(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> Non
             raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
         difference = first_difference(_read_yaml(config), recipe.to_dict())
         if difference:
-            raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
+            raise PolypsegError(
+                f"{config}: the run to resume differs in {difference}; use its recipe or another --out"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
         raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
     _write_yaml(config, recipe.to_dict())
@@ -154,7 +166,9 @@ def _counts(catalog: Catalog) -> str:
 
 
 def _weights(recipe: Recipe) -> str | None:
-    return None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
+    return (
+        None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
+    )
 
 
 def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, ModelCheckpoint]:
@@ -216,20 +230,26 @@ def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
                 uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
                 loggers.append(MLFlowLogger("polypseg", run_name=recipe.name, tracking_uri=uri))
             except ModuleNotFoundError as error:
-                raise PolypsegError(f"mlflow: {error}; install it with: pip install 'polypseg[mlflow]'") from error
+                raise PolypsegError(
+                    f"mlflow: {error}; install it with: pip install 'polypseg[mlflow]'"
+                ) from error
         else:
             raise UsageError(f"trainer.loggers: {name!r} is unknown; choose tensorboard or mlflow")
     return loggers
 
 
-def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModule, checkpoint: Path | None) -> None:
+def _fit(
+    trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModule, checkpoint: Path | None
+) -> None:
     try:
         trainer.fit(module, frames, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
     except (RuntimeError, EOFError, KeyError) as error:
         if checkpoint is not None and trainer.global_step == 0:
-            raise PolypsegError(f"{checkpoint}: cannot be resumed from ({_one_line(error)}); use --overwrite") from error
+            raise PolypsegError(
+                f"{checkpoint}: cannot be resumed from ({_one_line(error)}); use --overwrite"
+            ) from error
         if "out of memory" in str(error).lower():
             raise PolypsegError(
                 f"{module.recipe.name}: the device is out of memory; lower frames.batch_size or frames.size"
@@ -299,7 +319,12 @@ def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: boo
 
 
 def _test(
-    bundle: ModelBundle, recipe: Recipe, catalog: Catalog, frames: FramesDataModule, folder: Path, progress: bool
+    bundle: ModelBundle,
+    recipe: Recipe,
+    catalog: Catalog,
+    frames: FramesDataModule,
+    folder: Path,
+    progress: bool,
 ) -> None:
     segmenter = Segmenter(bundle)
     results: dict[str, Scores] = {}
@@ -308,7 +333,9 @@ def _test(
             continue
         loader = frames.val_dataloader() if split == "val" else frames.test_dataloader()
         results[split] = score(segmenter, catalog.of_split(split), loader, recipe.loss, progress)
-        values = "  ".join(f"{name} {value:.4f}" for name, value in results[split].summary.items() if name != "n")
+        values = "  ".join(
+            f"{name} {value:.4f}" for name, value in results[split].summary.items() if name != "n"
+        )
         log.info("%s (n = %d): %s", split, results[split].summary["n"], values)
     metrics = {split: result.summary for split, result in results.items()}
     provenance = {
@@ -316,7 +343,9 @@ def _test(
         "threshold": bundle.threshold, "commit": commit(), "device": trainer_device(),
         "precision": segmenter.precision,
     }  # fmt: skip
-    write_json(folder / "test.json", {"metrics": metrics, "definitions": DEFINITIONS, "provenance": provenance})
+    write_json(
+        folder / "test.json", {"metrics": metrics, "definitions": DEFINITIONS, "provenance": provenance}
+    )
     tables = [result.per_image.assign(split=split) for split, result in results.items()]
     with atomic_write(folder / "per_image.csv", "w") as file:
         pd.concat(tables).to_csv(file, index=False, float_format="%.6f")

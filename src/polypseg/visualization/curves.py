@@ -25,17 +25,21 @@ def draw_curves(metrics: pd.DataFrame, path: str | Path, title: str = "") -> Non
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = metrics["epoch"] + 1
-    best = int(metrics["val_dice"].idxmax())
+    best = int(metrics["val_dice"].to_numpy().argmax())
     marker = "o" if len(metrics) < 15 else None
     for axis, name, label in zip(figure.subplots(1, 2), ("loss", "dice"), ("loss", "Dice"), strict=True):
-        axis.plot(epochs, metrics[f"train_{name}"], color="#0072b2", marker=marker, markersize=4, label="training")
-        axis.plot(epochs, metrics[f"val_{name}"], color="#d55e00", marker=marker, markersize=4, label="validation")
-        axis.axvline(epochs[best], color="0.6", linestyle=":", label=f"best epoch ({epochs[best]})")
+        axis.plot(
+            epochs, metrics[f"train_{name}"], color="#0072b2", marker=marker, markersize=4, label="training"
+        )
+        axis.plot(
+            epochs, metrics[f"val_{name}"], color="#d55e00", marker=marker, markersize=4, label="validation"
+        )
+        axis.axvline(epochs.iloc[best], color="0.6", linestyle=":", label=f"best epoch ({epochs.iloc[best]})")
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
-    axis.set_title(f"best validation Dice {metrics['val_dice'][best]:.4f}", fontsize=10)
+    axis.set_title(f"best validation Dice {metrics['val_dice'].iloc[best]:.4f}", fontsize=10)
     figure.suptitle(title)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)

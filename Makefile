@@ -1,0 +1,37 @@
+# make demo            everything once, on phantom frames   (make demo DATA=path/to/Kvasir-SEG: on real ones)
+# make test            the whole test suite                  (real-data tests run where ../shared/data is)
+# make lint            ruff and mypy
+# make bench           training speed against the plain way
+
+PYTHON ?= $(firstword $(foreach version,3.13 3.12 3.11,$(if $(shell python$(version) -c "import sys" 2>/dev/null && echo yes),python$(version))) python3)
+BIN := .venv/bin
+DATA ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test lint bench clean
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13)' 2>/dev/null \
+		|| { echo "polypseg needs Python 3.11 to 3.13; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "installing into .venv (PyTorch is large: a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq -e '.[dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/polypseg demo --out demo $(if $(DATA),--data "$(DATA)")
+
+test: install
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install
+	@$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
+
+clean:
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,65 @@
+"""Every recipe: it parses, it is what the issue says, and one batch of it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polypseg.cli import build_parser
+from polypseg.training.recipe import Recipe
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+
+
+def load(path: Path) -> Recipe:
+    parser = build_parser(["train"])
+    options = parser.instantiate(parser.parse_args(["train", "--config", str(path), '--data=["x"]'])).train
+    return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+
+
+def test_there_are_the_three() -> None:
+    assert {path.stem for path in RECIPES} == {"seed", "realtime", "smoke"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_named_like_its_file(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+def test_seed_is_the_known_recipe_to_the_letter() -> None:
+    recipe = load(RECIPES[0].with_name("seed.yaml"))
+    assert (recipe.model.name, recipe.model.encoder) == ("UnetPlusPlus", "efficientnet-b3")
+    assert (recipe.model.encoder_weights, recipe.model.decoder_dropout) == ("imagenet", 0.4)
+    assert (recipe.frames.size, recipe.frames.batch_size, recipe.frames.augmentation) == (256, 16, "seed")
+    assert (recipe.optimizer.name, recipe.optimizer.schedule, recipe.trainer.epochs) == ("adam", "cosine", 25)
+    assert (recipe.loss.bce, recipe.loss.dice, recipe.split, recipe.threshold) == (1, 1, "seed", 0.5)
+    assert recipe.optimizer.ema_decay is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_one_epoch_of_each_recipe_runs(path: Path, phantom_folder: Path, tmp_path: Path) -> None:
+    """Network, loss, optimiser and schedule as in the recipe; small frames, and no weights from the hub."""
+    from polypseg.training.run import train
+
+    recipe = load(path)
+    model = (
+        recipe.model
+        if recipe.model.encoder.startswith("tu-")
+        else replace(recipe.model, encoder_weights="none")
+    )
+    recipe = replace(
+        recipe,
+        model=model,
+        frames=replace(recipe.frames, size=64, batch_size=14, workers=0),
+        trainer=replace(recipe.trainer, epochs=1, loggers=()),
+        split="seed",
+    )
+    out = train(recipe, [phantom_folder], tmp_path / "run")
+    metadata = yaml.safe_load((out / "bundle" / "metadata.json").read_text())
+    assert metadata["metrics"]["test"]["n"] == 6
+    said = (out / "log.txt").read_text()
+    assert ("no place for decoder dropout" in said) == (recipe.model.decoder_dropout > 0)

@@ -1,0 +1,431 @@
+"""Training as a user meets it: the run folder, resumption, interruption, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import polypseg
+from polypseg.catalog import read_frame
+from polypseg.data import read
+from polypseg.data.splits import hash_split, read_split
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.metrics.overlap import dice
+from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
+from polypseg.training.recipe import first_difference
+from polypseg.training.run import train
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+STRICT = {"precision": "32-true", "threads": 1, "epochs": 4}  # one thread: sums in one order
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> Path:
+    """A finished run of two epochs, not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    return train(small_recipe(threshold=None, trainer={"loggers": ("tensorboard",)}), [phantom_folder], out)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    state = {f"average {key}": value for key, value in checkpoint["state_dict"].items()}
+    return state | {
+        f"current {key}": value for key, value in checkpoint.get("current_model_state", {}).items()
+    }
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not different
+    tables = [pd.read_csv(folder / "metrics.csv").drop(columns="seconds") for folder in (one, other)]
+    pd.testing.assert_frame_equal(*tables)
+    scores = [json.loads((folder / "test.json").read_text())["metrics"] for folder in (one, other)]
+    assert scores[0] == scores[1]
+
+
+def test_run_folder_holds_what_the_design_promises(finished: Path) -> None:
+    for name in (
+        "config.yaml", "split.csv", "metrics.csv", "curves.png", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "predictions.png", "bundle/model.safetensors", "bundle/metadata.json", "log.txt", "test.json", "per_image.csv",
+    ):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    assert any((finished / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(finished.rglob("*.part"))
+    metrics = pd.read_csv(finished / "metrics.csv")
+    assert list(metrics["epoch"]) == [0, 1]
+    assert (
+        metrics[["train_loss", "train_dice", "val_loss", "val_dice", "val_dice_batch"]].notna().all(axis=None)
+    )
+    for name in ("curves.png", "predictions.png"):
+        picture = np.asarray(Image.open(finished / name).convert("RGB"))
+        assert picture.shape[0] > 200 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_bundle_knows_where_it_comes_from(finished: Path) -> None:
+    bundle = polypseg.ModelBundle.load(finished)
+    metadata = bundle.metadata
+    assert metadata["split"]["hash"] == hash_split(read_split(finished / "split.csv"))
+    assert metadata["recipe"] == yaml.safe_load((finished / "config.yaml").read_text())
+    assert metadata["threshold_split"] == "validation"
+    tried = metadata["threshold_choice"]
+    assert max(tried.values()) == tried[f"{bundle.threshold:.2f}"]
+    assert metadata["metrics"] == json.loads((finished / "test.json").read_text())["metrics"]
+    metrics = pd.read_csv(finished / "metrics.csv")
+    assert metadata["epoch"] == metrics["epoch"][metrics["val_dice"].idxmax()] + 1
+    assert metadata["encoder_weights"]["source"]
+    assert metadata["versions"]["torch"] == torch.__version__.split("+")[0] or metadata["versions"]["torch"]
+
+
+def test_segmenting_frames_again_gives_the_reported_scores(finished: Path, phantom_folder: Path) -> None:
+    segmenter = polypseg.load(finished)
+    catalog = read(phantom_folder).with_split(read_split(finished / "split.csv")).of_split("test")
+    again = [
+        dice(segmenter.segment(read_frame(row.image_path)).mask, catalog.mask(index))
+        for index, row in enumerate(catalog)
+    ]
+    reported = json.loads((finished / "test.json").read_text())["metrics"]["test"]
+    assert reported["n"] == len(catalog)
+    assert np.mean(again) == pytest.approx(reported["dice"], abs=1e-9)
+    per_image = pd.read_csv(finished / "per_image.csv").query("split == 'test'")
+    assert per_image["dice"].to_numpy() == pytest.approx(again, abs=1e-6)
+
+
+def test_best_checkpoint_is_the_best_on_validation(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    # A learning rate this high makes validation go up and down, so that the best epoch is not simply the last.
+    recipe = small_recipe(
+        trainer={"epochs": 4, "precision": "32-true"},
+        optimizer={"learning_rate": 3e-2, "schedule": "constant"},
+    )
+    out = train(recipe, [phantom_folder], tmp_path / "run")
+    metrics = pd.read_csv(out / "metrics.csv")
+    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=False)
+    assert best["epoch"] == metrics["val_dice"].idxmax()
+    # Validating the bundle itself gives the Dice that the table has for that epoch.
+    scores = json.loads((out / "test.json").read_text())["metrics"]["val"]
+    assert polypseg.ModelBundle.load(out).metadata["epoch"] == best["epoch"] + 1
+    assert scores["dice_network_size"] == pytest.approx(
+        metrics["val_dice"].max(), abs=0.01
+    )  # bf16 against fp32
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_resumed_run_equals_an_uninterrupted_one(
+    schedule: str,
+    tmp_path: Path,
+    phantom_folder: Path,
+    small_recipe: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = small_recipe(
+        trainer=STRICT,
+        optimizer={"schedule": schedule, "ema_decay": 0.9, "accumulate": 2, "gradient_clip": 1.0},
+        model={"name": "FPN", "decoder_channels": None, "decoder_dropout": 0.4},
+        frames={"workers": 1},
+    )
+    whole = train(recipe, [phantom_folder], tmp_path / "whole")
+    start = MetricsTable.on_train_epoch_start
+
+    def interrupt(self: MetricsTable, trainer: Any, module: Any) -> None:
+        start(self, trainer, module)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsTable, "on_train_epoch_start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, [phantom_folder], tmp_path / "parts")
+    assert len(pd.read_csv(tmp_path / "parts" / "metrics.csv")) == 2
+    assert not (tmp_path / "parts" / "bundle").exists()
+    assert_same_run(whole, train(recipe, [phantom_folder], tmp_path / "parts", resume=True))
+
+
+def test_seeded_runs_repeat_whatever_the_workers_and_the_cache(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    settings = {"trainer": {**STRICT, "epochs": 2}}
+    one = train(small_recipe(**settings), [phantom_folder], tmp_path / "one")
+    other = train(
+        small_recipe(**settings, frames={"workers": 2, "cache": "disk"}), [phantom_folder], tmp_path / "other"
+    )
+    assert_same_run(one, other)
+    third = train(
+        small_recipe(trainer={**STRICT, "epochs": 2, "seed": 7}), [phantom_folder], tmp_path / "third"
+    )
+    assert any(not torch.equal(value, weights(third)[key]) for key, value in weights(one).items())
+
+
+def start_training(out: Path, data: Path, *options: str) -> subprocess.Popen[str]:
+    """The command line's training in a process of its own, with a small network."""
+    arguments = [
+        "train", "--data", str(data), "--out", str(out), "--name", "small", "--model.name", "Unet",
+        "--model.encoder", "mobilenet_v2", "--model.decoder_channels", "[32,16,16,8,8]",
+        "--model.encoder_weights", "none", "--frames.size", "64", "--frames.batch_size", "8", "--frames.workers", "0",
+        "--trainer.loggers", "[]", "--trainer.threads", "1", "--trainer.precision", "32-true", *options,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "polypseg.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+    )  # fmt: skip
+
+
+def wait_for_epochs(out: Path, process: subprocess.Popen[str], count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        file = out / "metrics.csv"
+        if file.is_file() and len(file.read_text().splitlines()) > count:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no {count} epochs: {process.communicate()}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_at_any_moment_it_goes_on(
+    how: signal.Signals, tmp_path: Path, phantom_folder: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start_training(out, phantom_folder, "--trainer.epochs", "60")
+    wait_for_epochs(out, process, 1)
+    time.sleep(0.3)  # somewhere in a later epoch, perhaps while a checkpoint is written
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 1
+        assert error.strip().splitlines()[-1].startswith("polypseg: interrupted") and "--resume" in error
+        assert "Traceback" not in error
+    before = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["epoch"]
+    rows = len(pd.read_csv(out / "metrics.csv"))
+    assert rows - 1 <= before + 1 <= rows  # the table may be one epoch ahead of the checkpoint, never behind
+    process = start_training(out, phantom_folder, "--trainer.epochs", "60", "--resume")
+    wait_for_epochs(out, process, rows + 1)
+    process.kill()
+    process.communicate()
+    table = pd.read_csv(out / "metrics.csv")
+    assert list(table["epoch"]) == list(range(len(table)))
+
+
+def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path) -> None:
+    """DDP on the CPU (gloo): 5 frames in batches of 2 are uneven shards; the numbers are those of one process."""
+    tables = {}
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        process = start_training(
+            out, phantom_folder, "--trainer.epochs", "1", "--trainer.devices", str(devices), "--trainer.strategy",
+            "ddp" if devices > 1 else "auto", "--frames.batch_size", "2", "--optimizer.learning_rate", "0.0",
+            "--trainer.accelerator", "cpu",
+        )  # fmt: skip
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        tables[devices] = pd.read_csv(out / "metrics.csv")
+    assert len(read_split(tmp_path / "1" / "split.csv").query("split == 'val'")) % 4 != 0
+    # With a learning rate of 0 the weights are equal; batch normalisation's statistics come from the training
+    # batches and differ, so the comparison below validates one checkpoint in both ways instead of two runs.
+    script = tmp_path / "validate.py"
+    script.write_text(_VALIDATE)
+    found = {}
+    for devices in (1, 2):
+        result = subprocess.run(
+            [sys.executable, str(script), str(tmp_path / "1"), str(phantom_folder), str(devices)],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        found[devices] = json.loads(result.stdout.strip().splitlines()[-1])
+    assert found[1].keys() == {"val_loss", "val_dice", "val_dice_batch"}
+    assert found[2] == pytest.approx(found[1], abs=1e-6)
+    # and the run of one process reported just these numbers when it validated that checkpoint
+    assert found[1]["val_dice"] == pytest.approx(tables[1]["val_dice"][0], abs=1e-5)
+
+
+_VALIDATE = """
+import json, sys
+import lightning as L, torch, yaml
+from polypseg.bundle import ModelBundle
+from polypseg.data import read
+from polypseg.data.splits import read_split
+from polypseg.inference.segmenter import load_weights
+from polypseg.models.network import build
+from polypseg.training.datamodule import FramesDataModule
+from polypseg.training.module import SegmentationModule
+from polypseg.training.recipe import FramesConfig, Recipe, TrainerConfig
+from pathlib import Path
+
+run, data, devices = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+bundle = ModelBundle.load(run)
+network = build(bundle.architecture)
+load_weights(network, bundle)
+recipe = Recipe(frames=FramesConfig(size=64, batch_size=2, workers=0), trainer=TrainerConfig())
+catalog = read(data).with_split(read_split(run / "split.csv"))
+frames = FramesDataModule(catalog, bundle.preprocessing, recipe, progress=False)
+trainer = L.Trainer(
+    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+    use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
+    enable_checkpointing=False, precision="32-true",
+)
+trainer.validate(SegmentationModule(network, recipe), frames, verbose=False)
+if trainer.is_global_zero:
+    print(json.dumps({key: float(value) for key, value in trainer.callback_metrics.items()}))
+"""
+
+
+def test_early_stopping(tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]) -> None:
+    # With a learning rate of 0, validation stops changing once batch normalisation has settled.
+    recipe = small_recipe(
+        optimizer={"learning_rate": 1e-12, "schedule": "constant"}, trainer={"epochs": 30, "patience": 2}
+    )
+    out = train(recipe, [phantom_folder], tmp_path / "run")
+    metrics = pd.read_csv(out / "metrics.csv")
+    assert len(metrics) < 30
+    assert len(metrics) == metrics["val_dice"].idxmax() + 1 + 2
+
+
+def test_full_disk_is_told_and_keeps_the_last_checkpoint(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(trainer=STRICT)
+    save, calls = AtomicCheckpointIO.save_checkpoint, []
+
+    def full(
+        self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        calls.append(path)
+        if checkpoint["epoch"] == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", _no_space)
+                save(self, checkpoint, path, storage_options)
+        else:
+            save(self, checkpoint, path, storage_options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
+        with pytest.raises(PolypsegError, match=r"\.ckpt: the disk is full") as caught:
+            train(recipe, [phantom_folder], tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] == 0
+    assert not list((tmp_path / "run").rglob("*.part"))
+    whole = train(recipe, [phantom_folder], tmp_path / "whole")
+    assert_same_run(whole, train(recipe, [phantom_folder], tmp_path / "run", resume=True))
+
+
+def _no_space(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_an_earlier_run_is_not_overwritten(
+    finished: Path, phantom_folder: Path, small_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(PolypsegError, match="holds a run already"):
+        train(small_recipe(), [phantom_folder], finished)
+    with pytest.raises(PolypsegError, match=r"differs in frames\.size: 64 then, 96 now"):
+        train(small_recipe(threshold=None, frames={"size": 96}), [phantom_folder], finished, resume=True)
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(PolypsegError, match="is not empty and holds no run"):
+        train(small_recipe(), [phantom_folder], tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_a_damaged_checkpoint_is_told(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    out = train(small_recipe(trainer={"epochs": 1}), [phantom_folder], tmp_path / "run")
+    file = out / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(PolypsegError, match=r"last\.ckpt: cannot be resumed from"):
+        train(small_recipe(trainer={"epochs": 1}), [phantom_folder], out, resume=True)
+
+
+def test_resuming_a_finished_run_makes_the_same_bundle(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    recipe = small_recipe(trainer={"epochs": 1})
+    out = train(recipe, [phantom_folder], tmp_path / "run")
+    before = polypseg.ModelBundle.load(out).hash
+    train(recipe, [phantom_folder], out, resume=True)
+    assert polypseg.ModelBundle.load(out).hash == before
+    assert len(pd.read_csv(out / "metrics.csv")) == 1
+
+
+def test_several_data_sets_and_a_split_file(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    from polypseg.data import phantom, read_all
+    from polypseg.data.splits import make_split, write_split
+
+    other = tmp_path / "other"
+    (other / "images").mkdir(parents=True)
+    (other / "masks").mkdir()
+    for index in range(6):
+        frame, mask = phantom.draw(100 + index, 72, 88)
+        Image.fromarray(frame).save(other / "images" / f"é {index}.png")
+        Image.fromarray(mask).save(other / "masks" / f"é {index}.png")
+    both = [phantom_folder, other]
+    write_split(make_split("seed", read_all(both)), tmp_path / "split.csv")
+    out = train(
+        small_recipe(split=str(tmp_path / "split.csv"), trainer={"epochs": 1}), both, tmp_path / "run"
+    )
+    per_image = pd.read_csv(out / "per_image.csv")
+    assert set(per_image["dataset"]) == {"phantom", "other"}
+    with pytest.raises(PolypsegError, match="give its --data too"):
+        train(small_recipe(split=str(tmp_path / "split.csv")), [phantom_folder], tmp_path / "third")
+
+
+def test_a_loss_that_explodes_is_told(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    recipe = small_recipe(optimizer={"learning_rate": 1e30, "name": "adam", "schedule": "constant"})
+    with pytest.raises(PolypsegError, match=r"loss is not finite in epoch 1; lower optimizer\.learning_rate"):
+        train(recipe, [phantom_folder], tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": {"size": 100}}, "multiple of 32"),
+        ({"trainer": {"epochs": 0}}, "epochs 0"),
+        ({"threshold": 1.5}, "threshold 1.5"),
+        ({"name": "a/b"}, "cannot name a folder"),
+    ],
+)
+def test_a_recipe_that_cannot_work(
+    change: dict[str, Any], message: str, small_recipe: Callable[..., Any]
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        small_recipe(**change)
+
+
+def test_what_may_differ_when_a_run_is_resumed(small_recipe: Callable[..., Any]) -> None:
+    before = small_recipe().to_dict()
+    assert first_difference(before, small_recipe(frames={"workers": 3, "cache": "disk"}).to_dict()) is None
+    assert (
+        first_difference(before, small_recipe(trainer={"epochs": 9}).to_dict())
+        == "trainer.epochs: 2 then, 9 now"
+    )
+
+
+def test_unknown_network_names_suggest_the_nearest(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    with pytest.raises(PolypsegError, match="did you mean UnetPlusPlus"):
+        train(small_recipe(model={"name": "UnetPluPlus"}), [phantom_folder], tmp_path / "a")
+    with pytest.raises(PolypsegError, match="mobilenet_v9"):
+        train(small_recipe(model={"encoder": "mobilenet_v9"}), [phantom_folder], tmp_path / "b")
