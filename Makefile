@@ -3,7 +3,9 @@
 # make lint            ruff and mypy
 # make bench           training speed against the plain way
 
-PYTHON ?= $(firstword $(foreach version,3.13 3.12 3.11,$(if $(shell python$(version) -c "import sys" 2>/dev/null && echo yes),python$(version))) python3)
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c '$(SUITS)' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 DATA ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -12,8 +14,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 install: .venv/installed
 
 .venv/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13)' 2>/dev/null \
-		|| { echo "polypseg needs Python 3.11 to 3.13; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(or $(PYTHON),false) -c '$(SUITS)' \
+		|| { echo "polypseg needs Python 3.11 to 3.13; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "installing into .venv (PyTorch is large: a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq -e '.[dev]'

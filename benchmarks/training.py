@@ -56,17 +56,13 @@ class PlainDataset(torch.utils.data.Dataset):
         image = np.array(Image.open(row.image_path).convert("RGB"))
         mask = (np.array(Image.open(row.mask_path).convert("L")) > 127).astype(np.uint8)
         result = self.pipeline(image=image, mask=mask)
-        return torch.from_numpy(result["image"].transpose(2, 0, 1)), torch.from_numpy(
-            result["mask"][None]
-        ).float()
+        return torch.from_numpy(result["image"].transpose(2, 0, 1)), torch.from_numpy(result["mask"][None]).float()
 
 
 class PlainWay:
     def __init__(self, catalog: Catalog, preprocessing: Preprocessing, recipe: Recipe) -> None:
         dataset = PlainDataset(catalog, preprocessing)
-        self.loader = torch.utils.data.DataLoader(
-            dataset, recipe.frames.batch_size, shuffle=True, drop_last=True
-        )
+        self.loader = torch.utils.data.DataLoader(dataset, recipe.frames.batch_size, shuffle=True, drop_last=True)
         self.network = build(recipe.model.architecture)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-4)
         self.bce, self.dice = torch.nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary")
@@ -118,9 +114,7 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as temporary:
-        data = (
-            Path(options.data) if options.data else phantom.write(Path(temporary) / "phantom", options.frames)
-        )
+        data = Path(options.data) if options.data else phantom.write(Path(temporary) / "phantom", options.frames)
         table = read(data).frames.iloc[: options.frames].assign(split="train")
         catalog = Catalog(table.reset_index(drop=True))
         recipe = Recipe(

@@ -51,9 +51,7 @@ def small_recipe() -> Callable[..., Any]:
             "optimizer": (OptimizerConfig, {"name": "adamw", "learning_rate": 1e-3}),
             "trainer": (TrainerConfig, {"epochs": 2, "loggers": ()}),
         }
-        built = {
-            name: kind(**{**values, **changes.pop(name, {})}) for name, (kind, values) in sections.items()
-        }
+        built = {name: kind(**{**values, **changes.pop(name, {})}) for name, (kind, values) in sections.items()}
         return Recipe(**{"name": "small", **built, **changes})
 
     return make

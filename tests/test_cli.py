@@ -44,25 +44,19 @@ def test_help_names_every_verb_and_loads_nothing_heavy(capsys: pytest.CaptureFix
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_wrong_arguments_exit_with_2_and_one_line(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_exit_with_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status, _, error = run(capsys, *arguments)
     assert status == 2
     assert len(error.strip().splitlines()) == 1 and error.startswith("polypseg")
 
 
-def test_printed_config_is_commented_and_can_be_read_back(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_printed_config_is_commented_and_can_be_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "train", "--print_config")
     assert status == 0 and "# rows and columns of the network's input, pixels" in out
     values = yaml.safe_load(out)
     assert values["frames"]["size"] == 256 and values["model"]["encoder"] == "efficientnet-b3"
     (tmp_path / "config.yaml").write_text(out)
-    status, again, _ = run(
-        capsys, "train", "--config", tmp_path / "config.yaml", "--frames.size", 96, "--print_config"
-    )
+    status, again, _ = run(capsys, "train", "--config", tmp_path / "config.yaml", "--frames.size", 96, "--print_config")
     assert status == 0
     values["frames"]["size"] = 96
     assert yaml.safe_load(again) == values
@@ -82,14 +76,10 @@ def test_phantom_to_split(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     table = pd.read_csv(split, dtype=str)
     assert status == 0 and "8 train, 2 val, 2 test" in out
     assert list(table.columns) == ["dataset", "frame_id", "split"] and len(table) == 12
-    status, out, _ = run(
-        capsys, "data", "check", "--data", folder, "--split", split, "--out", tmp_path / "check"
-    )
+    status, out, _ = run(capsys, "data", "check", "--data", folder, "--split", split, "--out", tmp_path / "check")
     assert status == 0
     assert json.loads((tmp_path / "check" / "audit.json").read_text())
-    status, out, _ = run(
-        capsys, "data", "show", "--data", folder, "--out", tmp_path / "show.png", "--count", 3
-    )
+    status, out, _ = run(capsys, "data", "show", "--data", folder, "--out", tmp_path / "show.png", "--count", 3)
     assert status == 0 and Image.open(tmp_path / "show.png").width > 300
 
 
@@ -147,9 +137,7 @@ def test_demo_walks_through_everything(capsys: pytest.CaptureFixture[str], tmp_p
     from polypseg.data import phantom
 
     data = phantom.write(tmp_path / "frames", 30, seed=2, height=72, width=88)
-    status, out, error = run(
-        capsys, "demo", "--data", data, "--out", tmp_path / "demo", "--recipe_file", recipe
-    )
+    status, out, error = run(capsys, "demo", "--data", data, "--out", tmp_path / "demo", "--recipe_file", recipe)
     assert status == 0, error
     for name in ("frames.png", "split.csv", "check/audit.json", "run/curves.png", "run/predictions.png"):
         assert (tmp_path / "demo" / name).is_file(), name

@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polypseg.cli import build_parser
-from polypseg.training.recipe import Recipe
+from polypseg.training.recipe import load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
-
-
-def load(path: Path) -> Recipe:
-    parser = build_parser(["train"])
-    options = parser.instantiate(parser.parse_args(["train", "--config", str(path), '--data=["x"]'])).train
-    return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
 
 
 def test_there_are_the_three() -> None:
@@ -26,11 +19,11 @@ def test_there_are_the_three() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_named_like_its_file(path: Path) -> None:
-    assert load(path).name == path.stem
+    assert load_recipe(path).name == path.stem
 
 
 def test_seed_is_the_known_recipe_to_the_letter() -> None:
-    recipe = load(RECIPES[0].with_name("seed.yaml"))
+    recipe = load_recipe(RECIPES[0].with_name("seed.yaml"))
     assert (recipe.model.name, recipe.model.encoder) == ("UnetPlusPlus", "efficientnet-b3")
     assert (recipe.model.encoder_weights, recipe.model.decoder_dropout) == ("imagenet", 0.4)
     assert (recipe.frames.size, recipe.frames.batch_size, recipe.frames.augmentation) == (256, 16, "seed")
@@ -45,12 +38,8 @@ def test_one_epoch_of_each_recipe_runs(path: Path, phantom_folder: Path, tmp_pat
     """Network, loss, optimiser and schedule as in the recipe; small frames, and no weights from the hub."""
     from polypseg.training.run import train
 
-    recipe = load(path)
-    model = (
-        recipe.model
-        if recipe.model.encoder.startswith("tu-")
-        else replace(recipe.model, encoder_weights="none")
-    )
+    recipe = load_recipe(path)
+    model = recipe.model if recipe.model.encoder.startswith("tu-") else replace(recipe.model, encoder_weights="none")
     recipe = replace(
         recipe,
         model=model,

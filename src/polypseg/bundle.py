@@ -73,6 +73,15 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Literal["linear", "area"] = "linear"
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.height, int) and isinstance(self.width, int) and min(self.height, self.width) > 0):
+            raise ValueError(f"size {self.height}×{self.width} is not in whole pixels")
+        numbers = len(self.mean) == len(self.std) == 3 and np.isfinite([*self.mean, *self.std]).all()
+        if not numbers or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} are not three numbers each, std above 0")
+        if self.interpolation not in ("linear", "area"):
+            raise ValueError(f"interpolation {self.interpolation!r} is neither linear nor area")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """From the plain types of ``metadata.json``."""
@@ -143,35 +152,33 @@ class ModelBundle:
         if not (folder / METADATA_FILE).is_file() and (folder / "bundle" / METADATA_FILE).is_file():
             folder = folder / "bundle"
         if not (folder / METADATA_FILE).is_file():
-            raise PolypsegError(
-                f"{path}: is no model bundle (no {METADATA_FILE}); name a bundle or a run folder"
-            )
+            raise PolypsegError(f"{path}: is no model bundle (no {METADATA_FILE}); name a bundle or a run folder")
         metadata = read_json(folder / METADATA_FILE)
         file = folder / METADATA_FILE
         if not isinstance(metadata, dict):
             raise PolypsegError(f"{file}: is not a JSON object; copy the bundle again")
         version = metadata.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise PolypsegError(
-                f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg"
-            )
+            raise PolypsegError(f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg")
         missing = [key for key in _REQUIRED if key not in metadata]
         if missing:
             raise PolypsegError(f"{file}: lacks {', '.join(missing)}; copy the bundle again")
+        if version != SCHEMA_VERSION:
+            raise PolypsegError(f"{file}: has schema {version!r}, which never was; copy the bundle again")
         bundle = cls(folder, metadata)
         try:
             _ = bundle.architecture, bundle.preprocessing, bundle.threshold
-        except (TypeError, KeyError, ValueError) as error:
-            raise PolypsegError(
-                f"{file}: holds an unusable value ({error}); copy the bundle again"
-            ) from error
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+            raise PolypsegError(f"{file}: holds an unusable value ({error}); copy the bundle again") from error
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
             raise PolypsegError(f"{weights}: is missing; copy the bundle again")
-        if sha256_file(weights) != metadata["weights_sha256"]:
-            raise PolypsegError(
-                f"{weights}: is not the file that {METADATA_FILE} describes; copy the bundle again"
-            )
+        try:
+            checksum = sha256_file(weights)
+        except OSError as error:
+            raise PolypsegError(f"{weights}: cannot be read ({error.strerror})") from error
+        if checksum != metadata["weights_sha256"]:
+            raise PolypsegError(f"{weights}: is not the file that {METADATA_FILE} describes; copy the bundle again")
         return bundle
 
     @classmethod
@@ -189,7 +196,7 @@ class ModelBundle:
         """Write a bundle; the folder appears whole or not at all, and replaces one of the same name.
 
         Args:
-            folder: where to write it.
+            folder: where to write it; what lies there must be a bundle or empty.
             state: the network's ``state_dict`` (weights and buffers, written as contiguous float32 or int64).
             name: the model's name.
             architecture: what builds the network.
@@ -199,11 +206,13 @@ class ModelBundle:
                 encoder_weights, licence, …
 
         Raises:
-            PolypsegError: the disk is full or the folder cannot be written.
+            PolypsegError: the disk is full, the folder cannot be written, or something else lies there.
         """
         from safetensors.torch import save
 
         folder = Path(folder)
+        if folder.exists() and not (folder / METADATA_FILE).is_file() and not _is_empty(folder):
+            raise PolypsegError(f"{folder}: holds something that is no bundle, which is left alone; name another")
         payload = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -223,9 +232,15 @@ class ModelBundle:
                     "versions": versions(),
                 }
                 write_json(fresh / METADATA_FILE, metadata)
+                old = Path(temporary) / "old"
                 if folder.exists():
-                    folder.rename(Path(temporary) / "old")
-                fresh.rename(folder)
+                    folder.rename(old)
+                try:
+                    fresh.rename(folder)
+                except OSError:
+                    if old.exists():
+                        old.rename(folder)
+                    raise
         except OSError as error:
             raise disk_error(folder, error) from error
         return cls.load(folder)
@@ -276,9 +291,11 @@ class ModelBundle:
         try:
             return load_file(self.folder / WEIGHTS_FILE)
         except (SafetensorError, OSError) as error:
-            raise PolypsegError(
-                f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); copy the bundle again"
-            ) from error
+            raise PolypsegError(f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); copy the bundle again") from error
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def versions() -> dict[str, str]:

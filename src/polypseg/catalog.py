@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from polypseg.errors import PolypsegError
 from polypseg.files import sha256_lines
@@ -28,46 +30,86 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open an image file lazily (its header only) and check that its size is sane.
+    """Open an image file lazily (its header only) and check that it holds one picture of a sane size.
 
     Returns:
         A Pillow image, not yet decoded, EXIF orientation not yet applied.
 
     Raises:
-        PolypsegError: the file is missing, empty, no image, or larger than ``MAX_PIXELS``.
+        PolypsegError: the file is missing, empty, no image, larger than ``MAX_PIXELS``, holds several
+            pictures (an animation, pages), or has samples without a defined 8-bit meaning.
     """
     path = Path(path)
     try:
         if path.stat().st_size == 0:
             raise PolypsegError(f"{path}: is empty (0 bytes); restore it or remove it")
         image = Image.open(path)
+        # A JPEG of a camera may carry its own preview as a second picture (MPO): the first is the frame.
+        pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except PolypsegError:
         raise
     except Image.DecompressionBombError as error:
         raise PolypsegError(f"{path}: is larger than {MAX_PIXELS:,} pixels and was not decoded") from error
     except UnidentifiedImageError as error:
         raise PolypsegError(f"{path}: is not an image that can be read; replace it or remove it") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PolypsegError(f"{path}: cannot be read ({reason})") from error
+    # Besides OSError, a format's own code raises whatever it meets: struct.error, EOFError, zlib.error, …
+    except Exception as error:
+        raise PolypsegError(f"{path}: cannot be read ({_reason(error)}); replace it or remove it") from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise PolypsegError(f"{path}: is larger than {MAX_PIXELS:,} pixels and was not decoded")
+    if pictures > 1:
+        image.close()
+        raise PolypsegError(f"{path}: holds {pictures} pictures; save the one to use as a file of its own")
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # older Pillows: I for 16-bit PNG
+        image.close()
+        raise PolypsegError(f"{path}: has floating-point or 32-bit samples; save it with 8 or 16 bits")
     return image
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels after EXIF orientation, from the header alone. Raises as ``open_image``."""
+    """(width, height) in pixels after EXIF orientation, from the header. Raises as ``read_frame``.
+
+    Only a PNG with an EXIF block behind its pixels is decoded for it.
+    """
     with open_image(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else (image.width, image.height)
+        try:
+            # PNG's own getexif decodes the pixels, to see what follows them; that is seldom needed.
+            early = image.format == "PNG" and not _has_late_exif(Path(path))
+            exif = Image.Image.getexif(image) if early else image.getexif()
+            turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # whose size Pillow gives turned or not, by its version
+                width, height = (
+                    image.tag_v2[ExifTags.Base.ImageWidth],
+                    image.tag_v2[ExifTags.Base.ImageLength],
+                )
+            return (height, width) if turned else (width, height)
+        except Exception as error:
+            raise PolypsegError(_damage(path, error)) from error
+
+
+def _has_late_exif(path: Path) -> bool:
+    """Whether a PNG has something with an orientation behind its pixels; hops from chunk to chunk."""
+    behind_pixels = False
+    with path.open("rb") as file:
+        file.seek(8)  # the signature
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = file.read(min(length, 22))
+            named = start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
+            if behind_pixels and (kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and named)):
+                return True
+            behind_pixels |= kind == b"IDAT"
+            file.seek(length - len(start) + 4, os.SEEK_CUR)  # 4: the checksum
+    return False
 
 
 def read_frame(path: str | Path) -> NDArray[np.uint8]:
     """Read a frame as 8-bit RGB: EXIF orientation applied, any bit depth and channel count.
 
     16-bit samples keep their high byte, grey becomes three equal channels, an alpha channel is dropped,
-    CMYK and palette images are converted.
+    CMYK and palette images are converted; 32-bit and floating-point samples are refused.
 
     Returns:
         H×W×3 uint8, RGB, 0..255.
@@ -98,18 +140,24 @@ def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
 def _decode(path: str | Path, mode: str) -> Image.Image:
     with open_image(path) as image:
         try:
+            if isinstance(image, TiffImageFile):
+                image.filename = ""  # else Pillow 13 maps the file into memory, and mangles one that EXIF turns
             image.load()
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey ("I;16…"), or 32-bit holding 16
-                values = np.asarray(image).astype(np.int64)
-                if values.min() < 0 or values.max() > 65535:
-                    raise PolypsegError(f"{path}: has 32-bit samples; save it with 8 or 16 bits")
-                image = Image.fromarray((values >> 8).astype(np.uint8))
-            elif image.mode == "F":
-                raise PolypsegError(f"{path}: has floating-point samples; save it with 8 or 16 bits")
+            if image.mode.startswith("I"):  # 16-bit grey
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
             return image.convert(mode)
-        except (OSError, ValueError, SyntaxError, IndexError) as error:
-            raise PolypsegError(f"{path}: is damaged and cannot be decoded ({error})") from error
+        except Exception as error:  # as in open_image
+            raise PolypsegError(_damage(path, error)) from error
+
+
+def _damage(path: str | Path, error: Exception) -> str:
+    return f"{path}: is damaged and cannot be decoded ({_reason(error)}); replace it or remove it"
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -143,17 +191,20 @@ class Catalog:
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Catalog:
         """A Catalog from one dict a frame; columns left out get ``None``, ``[]`` or an empty string."""
-        defaults: dict[str, Any] = {"mask_path": None, "boxes": [], "group": "", "split": ""}
-        table = pd.DataFrame([{**defaults, **row} for row in rows], columns=COLUMNS)
+        filled = [{"mask_path": None, "boxes": [], "group": "", "split": "", **row} for row in rows]
+        # dtype object: pandas would make a missing mask_path NaN among strings.
+        table = pd.DataFrame(filled, columns=COLUMNS, dtype=object)
         return cls(table.astype({"width": int, "height": int}))
 
     @classmethod
     def concatenate(cls, catalogs: Sequence[Catalog]) -> Catalog:
-        """One Catalog of several, in their order.
+        """One Catalog of several, in their order; of none, one without frames.
 
         Raises:
             PolypsegError: two of them hold the same frame of the same data set.
         """
+        if not catalogs:
+            return cls.from_rows([])
         return cls(pd.concat([catalog.frames for catalog in catalogs], ignore_index=True))
 
     def __len__(self) -> int:

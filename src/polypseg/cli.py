@@ -21,6 +21,7 @@ from polypseg.training.recipe import Recipe
 
 log = logging.getLogger("polypseg")
 REPEATABLE = "--data"  # may be given several times, in every verb
+FLAGS = ("--resume", "--overwrite")  # true when they stand alone
 
 
 class _Parser(ArgumentParser):
@@ -38,14 +39,10 @@ def data_list() -> None:
     for entry in DATASETS.values():
         way = "download" if entry.url else ("drawn by polypseg" if entry.name == "phantom" else "by hand")
         frames = "any number" if entry.frames == 0 else f"{entry.frames} frames"
-        print(
-            f"{entry.name:14} {frames:12} {way:18} {entry.title}\n{'':14} {entry.terms}\n{'':14} {entry.homepage}"
-        )
+        print(f"{entry.name:14} {frames:12} {way:18} {entry.title}\n{'':14} {entry.terms}\n{'':14} {entry.homepage}")
 
 
-def data_download(
-    name: str, out: str = "data", url: str | None = None, count: int = 200, seed: int = 0
-) -> None:
+def data_download(name: str, out: str = "data", url: str | None = None, count: int = 200, seed: int = 0) -> None:
     """Download a data set, verify its checksum and unpack it; or draw phantom frames.
 
     Args:
@@ -81,11 +78,7 @@ def data_check(data: list[str], split: str | None = None, out: str = "data-check
 
     table = None
     if split is not None:
-        table = (
-            read_split(Path(split))
-            if split.endswith(".csv")
-            else make_split(split, read_all(data), seed=seed)
-        )
+        table = read_split(Path(split)) if split.endswith(".csv") else make_split(split, read_all(data), seed=seed)
     result = audit([Path(source) for source in data], table)
     print(result.table())
     write_json(Path(out) / "audit.json", result.to_dict())
@@ -175,7 +168,9 @@ def train(
     """
     from polypseg.training.run import train as run
 
-    print(run(recipe, data, out, resume=resume, overwrite=overwrite))
+    folder = run(recipe, data, out, resume=resume, overwrite=overwrite)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, one speaks
+        print(folder)
 
 
 def demo(data: str | None = None, out: str = "demo", recipe_file: str = "recipes/smoke.yaml") -> None:
@@ -245,9 +240,7 @@ VERBS = {"train": train, "demo": demo}
 def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
     """The parser of all verbs; the options of only those that occur in ``arguments`` are built, as that is slow."""
     about = "Read, check, split and show data sets."
-    parser = _Parser(
-        prog="polypseg", description="Polyp segmentation in colonoscopy frames. Research use only."
-    )
+    parser = _Parser(prog="polypseg", description="Polyp segmentation in colonoscopy frames. Research use only.")
     parser.add_argument("--version", action="version", version=f"polypseg {__version__}")
     verbs = parser.add_subcommands(required=True, dest="verb")
     steps = _Parser(description=about)
@@ -262,14 +255,10 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
 
 def _verb(function: Any) -> ArgumentParser:
     parser = _Parser(description=_summary(function))
-    parser.add_argument(
-        "--config", action="config", help="a YAML file with options; those given here override it"
-    )
+    parser.add_argument("--config", action="config", help="a YAML file with options; those given here override it")
     if function is data_download:
         parser.add_argument("name", help="data set; `polypseg data list` shows all")
-    parser.add_function_arguments(
-        function, skip={"recipe", "name"} if function is not data_split else {"recipe"}
-    )
+    parser.add_function_arguments(function, skip={"recipe", "name"} if function is not data_split else {"recipe"})
     if function is train:
         parser.usage = "polypseg train --config RECIPE --data DIR [--out DIR] [options]"
         parser.add_class_arguments(Recipe, None)
@@ -297,27 +286,27 @@ def _run(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> list[str]:
-    """Gather repeated ``--data`` into one list, and let ``--print_config`` print its comments."""
+    """Gather repeated ``--data`` into one list, let flags stand alone, and ``--print_config`` print its comments."""
     rest: list[str] = []
     gathered: list[str] = []
-    position: int | None = None
-    words = iter(arguments)
-    for word in words:
-        value = None
-        if word == REPEATABLE:
-            value = next(words, None)
-            if value is None:
-                raise UsageError("--data: names no folder")
-        elif word.startswith(f"{REPEATABLE}="):
-            value = word.partition("=")[2]
-        if value is None:
+    place = 0
+    for index, word in enumerate(arguments):
+        option, equals, value = word.partition("=")
+        following = arguments[index + 1] if index + 1 < len(arguments) else None
+        alone = following is None or following.startswith("--")
+        if index and arguments[index - 1] == REPEATABLE:
+            continue  # was taken with the option before it
+        if option == REPEATABLE:
+            if not equals and alone:
+                raise UsageError(f"{REPEATABLE}: names no folder")
+            place = place or len(rest)
+            gathered.append(value if equals else str(following))
+        elif word in FLAGS and alone:
+            rest.append(f"{word}=true")
+        else:
             rest.append("--print_config=comments" if word == "--print_config" else word)
-            continue
-        position = len(rest) if position is None else position
-        gathered.append(value)
-    if position is not None:
-        value = gathered[0] if rest[:1] == ["demo"] else json.dumps(gathered)
-        rest.insert(position, f"{REPEATABLE}={value}")
+    if gathered:
+        rest.insert(place, f"{REPEATABLE}={gathered[-1] if rest[:1] == ['demo'] else json.dumps(gathered)}")
     return rest
 
 
@@ -340,9 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(
-            "polypseg: interrupted; what was complete is kept, train goes on with --resume", file=sys.stderr
-        )
+        print("polypseg: interrupted; what was complete is kept, train goes on with --resume", file=sys.stderr)
         return 1
 
 

@@ -52,7 +52,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def disk_error(path: Path, error: OSError) -> PolypsegError:
     """The one line for an ``OSError`` met while writing ``path``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return PolypsegError(f"{path}: the disk is full; free some space and run the same command again")
+        return PolypsegError(f"{path}: the disk is full; free some space and run it again (train: with --resume)")
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return PolypsegError(f"{path}: no permission to write here; choose another --out")
     return PolypsegError(f"{path}: cannot be written ({error.strerror or error}); choose another --out")
@@ -76,7 +76,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PolypsegError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolypsegError(f"{path}: is not valid JSON ({error})") from error
 
 

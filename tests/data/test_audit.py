@@ -149,9 +149,7 @@ def test_boxes_against_masks(tmp_path: Path) -> None:
     assert disagreeing == {"elsewhere", "outside", "turned", "nothing"}
     outside = {finding.frames[0].split("/")[1] for finding in result.of_kind("box-outside")}
     assert outside == {"outside", "turned"}
-    messages = {
-        finding.frames[0].split("/")[1]: finding.message for finding in result.of_kind("box-disagrees")
-    }
+    messages = {finding.frames[0].split("/")[1]: finding.message for finding in result.of_kind("box-disagrees")}
     assert "1 of 2 boxes fit no region of the mask; [0, 0, 20, 20] reaches IoU 0.00" in messages["elsewhere"]
     assert result.ok
 

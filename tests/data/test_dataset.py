@@ -31,9 +31,7 @@ def frames(tmp_path: Path) -> Catalog:
 
 @pytest.mark.parametrize("interpolation", ["linear", "area"])
 @pytest.mark.parametrize("shape", [(72, 88), (64, 64), (33, 200), (500, 301)])
-def test_evaluation_pipeline_equals_the_preprocessing_of_inference(
-    shape: tuple[int, int], interpolation: str
-) -> None:
+def test_evaluation_pipeline_equals_the_preprocessing_of_inference(shape: tuple[int, int], interpolation: str) -> None:
     """Training evaluates with Albumentations, inference with Preprocessing.apply: they may not drift apart."""
     preprocessing = Preprocessing(64, 96, SMALL.mean, SMALL.std, interpolation)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
@@ -105,9 +103,7 @@ def test_each_frame_is_decoded_once(
 ) -> None:
     decoded: list[str] = []
     decode = catalog_module._decode
-    monkeypatch.setattr(
-        catalog_module, "_decode", lambda path, mode: decoded.append(str(path)) or decode(path, mode)
-    )
+    monkeypatch.setattr(catalog_module, "_decode", lambda path, mode: decoded.append(str(path)) or decode(path, mode))
     cache = FrameCache(frames, SMALL, kind, folder=tmp_path / "cache", progress=False)  # type: ignore[arg-type]
     for _ in range(3):
         for index in range(6):
@@ -141,9 +137,7 @@ def test_disk_cache_is_whole_or_not_there(frames: Catalog, tmp_path: Path) -> No
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_disk_cache_tells_of_a_full_disk(
-    frames: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_cache_tells_of_a_full_disk(frames: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -161,9 +155,7 @@ def test_disk_cache_travels_to_a_worker_without_its_pixels(frames: Catalog, tmp_
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(frames: Catalog) -> None:
-    dataset = FrameDataset(
-        FrameCache(frames, SMALL, progress=False), training_pipeline(SMALL, "strong"), seed=5
-    )
+    dataset = FrameDataset(FrameCache(frames, SMALL, progress=False), training_pipeline(SMALL, "strong"), seed=5)
     first = dataset[Key(2, 3)]
     dataset[Key(4, 1)]  # another in between changes nothing
     assert torch.equal(first["image"], dataset[Key(2, 3)]["image"])
@@ -187,9 +179,7 @@ def test_dataset_is_an_ordinary_torch_dataset(frames: Catalog) -> None:
 def test_evaluation_batches_of_all_processes_are_those_of_one(count: int, world_size: int) -> None:
     alone = [[key.position for key in batch] for batch in EpochBatches(count, 4, shuffle=False)]
     assert [index for batch in alone for index in batch] == list(range(count))
-    shards = [
-        list(EpochBatches(count, 4, False, rank=rank, world_size=world_size)) for rank in range(world_size)
-    ]
+    shards = [list(EpochBatches(count, 4, False, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert len({len(shard) for shard in shards}) == 1  # in step
     real = [[key.position for key in batch] for shard in shards for batch in shard if batch[0].weight]
     assert sorted(real) == sorted(alone)

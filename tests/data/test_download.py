@@ -166,9 +166,7 @@ def fails(call: Callable[[], Any], *parts: str, kind: type[PolypsegError] = Poly
     return message
 
 
-def test_a_whole_download(
-    tiny: DataSet, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_whole_download(tiny: DataSet, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     check_whole(download("tiny", tmp_path / "new" / "out"), tmp_path / "new" / "out")
     assert server.ranges == [None]
     bar = capfd.readouterr().err
@@ -185,9 +183,7 @@ def test_a_cut_connection_is_taken_up_where_it_was_cut(tiny: DataSet, server: Se
     assert server.sent == [cut, len(ARCHIVE) - cut]
 
 
-def test_the_next_call_takes_up_what_an_earlier_one_left(
-    tiny: DataSet, server: Server, tmp_path: Path
-) -> None:
+def test_the_next_call_takes_up_what_an_earlier_one_left(tiny: DataSet, server: Server, tmp_path: Path) -> None:
     server.steps = [Step(cut=20_000)]
     fails(lambda: fetch(tmp_path, retries=0), "connection was cut after", "are kept", "run the command again")
     assert not (tmp_path / "tiny.zip").exists()
@@ -212,9 +208,7 @@ def test_a_server_without_ranges_starts_over(tiny: DataSet, server: Server, tmp_
     assert server.sent == [20_000, len(ARCHIVE)]
 
 
-def test_a_file_that_changed_between_the_parts_starts_over(
-    tiny: DataSet, server: Server, tmp_path: Path
-) -> None:
+def test_a_file_that_changed_between_the_parts_starts_over(tiny: DataSet, server: Server, tmp_path: Path) -> None:
     old = bytes(len(ARCHIVE))
     server.steps = [Step(body=old, etag='"v0"', cut=20_000), Step()]
     check_whole(fetch(tmp_path), tmp_path)
@@ -268,9 +262,7 @@ def test_a_wrong_checksum_removes_the_file(tiny: DataSet, server: Server, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_truncated_for_good_gives_up_and_keeps_the_part(
-    tiny: DataSet, server: Server, tmp_path: Path
-) -> None:
+def test_truncated_for_good_gives_up_and_keeps_the_part(tiny: DataSet, server: Server, tmp_path: Path) -> None:
     server.steps = [Step(cut=20_000), Step(cut=0)]
     fails(lambda: fetch(tmp_path), "2 retries did not help", "tiny.example", str(tmp_path / "tiny.zip"))
     assert server.ranges == [None] + ["bytes=20000-"] * 2
@@ -323,9 +315,7 @@ def test_an_archive_fetched_by_hand_is_used(tiny: DataSet, server: Server, tmp_p
     assert server.ranges == []
 
 
-def test_a_wrong_archive_fetched_by_hand_is_left_to_its_owner(
-    tiny: DataSet, server: Server, tmp_path: Path
-) -> None:
+def test_a_wrong_archive_fetched_by_hand_is_left_to_its_owner(tiny: DataSet, server: Server, tmp_path: Path) -> None:
     (tmp_path / "tiny.zip").write_bytes(ARCHIVE[:-1])
     fails(lambda: fetch(tmp_path), sha256(ARCHIVE), "remove it")
     assert (tmp_path / "tiny.zip").read_bytes() == ARCHIVE[:-1]
@@ -477,23 +467,17 @@ def test_a_bomb_by_ratio(tiny: DataSet, server: Server, tmp_path: Path) -> None:
     refuses(tiny, server, tmp_path / "out", archive, "more than 100 times its size")
 
 
-def test_a_bomb_by_size(
-    tiny: DataSet, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bomb_by_size(tiny: DataSet, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_UNPACKED_BYTES", 50_000)
     refuses(tiny, server, tmp_path / "out", ARCHIVE, "more than 50,000")
 
 
-def test_a_bomb_by_number(
-    tiny: DataSet, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bomb_by_number(tiny: DataSet, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ENTRIES", 5)
     refuses(tiny, server, tmp_path / "out", ARCHIVE, "more than 5")
 
 
-def test_an_entry_that_understates_its_size_is_not_unpacked(
-    tiny: DataSet, server: Server, tmp_path: Path
-) -> None:
+def test_an_entry_that_understates_its_size_is_not_unpacked(tiny: DataSet, server: Server, tmp_path: Path) -> None:
     content = random.Random(0).randbytes(1000) * 20
     archive = bytearray(make_zip({"Tiny/grows": content}))
     for position in (archive.rindex(b"PK\x01\x02") + 24, archive.index(b"Tiny/grows") - 8):
@@ -548,9 +532,7 @@ def test_a_redirect_to_a_file_is_not_followed(tiny: DataSet, tmp_path: Path) -> 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as listener:
         thread = threading.Thread(target=listener.handle_request)
         thread.start()
-        fails(
-            lambda: fetch(tmp_path, url=f"http://127.0.0.1:{listener.server_port}/"), "unknown url type: ftp"
-        )
+        fails(lambda: fetch(tmp_path, url=f"http://127.0.0.1:{listener.server_port}/"), "unknown url type: ftp")
         thread.join()
 
 

@@ -206,7 +206,6 @@ def test_kvasirs_reexported_frames_are_found(real_data: Path) -> None:
     names = {*again, *again.values(), *frames["frame_id"][:60]}
     catalog = Catalog(frames[frames["frame_id"].isin(names)].reset_index(drop=True))
     found = {
-        frozenset((catalog.row(i).frame_id, catalog.row(j).frame_id))
-        for i, j, _ in near_pairs(fingerprints(catalog))
+        frozenset((catalog.row(i).frame_id, catalog.row(j).frame_id)) for i, j, _ in near_pairs(fingerprints(catalog))
     }
     assert found == {frozenset(pair) for pair in again.items()}

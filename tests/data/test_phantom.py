@@ -46,9 +46,7 @@ def test_same_arguments_draw_the_same_frame_and_others_another() -> None:
     assert not np.array_equal(frame, phantom.draw(6)[0])
 
 
-@pytest.mark.parametrize(
-    ("height", "width"), [(288, 352), (65, 97), (32, 32), (33, 330), (330, 33), (401, 300)]
-)
+@pytest.mark.parametrize(("height", "width"), [(288, 352), (65, 97), (32, 32), (33, 330), (330, 33), (401, 300)])
 def test_any_size(height: int, width: int) -> None:
     for seed in range(4):
         frame, mask = phantom.draw(seed, height, width, polyps=1)
@@ -169,10 +167,7 @@ def test_boxes_are_tight_around_components() -> None:
 
 
 def test_write_and_read_back(tmp_path: Path) -> None:
-    assert (
-        phantom.write(tmp_path / "set", 9, seed=4, height=72, width=88, empty_fraction=0.4)
-        == tmp_path / "set"
-    )
+    assert phantom.write(tmp_path / "set", 9, seed=4, height=72, width=88, empty_fraction=0.4) == tmp_path / "set"
     catalog = polypseg.data.read(tmp_path / "set")
     assert [row.frame_id for row in catalog] == [f"phantom-{index:04d}" for index in range(9)]
     assert {row.dataset for row in catalog} == {"phantom"}
@@ -273,9 +268,7 @@ def test_a_lost_frame_and_a_damaged_index_are_named(tmp_path: Path) -> None:
         (out / kind).unlink()
     problems: list[polypseg.data.Problem] = []
     assert len(polypseg.data.read(out, problems)) == 2
-    assert [(problem.kind, Path(problem.path).name) for problem in problems] == [
-        ("missing-frame", "phantom-0001.jpg")
-    ]
+    assert [(problem.kind, Path(problem.path).name) for problem in problems] == [("missing-frame", "phantom-0001.jpg")]
     (out / "phantom.json").write_text("{}")
     with pytest.raises(PolypsegError, match="lacks an expected field"):
         polypseg.data.read(out)

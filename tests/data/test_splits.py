@@ -158,9 +158,7 @@ def test_pranet_keeps_the_published_test_set(tmp_path: Path, where: str) -> None
     split = table.set_index("frame_id")["split"]
     assert split["f100"] == split["f101"]
     assert split["f150"] == split["f151"]
-    whole = make_split(
-        "pranet", catalog, lists=lists, val_fraction=0
-    )  # decodes nothing: the frames lie nowhere
+    whole = make_split("pranet", catalog, lists=lists, val_fraction=0)  # decodes nothing: the frames lie nowhere
     assert names(whole, "train") == FRAMES[20:]
     assert names(whole, "val") == []
 

@@ -43,12 +43,8 @@ def test_equals_a_plain_computation(bundle: ModelBundle) -> None:
     )
     with torch.inference_mode():
         logits = network((image.round() / 255 - 0.5) / 0.5)
-    expected = functional.interpolate(logits.sigmoid(), (128, 192), mode="bilinear", align_corners=False)[
-        0, 0
-    ]
-    assert (
-        np.abs(answer.probability - expected.numpy()).max() < 0.01
-    )  # the resize rounds to 8 bits differently
+    expected = functional.interpolate(logits.sigmoid(), (128, 192), mode="bilinear", align_corners=False)[0, 0]
+    assert np.abs(answer.probability - expected.numpy()).max() < 0.01  # the resize rounds to 8 bits differently
     np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.45))
 
 

@@ -27,9 +27,7 @@ def test_against_scikit_learn(masks: tuple[Mask, Mask]) -> None:
     prediction, truth = masks
     reference = {"zero_division": 1.0}  # both empty
     assert dice(*masks) == pytest.approx(f1_score(truth.ravel(), prediction.ravel(), **reference), abs=1e-12)
-    assert iou(*masks) == pytest.approx(
-        jaccard_score(truth.ravel(), prediction.ravel(), **reference), abs=1e-12
-    )
+    assert iou(*masks) == pytest.approx(jaccard_score(truth.ravel(), prediction.ravel(), **reference), abs=1e-12)
 
 
 @given(pairs())
@@ -59,8 +57,6 @@ def test_all_thresholds_in_one_pass(masks: tuple[Mask, Mask], seed: int) -> None
     truth = masks[0]
     thresholds = np.linspace(0, 1, 11).astype(np.float32)
     # values on the thresholds themselves are the hard case: >= counts them
-    probability = (
-        np.random.default_rng(seed).choice(np.r_[thresholds, 0.123, 0.987], truth.shape).astype(np.float32)
-    )
+    probability = np.random.default_rng(seed).choice(np.r_[thresholds, 0.123, 0.987], truth.shape).astype(np.float32)
     expected = [dice(probability >= threshold, truth) for threshold in thresholds]
     assert dice_at_thresholds(probability, truth, thresholds) == pytest.approx(expected, abs=1e-12)

@@ -16,9 +16,7 @@ from polypseg.models.network import build, dropout_argument
 def test_the_known_recipes_network() -> None:
     network = build(Architecture("UnetPlusPlus", "efficientnet-b3", decoder_dropout=0.4))
     assert isinstance(network, smp.UnetPlusPlus)
-    assert sum(value.numel() for value in network.parameters()) == pytest.approx(
-        13.6e6, rel=0.01
-    )  # FIELD.md E.1
+    assert sum(value.numel() for value in network.parameters()) == pytest.approx(13.6e6, rel=0.01)  # FIELD.md E.1
     with torch.inference_mode():
         assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 1, 64, 96)
 
@@ -58,9 +56,7 @@ def test_losses_equal_smps() -> None:
     assert bce == pytest.approx(float(torch.nn.BCEWithLogitsLoss()(logits, target)), abs=1e-6)
     pooled = segmentation_loss(logits, target, LossConfig(bce=0, dice=1))
     assert pooled == pytest.approx(float(smp.losses.DiceLoss("binary")(logits, target)), abs=1e-6)
-    each = torch.stack(
-        [smp.losses.DiceLoss("binary")(logits[i : i + 1], target[i : i + 1]) for i in range(4)]
-    )
+    each = torch.stack([smp.losses.DiceLoss("binary")(logits[i : i + 1], target[i : i + 1]) for i in range(4)])
     per_image = segmentation_loss(logits, target, LossConfig(bce=0, dice=1, dice_per_image=True))
     assert per_image == pytest.approx(float(each.mean()), abs=1e-6)
     both = segmentation_loss(logits, target, LossConfig(bce=2, dice=3))
@@ -70,9 +66,7 @@ def test_losses_equal_smps() -> None:
 def test_soft_dice_at_its_ends() -> None:
     target = torch.zeros(2, 1, 8, 8)
     target[0, :, :4] = 1
-    assert soft_dice_loss(torch.where(target > 0, 50.0, -50.0), target, per_image=True) == pytest.approx(
-        0, abs=1e-6
-    )
+    assert soft_dice_loss(torch.where(target > 0, 50.0, -50.0), target, per_image=True) == pytest.approx(0, abs=1e-6)
     wrong = soft_dice_loss(torch.where(target > 0, -50.0, 50.0), target, per_image=True)
     assert wrong == pytest.approx(0.5, abs=1e-6)  # 1 for the image with a polyp, 0 for the one without
     assert soft_dice_loss(torch.full((1, 1, 8, 8), 3.0), torch.zeros(1, 1, 8, 8), per_image=False) == 0

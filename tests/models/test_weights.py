@@ -184,9 +184,7 @@ def test_the_environment_points_to_a_mirror(hub: Hub, tmp_path: Path) -> None:
         "HF_HOME": str(tmp_path / "home"),
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == hashlib.sha256(next(iter(hub.files.values()))).hexdigest()
     assert hub.requests

@@ -61,9 +61,7 @@ def test_a_small_network_learns_from_real_polyps(
     out = train(recipe, [real_data / "Kvasir-SEG"], tmp_path / "run")
     scores = json.loads((out / "test.json").read_text())["metrics"]["test"]
     held_out = frames.with_split(table).of_split("test")
-    everything = np.mean(
-        [2 * held_out.mask(i).mean() / (1 + held_out.mask(i).mean()) for i in range(len(held_out))]
-    )
+    everything = np.mean([2 * held_out.mask(i).mean() / (1 + held_out.mask(i).mean()) for i in range(len(held_out))])
     assert scores["n"] == 12 and scores["dice"] > everything + 0.15
     answer = polypseg.load(out).segment(read_frame(held_out.row(0).image_path))
     assert answer.mask.shape == (held_out.row(0).height, held_out.row(0).width)

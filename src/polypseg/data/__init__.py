@@ -13,7 +13,7 @@ from types import ModuleType
 from polypseg.catalog import Catalog
 from polypseg.data import clinicdb, folder, kvasir, phantom
 from polypseg.data.folder import Problem
-from polypseg.errors import PolypsegError
+from polypseg.errors import PolypsegError, UsageError
 
 READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, folder)  # the first that recognises it reads it
 
@@ -36,15 +36,16 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
             its frame, one cannot be read, or their sizes differ.
     """
     path = Path(source)
-    if not path.is_dir():
-        raise PolypsegError(f"{path}: is no folder; --data names the folder that holds images/ and masks/")
-    reader = next((module for module in READERS if module.recognise(path)), None)
-    if reader is None:
-        raise PolypsegError(
-            f"{path}: holds no images/ folder; --data names the folder that holds images/ and masks/"
-        )
     found: list[Problem] = [] if problems is None else problems
-    rows = reader.rows(path, found)
+    try:
+        if not path.is_dir():
+            raise PolypsegError(f"{path}: is no folder; --data names the folder that holds images/ and masks/")
+        reader = next((module for module in READERS if module.recognise(path)), None)
+        rows = [] if reader is None else reader.rows(path, found)
+    except OSError as error:  # a folder that may not be listed
+        raise PolypsegError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
+    if reader is None:
+        raise PolypsegError(f"{path}: holds no images/ folder; --data names the folder that holds images/ and masks/")
     if problems is None and found:
         more = f" ({len(found) - 1} more; see `polypseg data check`)" if len(found) > 1 else ""
         raise PolypsegError(f"{found[0].message}{more}")
@@ -54,5 +55,8 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
 
 
 def read_all(sources: Iterable[str | Path]) -> Catalog:
-    """Read several data sets into one Catalog. Raises as ``read``."""
-    return Catalog.concatenate([read(source) for source in sources])
+    """Read several data sets into one Catalog. Raises as ``read``, and where there are no sources."""
+    catalogs = [read(source) for source in sources]
+    if not catalogs:
+        raise UsageError("--data: names no folder; it names the folder that holds images/ and masks/")
+    return Catalog.concatenate(catalogs)

@@ -214,16 +214,12 @@ def _mask_findings(catalog: Catalog, prints: Fingerprints, names: list[str]) -> 
         name, pixels, highest = names[k], int(prints.polyp_pixels[k]), int(prints.mask_max[k])
         path = catalog.row(int(k)).mask_path
         if highest == 0:
-            findings.append(
-                _finding("empty-mask", [name], f"{path}: is empty; right only if no polyp is seen")
-            )
+            findings.append(_finding("empty-mask", [name], f"{path}: is empty; right only if no polyp is seen"))
         elif pixels == 0:
             message = f"{path}: holds values up to {highest} only, all below 128; save polyps as 255"
             findings.append(_finding("label-values", [name], message, highest=highest))
         elif prints.area[k] < TINY_AREA or pixels < TINY_PIXELS:
-            message = (
-                f"{path}: the polyp has {pixels} pixels, {prints.area[k]:.3%} of the frame; check the mask"
-            )
+            message = f"{path}: the polyp has {pixels} pixels, {prints.area[k]:.3%} of the frame; check the mask"
             findings.append(_finding("tiny-mask", [name], message, pixels=pixels, area=float(prints.area[k])))
         polyps = int((prints.components[k][:, 4] >= TINY_PIXELS).sum())
         if polyps > 1:
@@ -363,13 +359,9 @@ def _split_findings(
 def _summary(catalog: Catalog, prints: Fingerprints) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "frames": len(catalog),
-        "datasets": {
-            str(name): int(n) for name, n in catalog.frames["dataset"].value_counts(sort=False).items()
-        },
+        "datasets": {str(name): int(n) for name, n in catalog.frames["dataset"].value_counts(sort=False).items()},
     }
-    sizes = sorted(
-        {(int(row.width), int(row.height)) for row in catalog}, key=lambda size: (size[0] * size[1], size)
-    )
+    sizes = sorted({(int(row.width), int(row.height)) for row in catalog}, key=lambda size: (size[0] * size[1], size))
     if sizes:
         summary["resolution"] = {
             "smallest": list(sizes[0]), "largest": list(sizes[-1]), "different": len(sizes)
@@ -392,9 +384,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     if "polyp_area_percent" in summary:
         area = summary["polyp_area_percent"]
         lines.append(
-            "polyp area      "
-            + ", ".join(f"{name} {value:.1f} %" for name, value in area.items())
-            + " of the frame"
+            "polyp area      " + ", ".join(f"{name} {value:.1f} %" for name, value in area.items()) + " of the frame"
         )
     if "split" in summary:
         lines.append("split           " + ", ".join(f"{n} {part}" for part, n in summary["split"].items()))

@@ -103,9 +103,7 @@ class FrameCache:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = pool.map(put, range(self.held))
             try:
-                for _ in tqdm(
-                    done, "reading frames", self.held, unit="frame", disable=not self.progress, leave=False
-                ):
+                for _ in tqdm(done, "reading frames", self.held, unit="frame", disable=not self.progress, leave=False):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)

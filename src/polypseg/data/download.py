@@ -174,9 +174,7 @@ def _is_complete(folder: Path, data_set: DataSet) -> bool:
     found = _frames(folder)
     if found == data_set.frames:
         return True
-    raise PolypsegError(
-        f"{folder}: is there but holds {found} of {data_set.frames} frames; move it away and run again"
-    )
+    raise PolypsegError(f"{folder}: is there but holds {found} of {data_set.frames} frames; move it away and run again")
 
 
 def _frames(folder: Path) -> int:
@@ -229,9 +227,7 @@ def _fetch(
             _transfer(url, part, progress, timeout)
             break
         except urllib.error.HTTPError as error:
-            raise PolypsegError(
-                f"{url}: the server answers {error.code} {error.reason}; {by_hand}"
-            ) from error
+            raise PolypsegError(f"{url}: the server answers {error.code} {error.reason}; {by_hand}") from error
         except (_Cut, urllib.error.URLError) as error:
             size = _size(part)
             if isinstance(error, urllib.error.URLError) and size <= before:  # there never was a line
@@ -383,9 +379,7 @@ def _verify(archive: Path, expected: str, fetched: bool) -> None:
     try:
         found = sha256_file(archive)
     except OSError as error:
-        raise PolypsegError(
-            f"{archive}: cannot be read ({error.strerror}); remove it and run again"
-        ) from error
+        raise PolypsegError(f"{archive}: cannot be read ({error.strerror}); remove it and run again") from error
     if found == expected:
         return
     if fetched:
@@ -393,9 +387,7 @@ def _verify(archive: Path, expected: str, fetched: bool) -> None:
         raise PolypsegError(
             f"{archive}: has SHA-256 {found}, expected {expected}; it was removed, run the command again"
         )
-    raise PolypsegError(
-        f"{archive}: has SHA-256 {found}, expected {expected}; remove it and run the command again"
-    )
+    raise PolypsegError(f"{archive}: has SHA-256 {found}, expected {expected}; remove it and run the command again")
 
 
 def _unpack(archive: Path, folder: Path, data_set: DataSet) -> None:
@@ -420,9 +412,7 @@ def _unpack(archive: Path, folder: Path, data_set: DataSet) -> None:
             )
         whole.replace(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise PolypsegError(
-            f"{archive}: is no ZIP archive that can be unpacked ({error}); remove it"
-        ) from error
+        raise PolypsegError(f"{archive}: is no ZIP archive that can be unpacked ({error}); remove it") from error
     except OSError as error:
         raise disk_error(folder, error) from error
     finally:

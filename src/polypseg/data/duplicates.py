@@ -85,9 +85,7 @@ class Fingerprints:
         return len(self.readable)
 
 
-def fingerprints(
-    catalog: Catalog, progress: bool = False, problems: list[Problem] | None = None
-) -> Fingerprints:
+def fingerprints(catalog: Catalog, progress: bool = False, problems: list[Problem] | None = None) -> Fingerprints:
     """Decode every frame and mask once and keep what duplicates, splits and the audit need.
 
     Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ def pair(images: Path, masks: Path, dataset: str, problems: list[Problem]) -> li
 
     Everything that keeps a frame from being used is appended to ``problems``: a file that is no image, two
     files of the same stem, a frame without mask, a mask without frame, an unreadable header, a difference in
-    size. Hidden files are passed over.
+    size. Hidden files are passed over. Accents may be written in either Unicode form; stems are NFC.
 
     Returns:
         Rows for ``Catalog.from_rows`` of the frames that have no problem, in natural order.
@@ -76,11 +78,13 @@ def pair(images: Path, masks: Path, dataset: str, problems: list[Problem]) -> li
             message = f"{file}: frame without a mask; add {masks.name}/{stem}.* or remove it"
             problems.append(Problem("missing-mask", str(file), message))
             continue
+        reading = file
         try:
-            size = image_size(file)
-            mask_size = image_size(truths[stem])
+            size = image_size(reading)
+            reading = truths[stem]
+            mask_size = image_size(reading)
         except PolypsegError as error:
-            problems.append(Problem("unreadable", str(file), str(error)))
+            problems.append(Problem("unreadable", str(reading), str(error)))
             continue
         if size != mask_size:
             message = size_disagreement(truths[stem], mask_size, size)
@@ -103,14 +107,23 @@ def pair(images: Path, masks: Path, dataset: str, problems: list[Problem]) -> li
 def _by_stem(directory: Path, problems: list[Problem]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(directory.iterdir()):
-        if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini") or not file.is_file():
+        if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini"):
             continue
-        if file.suffix.lower() not in IMAGE_SUFFIXES:
+        # macOS writes é as two characters and others as one: the same name to whoever reads it.
+        stem = unicodedata.normalize("NFC", file.stem)
+        shown = os.fsencode(file).decode("utf-8", "backslashreplace")
+        if shown != str(file):  # such a name can be neither printed nor written into a split
+            message = f"{shown}: its name is not UTF-8; rename it"
+            problems.append(Problem("not-an-image", shown, message))
+        elif file.is_dir():
+            message = f"{file}: is a folder, and folders in {directory.name}/ are not read; move it elsewhere"
+            problems.append(Problem("not-an-image", str(file), message))
+        elif file.suffix.lower() not in IMAGE_SUFFIXES:
             message = f"{file}: is not an image by its name; remove it ({', '.join(sorted(IMAGE_SUFFIXES))})"
             problems.append(Problem("not-an-image", str(file), message))
-        elif file.stem in found:
-            message = f"{file}: has the same stem as {found[file.stem].name}; remove one"
+        elif stem in found:
+            message = f"{file}: has the same stem as {found[stem].name}; remove one"
             problems.append(Problem("same-stem", str(file), message))
         else:
-            found[file.stem] = file
+            found[stem] = file
     return found

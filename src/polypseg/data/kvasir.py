@@ -37,15 +37,13 @@ def read_boxes(file: Path) -> pd.DataFrame:
                     "frame_id": name,
                     "height": int(entry["height"]),
                     "width": int(entry["width"]),
-                    "boxes": [
-                        [int(box[side]) for side in ("xmin", "ymin", "xmax", "ymax")] for box in entry["bbox"]
-                    ],
+                    "boxes": [[int(box[side]) for side in ("xmin", "ymin", "xmax", "ymax")] for box in entry["bbox"]],
                 }
                 for name, entry in read_json(file).items()
             ],
             columns=["frame_id", "height", "width", "boxes"],
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise PolypsegError(f"{file}: lacks an expected field ({error!r}); download it again") from error
 
 
@@ -56,7 +54,7 @@ def rows(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
     if not (path / "images").is_dir():
         raise PolypsegError(f"{path / 'images'}: is missing; download the data set again")
     found = pair(path / "images", path / "masks", NAME, problems)
-    present = {row["frame_id"] for row in found} | {Path(problem.path).stem for problem in problems}
+    present = {file.stem for file in (path / "images").iterdir()}
     for frame_id in boxes["frame_id"]:
         if frame_id not in present:
             message = f"{path / 'images' / frame_id}.jpg: is missing, but {BOXES} names it; download it again"

@@ -137,13 +137,11 @@ def rows(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
     if not (path / "images").is_dir():
         raise PolypsegError(f"{path / 'images'}: is missing; draw the frames again")
     found = pair(path / "images", path / "masks", NAME, problems)
-    present = {row["frame_id"] for row in found} | {Path(problem.path).stem for problem in problems}
+    present = {file.stem for file in (path / "images").iterdir()}
     for name in map(frame_id, range(count)):
         if name not in present:
             file = path / "images" / f"{name}.jpg"
-            message = (
-                f"{file}: is missing, but {INDEX} counts it; draw the frames again with the same arguments"
-            )
+            message = f"{file}: is missing, but {INDEX} counts it; draw the frames again with the same arguments"
             problems.append(Problem("missing-frame", str(file), message))
     for row in found:
         row["boxes"] = boxes.get(row["frame_id"], [])
@@ -174,9 +172,7 @@ def _resume(out: Path, drawn: dict[str, Any], count: int) -> dict[str, list[list
             message = f"was drawn with {key} {values.get(key)}, not {value}; choose another --out"
             raise PolypsegError(f"{index}: {message}")
     if values["count"] > count:
-        raise PolypsegError(
-            f"{index}: counts {values['count']} frames, more than {count}; choose another --out"
-        )
+        raise PolypsegError(f"{index}: counts {values['count']} frames, more than {count}; choose another --out")
     return dict(values["boxes"])
 
 
@@ -277,9 +273,7 @@ def _blur(field: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 def _polar(x: NDArray[Any], y: NDArray[Any]) -> tuple[Field, Field]:
     """Distance from the origin, and angle, 0..2π."""
-    distance, angle = cv2.cartToPolar(
-        np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32)
-    )
+    distance, angle = cv2.cartToPolar(np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.float32))
     return np.asarray(distance, np.float32), np.asarray(angle, np.float32)
 
 
@@ -316,15 +310,11 @@ def _outline(rng: np.random.Generator, height: int, width: int) -> Points:
         power = 2 / rng.uniform(2.2, 4.0)
         cosine, sine = np.cos(angle), np.sin(angle)
         x, y = x * rng.uniform(0.98, 1.08), y * rng.uniform(1.0, 1.1)
-        points = np.stack(
-            [x * np.sign(cosine) * abs(cosine) ** power, y * np.sign(sine) * abs(sine) ** power], 1
-        )
+        points = np.stack([x * np.sign(cosine) * abs(cosine) ** power, y * np.sign(sine) * abs(sine) ** power], 1)
     return points + np.array([(width - 1) / 2, (height - 1) / 2])
 
 
-def _view(
-    rng: np.random.Generator, height: int, width: int
-) -> tuple[Field, tuple[int, int, int, int] | None]:
+def _view(rng: np.random.Generator, height: int, width: int) -> tuple[Field, tuple[int, int, int, int] | None]:
     """What the screen shows of the scene (1, or 0 in the black corners), and where the position display lies.
 
     Returns:
@@ -379,9 +369,7 @@ def _tube(rng: np.random.Generator, height: int, width: int) -> _Tube:
     # One side of the tube is nearer than the other and may be overexposed.
     side = rng.uniform(0, math.tau)
     light *= np.exp(rng.uniform(0.0, 0.45) * (x * math.cos(side) + y * math.sin(side)))
-    light *= (
-        1 + 0.10 * _noise(rng, height, width, 0.35 * half) + 0.12 * _noise(rng, height, width, 0.9 * half)
-    )
+    light *= 1 + 0.10 * _noise(rng, height, width, 0.35 * half) + 0.12 * _noise(rng, height, width, 0.9 * half)
     crest = np.full((height, width), 0.05, np.float32)
 
     rings = []
@@ -392,9 +380,7 @@ def _tube(rng: np.random.Generator, height: int, width: int) -> _Tube:
         bend = 1 - bends * (radius / first) * rng.uniform(0.8, 1.1)
         distance, around = _polar(x - lumen[0] * bend, y - lumen[1] * bend)
         # Three muscle bands hold the wall in, which makes the opening a rounded triangle.
-        triangle = (
-            1 + rng.uniform(0.02, 0.1) * np.cos(3 * around + turn) + _wave(rng, around, range(1, 6), 0.05)
-        )
+        triangle = 1 + rng.uniform(0.02, 0.1) * np.cos(3 * around + turn) + _wave(rng, around, range(1, 6), 0.05)
         ratio = distance / (np.float32(radius) * triangle)
         stands = np.clip(rng.uniform(0.25, 0.7) + 0.75 * np.cos(around - rng.uniform(0, math.tau)), 0, 1)
         stands *= rng.uniform(0.6, 1.0)
@@ -463,9 +449,7 @@ def _place(rng: np.random.Generator, tube: _Tube, view: Field, wanted: int) -> l
     return placed
 
 
-def _shape(
-    rng: np.random.Generator, kind: str, middle: tuple[int, int], share: float, size: tuple[int, int]
-) -> _Polyp:
+def _shape(rng: np.random.Generator, kind: str, middle: tuple[int, int], share: float, size: tuple[int, int]) -> _Polyp:
     """A whole polyp at ``middle`` (row, column) that covers about ``share`` of the frame."""
     oblong = rng.uniform(0.82, 1.0) if kind == "pedunculated" else rng.uniform(0.58, 0.95)
     radius = math.sqrt(share * size[0] * size[1] / (math.pi * oblong))
@@ -539,9 +523,7 @@ def _vessels(rng: np.random.Generator, tube: _Tube) -> Field:
     return vessels * patchy * _smoothstep(tube.depth, 0.1, 0.5)
 
 
-def _add_polyp(
-    rng: np.random.Generator, polyp: _Polyp, light: Field, albedo: NDArray[np.float32], wet: Field
-) -> None:
+def _add_polyp(rng: np.random.Generator, polyp: _Polyp, light: Field, albedo: NDArray[np.float32], wet: Field) -> None:
     """Change the scene's light, colour and wetness in place: a polyp, its shadow and its stalk."""
     unit = min(light.shape) / 288
     left, top, width, height = cv2.boundingRect(polyp.mask.astype(np.uint8))
@@ -563,11 +545,7 @@ def _add_polyp(
         lean, thick = rng.uniform(0, math.tau), rng.uniform(0.3, 0.45)
         along, aside = x * math.cos(lean) + y * math.sin(lean), y * math.cos(lean) - x * math.sin(lean)
         aside = np.abs(aside) / (thick * (0.75 + 0.35 * along**2))
-        stalk = (
-            _smoothstep(1 - aside, 0, 0.15)
-            * _smoothstep(along, 0, 0.3)
-            * (1 - _smoothstep(along, 1.25, 1.75))
-        )
+        stalk = _smoothstep(1 - aside, 0, 0.15) * _smoothstep(along, 0, 0.3) * (1 - _smoothstep(along, 1.25, 1.75))
         light += stalk * (level * (0.35 + 0.6 * np.sqrt(np.clip(1 - aside**2, 0, 1))) - light)
 
     lamp, tilt = rng.uniform(0, math.tau), rng.uniform(0.1, 0.45)
@@ -588,9 +566,7 @@ def _add_polyp(
     normal_y = slope * y / distance - cv2.Sobel(relief, cv2.CV_32F, 0, 1, scale=0.125)
     normal_z = np.sqrt(np.clip(1 - slope**2, 0.02, None))
     length = np.sqrt(normal_x**2 + normal_y**2 + normal_z**2)
-    facing = np.clip(
-        (normal_x * lamp_x + normal_y * lamp_y + normal_z) / (length * math.hypot(1, tilt)), 0, 1
-    )
+    facing = np.clip((normal_x * lamp_x + normal_y * lamp_y + normal_z) / (length * math.hypot(1, tilt)), 0, 1)
     own_light = level * np.sqrt(around) * (0.15 + 0.85 * facing)
 
     # Reddish, pale, or close to the wall's own colour; the pits hold more blood than the ridges.
@@ -625,9 +601,7 @@ def _highlights(
     unit = min(height, width) / 288
     small, large = _noise(rng, height, width, 3.6 * unit), _noise(rng, height, width, 9 * unit)
     clusters = _noise(rng, height, width, 40 * unit)
-    amount = (
-        0.40 * small + 0.60 * large + 0.8 * clusters + 2.2 * np.clip(wet, 0, 1.1) + 0.3 * np.clip(light, 0, 2)
-    )
+    amount = 0.40 * small + 0.60 * large + 0.8 * clusters + 2.2 * np.clip(wet, 0, 1.1) + 0.3 * np.clip(light, 0, 2)
     threshold = rng.uniform(3.1, 4.0)
     shine = _smoothstep(amount, threshold, threshold + 0.25) * _smoothstep(light, 0.12, 0.3)
     glow = 0.25 * _blur(shine, 2.5 * unit)

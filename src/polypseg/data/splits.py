@@ -87,17 +87,17 @@ def make_split(
     if published is not None and val_fraction == 0:
         return _table(catalog, published)
     prints = fingerprints(catalog) if prints is None else prints
-    names = np.array(groups(catalog, prints))
+    names, where = np.array(groups(catalog, prints)), _folder(catalog)
     strata = _strata(catalog, prints)
     if published is not None:
         train = np.flatnonzero(published == "train")
-        parts = _partition(names[train], strata[train], (1 - val_fraction, val_fraction), seed)
+        parts = _partition(names[train], strata[train], (1 - val_fraction, val_fraction), seed, where)
         published[train[parts == 1]] = "val"
         return _table(catalog, published)
     if name == "grouped":
-        parts = _partition(names, strata, (0.70, 0.15, 0.15), seed)
+        parts = _partition(names, strata, (0.70, 0.15, 0.15), seed, where)
         return _table(catalog, np.array(["train", "val", "test"], dtype=object)[parts])
-    parts = _partition(names, strata, (1 / folds,) * folds, seed)
+    parts = _partition(names, strata, (1 / folds,) * folds, seed, where)
     val = (fold + 1) % folds
     return _table(catalog, np.where(parts == fold, "test", np.where(parts == val, "val", "train")))
 
@@ -136,11 +136,9 @@ def read_split(path: str | Path) -> pd.DataFrame:
             if missing:
                 raise PolypsegError(f"{path}: lacks the column {missing[0]}; a split has {','.join(COLUMNS)}")
             for line in reader:
-                row = tuple((line[column] or "").strip() for column in COLUMNS)
+                row = tuple(line[column] or "" for column in COLUMNS)
                 if not all(row):
-                    raise PolypsegError(
-                        f"{path}: line {reader.line_num} lacks a value; complete or remove it"
-                    )
+                    raise PolypsegError(f"{path}: line {reader.line_num} lacks a value; complete or remove it")
                 if row[2] not in SPLITS:
                     raise PolypsegError(
                         f"{path}: line {reader.line_num} has the split {row[2]!r}; use train, val or test"
@@ -155,9 +153,7 @@ def read_split(path: str | Path) -> pd.DataFrame:
     except OSError as error:
         raise PolypsegError(f"{path}: cannot be read ({error.strerror}); check --split") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise PolypsegError(
-            f"{path}: is not a CSV file ({error}); write it with `polypseg data split`"
-        ) from error
+        raise PolypsegError(f"{path}: is not a CSV file ({error}); write it with `polypseg data split`") from error
     if not rows:
         raise PolypsegError(f"{path}: names no frames; write it with `polypseg data split`")
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
@@ -172,15 +168,19 @@ def _seed(catalog: Catalog, seed: int) -> NDArray[np.object_]:
     from sklearn.model_selection import train_test_split  # slow to import, and needed here only
 
     split = np.full(len(catalog), "train", dtype=object)
-    for dataset, positions in catalog.frames.reset_index(drop=True).groupby("dataset").groups.items():
+    for positions in catalog.frames.reset_index(drop=True).groupby("dataset").groups.values():
         if len(positions) < 4:
-            raise PolypsegError(
-                f"{dataset}: {len(positions)} frames are too few for train, val and test; add some"
-            )
+            where = _folder(catalog, int(positions[0]))
+            raise PolypsegError(f"{where}: {len(positions)} frames are too few for train, val and test; add some")
         _, rest = train_test_split(list(positions), test_size=0.3, random_state=seed)
         test, val = train_test_split(rest, test_size=0.5, random_state=seed)
         split[test], split[val] = "test", "val"
     return split
+
+
+def _folder(catalog: Catalog, position: int = 0) -> Path:
+    """The data set's folder of a frame, for messages."""
+    return Path(catalog.row(position).image_path).parent.parent
 
 
 def _strata(catalog: Catalog, prints: Fingerprints) -> NDArray[np.int64]:
@@ -190,7 +190,7 @@ def _strata(catalog: Catalog, prints: Fingerprints) -> NDArray[np.int64]:
 
 
 def _partition(
-    names: NDArray[np.str_], strata: NDArray[np.int64], fractions: Sequence[float], seed: int
+    names: NDArray[np.str_], strata: NDArray[np.int64], fractions: Sequence[float], seed: int, where: Path
 ) -> NDArray[np.int64]:
     """The part 0..len(fractions)-1 of every frame; a group is never parted.
 
@@ -201,7 +201,7 @@ def _partition(
     codes, unique = pd.factorize(names)
     if len(unique) < len(fractions):
         raise PolypsegError(
-            f"the data hold {len(unique)} groups of frames, too few for {len(fractions)} parts; add frames"
+            f"{where}: holds {len(unique)} groups of frames, too few for {len(fractions)} parts; add frames"
         )
     strata = pd.factorize(strata)[0]
     counts = np.zeros((len(unique), strata.max() + 1))
@@ -229,9 +229,7 @@ def _published(name: str, catalog: Catalog, lists: Path | None) -> NDArray[np.ob
     known = _PRANET if name == "pranet" else {kvasir.NAME: None}
     for dataset, rows in frames.groupby("dataset"):
         if dataset not in known:
-            raise PolypsegError(
-                f"{dataset}: the split {name} is for {' and '.join(known)} only; use grouped or seed"
-            )
+            raise PolypsegError(f"{dataset}: the split {name} is for {' and '.join(known)} only; use grouped or seed")
         folder = Path(rows["image_path"].iloc[0]).parent.parent
         if name == "pranet":
             file, number = _PRANET[str(dataset)]
@@ -246,20 +244,14 @@ def _published(name: str, catalog: Catalog, lists: Path | None) -> NDArray[np.ob
                 raise PolypsegError(f"{both[0]} is in both of medico's lists; restore {' and '.join(files)}")
             unnamed = sorted(set(rows["frame_id"]) - chosen - train)
             if unnamed:
-                raise PolypsegError(
-                    f"{unnamed[0]} is in neither of medico's lists; restore {' or '.join(files)}"
-                )
+                raise PolypsegError(f"{unnamed[0]} is in neither of medico's lists; restore {' or '.join(files)}")
         split[rows.index[rows["frame_id"].isin(chosen)]] = "test"
         if rows["frame_id"].isin(chosen).all():
-            raise PolypsegError(
-                f"{dataset}: all its frames are in {name}'s test list; give the whole data set"
-            )
+            raise PolypsegError(f"{dataset}: all its frames are in {name}'s test list; give the whole data set")
     return split
 
 
-def _read_list(
-    files: Sequence[str], contents: str, folder: Path, lists: Path | None, rows: pd.DataFrame
-) -> set[str]:
+def _read_list(files: Sequence[str], contents: str, folder: Path, lists: Path | None, rows: pd.DataFrame) -> set[str]:
     """The names of a published list, each of which must be among the frames ``rows``."""
     places = [Path(lists)] if lists is not None else [folder / "splits", folder.parent / "splits"]
     found = next((place / file for place in places for file in files if (place / file).is_file()), None)

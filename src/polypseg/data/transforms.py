@@ -39,9 +39,7 @@ def training_pipeline(preprocessing: Preprocessing, augmentation: str) -> A.Comp
         UsageError: there is no augmentation of that name.
     """
     if augmentation not in AUGMENTATIONS:
-        raise UsageError(
-            f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}"
-        )
+        raise UsageError(f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
     steps = {"none": _none, "seed": _seed, "strong": _strong}[augmentation](preprocessing)
     return A.Compose([_resize(preprocessing), *steps, _normalise(preprocessing)])
 
@@ -81,9 +79,7 @@ def _seed(preprocessing: Preprocessing) -> list[A.BasicTransform]:
         A.VerticalFlip(p=0.5),
         A.Rotate(limit=35, p=0.5),
         A.ElasticTransform(alpha=0.4 * side, sigma=0.05 * side, p=0.3),
-        A.CoarseDropout(
-            num_holes_range=(1, 8), hole_height_range=(0.03, 0.125), hole_width_range=(0.03, 0.125), p=0.3
-        ),
+        A.CoarseDropout(num_holes_range=(1, 8), hole_height_range=(0.03, 0.125), hole_width_range=(0.03, 0.125), p=0.3),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
     ]
 
@@ -95,9 +91,7 @@ def _strong(preprocessing: Preprocessing) -> list[A.BasicTransform]:
         A.Affine(scale=(0.6, 1.5), translate_percent=(-0.12, 0.12), rotate=(-45, 45), shear=(-8, 8), p=0.8),
         # Distorts as an elastic transform does, without the Gaussian blur of a full field, its costly part.
         A.GridDistortion(num_steps=5, distort_limit=0.25, p=0.3),
-        A.ColorJitter(
-            brightness=(0.6, 1.5), contrast=(0.7, 1.4), saturation=(0.6, 1.4), hue=(-0.03, 0.03), p=0.8
-        ),
+        A.ColorJitter(brightness=(0.6, 1.5), contrast=(0.7, 1.4), saturation=(0.6, 1.4), hue=(-0.03, 0.03), p=0.8),
         A.RandomGamma(gamma_limit=(75, 135), p=0.2),
         A.OneOf(
             [
@@ -108,7 +102,5 @@ def _strong(preprocessing: Preprocessing) -> list[A.BasicTransform]:
             ],
             p=0.3,
         ),
-        A.CoarseDropout(
-            num_holes_range=(1, 6), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=0.2
-        ),
+        A.CoarseDropout(num_holes_range=(1, 6), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=0.2),
     ]

@@ -64,9 +64,7 @@ def score(
     rows = []
     pooled = np.zeros(2, np.int64)
     frames = (catalog.frame(index) for index in range(len(catalog)))
-    answers = tqdm(
-        segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False
-    )
+    answers = tqdm(segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False)
     for index, answer in enumerate(answers):
         truth = catalog.mask(index)
         row = catalog.row(index)
@@ -112,9 +110,7 @@ def _at_network_size(segmenter: Segmenter, batches: Iterable[Sample], loss: Loss
     }
 
 
-def choose_threshold(
-    segmenter: Segmenter, catalog: Catalog, progress: bool = True
-) -> tuple[float, dict[str, Any]]:
+def choose_threshold(segmenter: Segmenter, catalog: Catalog, progress: bool = True) -> tuple[float, dict[str, Any]]:
     """The threshold of ``THRESHOLDS`` with the best mean per-image Dice at original size.
 
     Returns:

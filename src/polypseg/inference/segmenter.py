@@ -30,9 +30,7 @@ class Segmenter:
         UsageError: the device is not there.
     """
 
-    def __init__(
-        self, bundle: ModelBundle | str | Path, device: str = "auto", precision: str = "auto"
-    ) -> None:
+    def __init__(self, bundle: ModelBundle | str | Path, device: str = "auto", precision: str = "auto") -> None:
         self.bundle = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
         self.preprocessing = self.bundle.preprocessing
         self.threshold = self.bundle.threshold
@@ -85,9 +83,7 @@ class Segmenter:
         """N×3×H×W float32 network input to N×1×H×W float32 logits, on the CPU."""
         images = images.to(self.device, memory_format=torch.channels_last)
         autocast = (
-            torch.autocast(self.device.type, torch.bfloat16)
-            if self.precision == "bf16"
-            else contextlib.nullcontext()
+            torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
         )
         with torch.inference_mode(), autocast:
             return self.network(images).float().cpu()

@@ -162,9 +162,7 @@ def _from_hub(repository: str, revision: str) -> Path:
     try:
         # hf_hub_download goes on trying for half a minute where there is no network. One question first,
         # which is not repeated, tells that at once.
-        hub.get_hf_file_metadata(
-            hub.hf_hub_url(repository, _HUB_FILE, revision=revision), timeout=_HUB_TIMEOUT
-        )
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, _HUB_FILE, revision=revision), timeout=_HUB_TIMEOUT)
         return Path(hub.hf_hub_download(repository, _HUB_FILE, revision=revision, etag_timeout=_HUB_TIMEOUT))
     except Exception as error:  # the hub's transport errors share no base class across its versions
         reason = " ".join(str(error).split())[:240] or type(error).__name__
@@ -295,9 +293,7 @@ def _convert_lite(
         PolypsegError: a tensor of the encoder is not filled exactly once and in its shape, or a tensor of the
             file is left over that is not the classifier's.
     """
-    places = sorted(
-        {tuple(map(int, key.split(".")[2:4])) for key in target if key.startswith("model.blocks.")}
-    )
+    places = sorted({tuple(map(int, key.split(".")[2:4])) for key in target if key.startswith("model.blocks.")})
     converted: dict[str, torch.Tensor] = {}
     problems = []
     for key, tensor in source.items():

@@ -22,9 +22,7 @@ log = logging.getLogger("polypseg")
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are complete or not there: written beside, synced to the disk, then renamed."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint. Raises ``PolypsegError`` where the disk is full; the older checkpoint stays."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -67,9 +65,7 @@ class MetricsTable(Checkpoint):
         self.rows.append(row)
         if trainer.is_global_zero:
             with atomic_write(self.path, "w") as file:
-                pd.DataFrame(self.rows, columns=list(self.COLUMNS)).to_csv(
-                    file, index=False, float_format="%.6g"
-                )
+                pd.DataFrame(self.rows, columns=list(self.COLUMNS)).to_csv(file, index=False, float_format="%.6g")
             log.info(
                 "epoch %d/%d  loss %.4f  dice %.4f  val loss %.4f  val dice %.4f  (%.0f s)",
                 row["epoch"] + 1, trainer.max_epochs, *(row.get(key, float("nan")) for key in self.COLUMNS[3:7]),

@@ -81,9 +81,7 @@ class FramesDataModule(L.LightningDataModule):
         """The batches of a split that fall to this process; their number is ``len``."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count, size = len(self.catalog.of_split(split)), self.recipe.frames.batch_size
-        return EpochBatches(
-            count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch
-        )
+        return EpochBatches(count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch)
 
     def _loader(self, split: str) -> DataLoader[Sample]:
         dataset, batches = self.dataset(split), self.batches(split)

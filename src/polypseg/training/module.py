@@ -91,9 +91,7 @@ class SegmentationModule(L.LightningModule):
         values = {f"{stage}_loss": loss / images, f"{stage}_dice": dice / images}
         if stage == "val":
             values["val_dice_batch"] = pooled / batches
-        self.log_dict(
-            {key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}, prog_bar=True
-        )
+        self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         settings = self.recipe.optimizer

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polypseg.bundle import Architecture
-from polypseg.errors import UsageError
+from polypseg.errors import PolypsegError, UsageError
 from polypseg.models.losses import LossConfig
 
 
@@ -165,6 +165,34 @@ class Recipe:
         channels = self.model.decoder_channels
         values["model"]["decoder_channels"] = None if channels is None else list(channels)
         return values
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file, as those in ``recipes/`` or a run folder's ``config.yaml``.
+
+    What the file leaves out takes its default.
+
+    Args:
+        path: a YAML file with the fields of ``Recipe``.
+
+    Raises:
+        UsageError: the file holds no settings, an unknown one, or a value of the wrong type or range.
+        PolypsegError: the file cannot be read.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise PolypsegError(f"{path}: cannot be read ({reason}); name a recipe, a YAML file") from error
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, None)
+    try:
+        return Recipe(**vars(parser.instantiate(parser.parse_string(text))))
+    except (ArgumentError, UsageError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: is no recipe that can be used ({reason}); correct it") from error
 
 
 # These say where and how fast a run computes, not what; they may differ when it is resumed.

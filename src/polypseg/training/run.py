@@ -38,13 +38,15 @@ from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
 from polypseg.models.device import gains_from_bf16
 from polypseg.models.network import build, dropout_argument
-from polypseg.models.weights import load_encoder_weights, normalisation
+from polypseg.models.weights import WeightsOrigin, load_encoder_weights, normalisation
 from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
 from polypseg.training.datamodule import FramesDataModule
 from polypseg.training.module import SegmentationModule
 from polypseg.training.recipe import Recipe, first_difference
 
 log = logging.getLogger("polypseg")
+_CONFIG = "config.yaml"
+_ORIGIN = "encoder_weights.yaml"
 
 
 def train(
@@ -79,73 +81,74 @@ def train(
     """
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress
-    last = folder / "checkpoints" / "last.ckpt"
     first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    started = time.monotonic()
     if first_process:
-        _prepare(folder, recipe, resume, overwrite)
-    with _logging_to(folder / "log.txt" if first_process else None):
-        started = time.monotonic()
-        if recipe.trainer.threads:
-            torch.set_num_threads(recipe.trainer.threads)
-        L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
-        catalog, split_name = _split(recipe, data, folder, resume)
-        if first_process:
-            write_split(catalog.frames[["dataset", "frame_id", "split"]], folder / "split.csv")
-        log.info("%d frames, split %s: %s", len(catalog), split_name, _counts(catalog))
+        _check_folder(folder, recipe, resume, overwrite)
+    if recipe.trainer.threads:
+        torch.set_num_threads(recipe.trainer.threads)
+    L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
 
-        mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
-        size = recipe.frames.size
-        preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
-        network = build(recipe.model.architecture)
+    # Everything that may be wrong with the data or the network is met before anything is written.
+    catalog, split_name = _split(recipe, data, folder, resume)
+    network = build(recipe.model.architecture)
+    mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
+    size = recipe.frames.size
+    preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
+    frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show)
+    for split in set(catalog.frames["split"]):
+        frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = last if resume and last.is_file() else None
+    origin = None
+    if checkpoint is None:  # a resumed run takes every weight from its checkpoint
+        origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
+    if first_process:
+        _start_folder(folder, recipe, catalog, origin)
+
+    with _logging_to(folder / "log.txt" if first_process else None):
+        log.info("%d frames, split %s: %s", len(catalog), split_name, _counts(catalog))
         if recipe.model.decoder_dropout and dropout_argument(recipe.model.name) is None:
             log.info(
                 "SMP's %s has no place for decoder dropout: the rate %g is not applied",
                 recipe.model.name, recipe.model.decoder_dropout,
             )  # fmt: skip
-        resumed = resume and last.is_file()
-        origin_file = folder / "encoder_weights.yaml"
-        if not resumed:  # a resumed run takes every weight from its checkpoint
-            origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
-            if first_process:
-                _write_yaml(origin_file, origin.to_dict())
-
-        frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show)
-        module = SegmentationModule(network, recipe)
         trainer, best = _trainer(recipe, folder, show)
-        log.info(
-            "training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision
-        )
-        _fit(trainer, module, frames, last if resumed else None)
+        log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
+        _fit(trainer, SegmentationModule(network, recipe), frames, checkpoint)
         if not trainer.is_global_zero:
             return folder
         best_path = Path(best.best_model_path or folder / "checkpoints" / "best.ckpt")
-        bundle = _bundle(
-            folder, best_path, recipe, preprocessing, catalog, split_name, _read_yaml(origin_file)
-        )
+        bundle = _bundle(folder, best_path, recipe, preprocessing, catalog, split_name)
         bundle = _choose(bundle, recipe, catalog, show)
-        _test(bundle, recipe, catalog, frames, folder, show)
+        _test(bundle, recipe, catalog, folder, show)
         _pictures(bundle, catalog, folder)
-        if recipe.frames.cache == "disk":
-            shutil.rmtree(folder / "cache", ignore_errors=True)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
     return folder
 
 
-def _prepare(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    config = folder / "config.yaml"
+def _check_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds something else than what was asked for; remove nothing yet but on request."""
+    config = folder / _CONFIG
     if config.is_file() and overwrite and not resume:
         shutil.rmtree(folder)
-    if config.is_file():
+    elif config.is_file():
         if not resume:
             raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
         difference = first_difference(_read_yaml(config), recipe.to_dict())
         if difference:
-            raise PolypsegError(
-                f"{config}: the run to resume differs in {difference}; use its recipe or another --out"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
+            raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
+    elif folder.is_dir() and any(entry.name != "cache" for entry in folder.iterdir()):
         raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
-    _write_yaml(config, recipe.to_dict())
+
+
+def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
+    """Write what is known before training starts."""
+    _write_yaml(folder / _CONFIG, recipe.to_dict())
+    write_split(catalog.frames[["dataset", "frame_id", "split"]], folder / "split.csv")
+    if origin is not None:
+        _write_yaml(folder / _ORIGIN, origin.to_dict())
 
 
 def _split(recipe: Recipe, data: Sequence[str | Path], folder: Path, resume: bool) -> tuple[Catalog, str]:
@@ -157,7 +160,7 @@ def _split(recipe: Recipe, data: Sequence[str | Path], folder: Path, resume: boo
     elif name.lower().endswith(".csv"):
         table = read_split(Path(name))
     else:
-        table = make_split(name, catalog, seed=recipe.trainer.seed if name != "seed" else 42)
+        table = make_split(name, catalog)  # by the default seed: another trainer.seed keeps its frames
     return catalog.with_split(table), Path(name).stem
 
 
@@ -166,9 +169,7 @@ def _counts(catalog: Catalog) -> str:
 
 
 def _weights(recipe: Recipe) -> str | None:
-    return (
-        None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
-    )
+    return None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
 
 
 def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, ModelCheckpoint]:
@@ -230,17 +231,13 @@ def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
                 uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
                 loggers.append(MLFlowLogger("polypseg", run_name=recipe.name, tracking_uri=uri))
             except ModuleNotFoundError as error:
-                raise PolypsegError(
-                    f"mlflow: {error}; install it with: pip install 'polypseg[mlflow]'"
-                ) from error
+                raise PolypsegError(f"mlflow: {error}; install it with: pip install 'polypseg[mlflow]'") from error
         else:
             raise UsageError(f"trainer.loggers: {name!r} is unknown; choose tensorboard or mlflow")
     return loggers
 
 
-def _fit(
-    trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModule, checkpoint: Path | None
-) -> None:
+def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModule, checkpoint: Path | None) -> None:
     try:
         trainer.fit(module, frames, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
     except SystemExit as error:  # how Lightning ends after Ctrl-C
@@ -258,20 +255,12 @@ def _fit(
 
 
 def _bundle(
-    folder: Path,
-    best: Path,
-    recipe: Recipe,
-    preprocessing: Preprocessing,
-    catalog: Catalog,
-    split_name: str,
-    origin: dict[str, Any],
+    folder: Path, best: Path, recipe: Recipe, preprocessing: Preprocessing, catalog: Catalog, split_name: str
 ) -> ModelBundle:
     # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
     checkpoint = torch.load(best, map_location="cpu", weights_only=False)
     prefix = "network."
-    state = {
-        key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-    }
+    state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     return ModelBundle.save(
         folder / "bundle",
         state,
@@ -280,7 +269,7 @@ def _bundle(
         preprocessing=preprocessing,
         threshold=0.5 if recipe.threshold is None else recipe.threshold,
         threshold_split="validation" if recipe.threshold is None else None,
-        encoder_weights=origin,
+        encoder_weights=_read_yaml(folder / _ORIGIN),
         epoch=int(checkpoint["epoch"]) + 1,
         recipe=recipe.to_dict(),
         data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
@@ -318,24 +307,17 @@ def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: boo
     return bundle.update(threshold=threshold, threshold_choice=tried)
 
 
-def _test(
-    bundle: ModelBundle,
-    recipe: Recipe,
-    catalog: Catalog,
-    frames: FramesDataModule,
-    folder: Path,
-    progress: bool,
-) -> None:
+def _test(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, folder: Path, progress: bool) -> None:
     segmenter = Segmenter(bundle)
+    # Not the DataModule of the training: with several processes it deals out only this process's share.
+    frames = FramesDataModule(catalog, bundle.preprocessing, recipe, folder / "cache", progress)
     results: dict[str, Scores] = {}
     for split in ("val", "test"):
         if split not in set(catalog.frames["split"]):
             continue
         loader = frames.val_dataloader() if split == "val" else frames.test_dataloader()
         results[split] = score(segmenter, catalog.of_split(split), loader, recipe.loss, progress)
-        values = "  ".join(
-            f"{name} {value:.4f}" for name, value in results[split].summary.items() if name != "n"
-        )
+        values = "  ".join(f"{name} {value:.4f}" for name, value in results[split].summary.items() if name != "n")
         log.info("%s (n = %d): %s", split, results[split].summary["n"], values)
     metrics = {split: result.summary for split, result in results.items()}
     provenance = {
@@ -343,9 +325,7 @@ def _test(
         "threshold": bundle.threshold, "commit": commit(), "device": trainer_device(),
         "precision": segmenter.precision,
     }  # fmt: skip
-    write_json(
-        folder / "test.json", {"metrics": metrics, "definitions": DEFINITIONS, "provenance": provenance}
-    )
+    write_json(folder / "test.json", {"metrics": metrics, "definitions": DEFINITIONS, "provenance": provenance})
     tables = [result.per_image.assign(split=split) for split, result in results.items()]
     with atomic_write(folder / "per_image.csv", "w") as file:
         pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
@@ -375,7 +355,8 @@ def _logging_to(file: Path | None) -> Iterator[None]:
     logging.getLogger("lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if file is None:
+    if file is None:  # another process speaks
+        log.setLevel(logging.WARNING)
         yield
         return
     handler = logging.FileHandler(file, encoding="utf-8")

@@ -28,12 +28,8 @@ def draw_curves(metrics: pd.DataFrame, path: str | Path, title: str = "") -> Non
     best = int(metrics["val_dice"].to_numpy().argmax())
     marker = "o" if len(metrics) < 15 else None
     for axis, name, label in zip(figure.subplots(1, 2), ("loss", "dice"), ("loss", "Dice"), strict=True):
-        axis.plot(
-            epochs, metrics[f"train_{name}"], color="#0072b2", marker=marker, markersize=4, label="training"
-        )
-        axis.plot(
-            epochs, metrics[f"val_{name}"], color="#d55e00", marker=marker, markersize=4, label="validation"
-        )
+        axis.plot(epochs, metrics[f"train_{name}"], color="#0072b2", marker=marker, markersize=4, label="training")
+        axis.plot(epochs, metrics[f"val_{name}"], color="#d55e00", marker=marker, markersize=4, label="validation")
         axis.axvline(epochs.iloc[best], color="0.6", linestyle=":", label=f"best epoch ({epochs.iloc[best]})")
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

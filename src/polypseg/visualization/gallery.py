@@ -61,12 +61,13 @@ def draw_frames(panels: Sequence[Panel], path: str | Path, title: str = "", pair
         PolypsegError: ``path`` cannot be written.
     """
     rows = max(1, math.ceil(len(panels) / pairs))
-    figure, axes = _grid(rows, 2 * pairs, title)
+    figure, axes = _grid(panels, rows, 2 * pairs, title)
     for axis, panel in zip(axes.flat[::2], panels, strict=False):
         _show(axis, panel.frame, panel.caption)
     for axis, panel in zip(axes.flat[1::2], panels, strict=False):
         if panel.truth is not None:
-            _show(axis, overlay(panel.frame, panel.truth, TRUTH, boxes=panel.boxes), "mask and boxes")
+            caption = "mask and boxes" if panel.truth.any() else "no polyp"
+            _show(axis, overlay(panel.frame, panel.truth, TRUTH, boxes=panel.boxes), caption)
     _save(figure, path)
 
 
@@ -77,7 +78,7 @@ def draw_predictions(panels: Sequence[Panel], path: str | Path, title: str = "",
         PolypsegError: ``path`` cannot be written.
     """
     rows = max(1, math.ceil(len(panels) / triples))
-    figure, axes = _grid(rows, 3 * triples, title)
+    figure, axes = _grid(panels, rows, 3 * triples, title)
     for position, panel in enumerate(panels):
         frame, truth, prediction = axes.flat[3 * position : 3 * position + 3]
         _show(frame, panel.frame, panel.caption)
@@ -95,17 +96,21 @@ def draw_contact_sheet(panels: Sequence[Panel], path: str | Path, title: str = "
     Raises:
         PolypsegError: ``path`` cannot be written.
     """
-    figure, axes = _grid(max(1, math.ceil(len(panels) / columns)), columns, title, side=1.9)
+    figure, axes = _grid(panels, max(1, math.ceil(len(panels) / columns)), columns, title, side=1.9)
     for axis, panel in zip(axes.flat, panels, strict=False):
         drawn = panel.frame if panel.truth is None else overlay(panel.frame, panel.truth, TRUTH, fill=0.0)
         _show(axis, drawn, panel.caption)
     _save(figure, path)
 
 
-def _grid(rows: int, columns: int, title: str, side: float = 2.3) -> tuple[Figure, NDArray[np.object_]]:
+def _grid(
+    panels: Sequence[Panel], rows: int, columns: int, title: str, side: float = 2.3
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Axes whose cells have the shape of most frames; ``side`` is their width in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(side * columns, side * rows + 0.4), layout="constrained")
+    shape = float(np.median([panel.frame.shape[0] / panel.frame.shape[1] for panel in panels])) if panels else 1.0
+    figure = Figure(figsize=(side * columns, (side * shape + 0.25) * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

@@ -1,0 +1,290 @@
+"""The readers: which one recognises a folder, order, boxes, groups; on the real data, their numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from polypseg.catalog import COLUMNS, Catalog
+from polypseg.data import READERS, clinicdb, folder, kvasir, phantom, read, read_all
+from polypseg.data.folder import Problem, dataset_name, natural_order
+from polypseg.errors import PolypsegError, UsageError
+
+# Frame numbers 1..612 of CVC-ClinicDB's 29 sequences, as its publishers list them.
+SEQUENCES = [
+    (1, 25), (26, 50), (51, 67), (68, 78), (79, 103), (104, 126), (127, 151), (152, 177), (178, 199), (200, 205),
+    (206, 227), (228, 252), (253, 277), (278, 297), (298, 317), (318, 342), (343, 363), (364, 383), (384, 408),
+    (409, 428), (429, 447), (448, 466), (467, 478), (479, 503), (504, 528), (529, 546), (547, 571), (572, 591),
+    (592, 612),
+]  # fmt: skip
+
+
+def write(path: Path, stems: Iterable[object], images: str = "images", masks: str = "masks") -> Path:
+    """A data set whose frames are all the same small picture."""
+    for name in (images, masks):
+        (path / name).mkdir(parents=True)
+    Image.fromarray(np.full((8, 12), 255, np.uint8)).save(path / "one.png")
+    content = (path / "one.png").read_bytes()
+    (path / "one.png").unlink()
+    for stem in stems:
+        (path / images / f"{stem}.png").write_bytes(content)
+        (path / masks / f"{stem}.png").write_bytes(content)
+    return path
+
+
+def boxes_of(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
+    names = ("xmin", "ymin", "xmax", "ymax")
+    return {
+        "height": 8,
+        "width": 12,
+        "bbox": [{"label": "polyp", **dict(zip(names, box, strict=True))} for box in boxes],
+    }
+
+
+def write_boxes(path: Path, content: dict[str, Any]) -> Path:
+    (path / "kavsir_bboxes.json").write_text(json.dumps(content))
+    return path
+
+
+def ids(catalog: Catalog) -> list[str]:
+    return [row.frame_id for row in catalog]
+
+
+# ---- any folder -----------------------------------------------------------------------------------------
+
+
+def test_a_plain_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "My Clinic (2024)", ["10", "9", "007", "1", "a2", "a10", "A"])
+    catalog = read(path)
+    assert ids(catalog) == ["A", "a2", "a10", "1", "007", "9", "10"]
+    assert list(catalog.frames.columns) == COLUMNS
+    row = catalog.row(4)
+    assert (row.frame_id, row.dataset, row.group) == ("007", "my-clinic-2024", "my-clinic-2024/007")
+    assert (row.width, row.height, row.boxes, row.split) == (12, 8, [], "")
+    assert row.image_path == str((path / "images" / "007.png").resolve())
+    assert row.mask_path == str((path / "masks" / "007.png").resolve())
+    assert Path(row.image_path).is_absolute()
+
+
+def test_paths_are_absolute_whatever_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "set", ["a"])
+    monkeypatch.chdir(tmp_path / "set")
+    catalog = read(".")
+    assert catalog.row(0).dataset == "set"
+    monkeypatch.chdir(tmp_path)
+    assert catalog.mask(0).shape == (8, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Kvasir_2", "kvasir_2"), ("a  b", "a-b"), ("Ünï.v1", "ünï.v1"), ("()", "folder")]
+)
+def test_the_data_set_is_named_after_its_folder(tmp_path: Path, name: str, expected: str) -> None:
+    assert dataset_name(tmp_path / name) == expected
+
+
+def test_natural_order_takes_any_mixture() -> None:
+    names = ["10", "9", "a", "1b", "1a", "a1", "", "²", "١", "0x10", "0x9"]
+    backwards = names[::-1]
+    assert sorted(names, key=natural_order) == sorted(backwards, key=natural_order)
+    assert sorted(["x10", "x9", "x1"], key=natural_order) == ["x1", "x9", "x10"]
+
+
+def test_several_data_sets_keep_their_order(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "b", ["1"]), write(tmp_path / "a", ["1"])
+    assert [row.dataset for row in read_all([one, two])] == ["b", "a"]
+    with pytest.raises(UsageError, match="--data"):
+        read_all([])
+
+
+def test_the_first_problem_is_told_and_the_others_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "set", ["a", "b", "c"])
+    (path / "masks" / "a.png").unlink()
+    (path / "masks" / "b.png").unlink()
+    with pytest.raises(PolypsegError, match=r"\(1 more; see `polypseg data check`\)"):
+        read(path)
+    problems: list[Problem] = []
+    assert ids(read(path, problems)) == ["c"]
+    assert [(problem.kind, Path(problem.path).name) for problem in problems] == [
+        ("missing-mask", "a.png"),
+        ("missing-mask", "b.png"),
+    ]
+
+
+def test_the_unreadable_file_itself_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "set", ["a", "b"])
+    (path / "masks" / "a.png").write_bytes(b"")
+    (path / "images" / "b.png").write_bytes(b"")
+    problems: list[Problem] = []
+    read(path, problems)
+    assert [problem.path for problem in problems] == [
+        str(path / "masks" / "a.png"),
+        str(path / "images" / "b.png"),
+    ]
+    assert all(problem.message.startswith(problem.path) for problem in problems)
+
+
+# ---- Kvasir-SEG -----------------------------------------------------------------------------------------
+
+
+def test_kvasir_keeps_the_json_s_order_and_its_boxes(tmp_path: Path) -> None:
+    path = write(tmp_path / "any name", ["a", "b", "c", "d", "e"])
+    write_boxes(path, {"d": boxes_of((1, 2, 3, 4)), "b": boxes_of((0, 0, 11, 7), (5, 5, 6, 6)), "c": boxes_of()})
+    catalog = read(path)
+    assert ids(catalog) == ["d", "b", "c", "a", "e"]  # those that the JSON does not name follow, in order
+    assert catalog.frames["boxes"].tolist() == [[[1, 2, 3, 4]], [[0, 0, 11, 7], [5, 5, 6, 6]], [], [], []]
+    assert set(catalog.frames["dataset"]) == {"kvasir-seg"}
+    assert catalog.row(1).group == "kvasir-seg/b"
+
+
+def test_kvasir_read_boxes(tmp_path: Path) -> None:
+    write_boxes(tmp_path, {"x": boxes_of((1, 2, 3, 4)), "007": boxes_of()})
+    table = kvasir.read_boxes(tmp_path / "kavsir_bboxes.json")
+    assert table.to_dict("list") == {
+        "frame_id": ["x", "007"],
+        "height": [8, 8],
+        "width": [12, 12],
+        "boxes": [[[1, 2, 3, 4]], []],
+    }
+
+
+def test_kvasir_tells_each_missing_frame_once(tmp_path: Path) -> None:
+    path = write_boxes(write(tmp_path / "k", ["a", "b"]), {name: boxes_of() for name in ("a", "b", "c", "d")})
+    (path / "images" / "b.png").unlink()  # leaves a mask without a frame, too
+    problems: list[Problem] = []
+    assert ids(read(path, problems)) == ["a"]
+    assert sorted(Path(problem.path).name for problem in problems) == ["b.jpg", "b.png", "c.jpg", "d.jpg"]
+
+
+def test_kvasir_without_masks_is_one_problem_not_one_a_frame(tmp_path: Path) -> None:
+    path = write_boxes(write(tmp_path / "k", ["a", "b"]), {name: boxes_of() for name in ("a", "b")})
+    for file in (path / "masks").iterdir():
+        file.unlink()
+    (path / "masks").rmdir()
+    problems: list[Problem] = []
+    read(path, problems)
+    assert [problem.path for problem in problems] == [str(path / "masks")]
+
+
+def test_kvasir_without_images(tmp_path: Path) -> None:
+    with pytest.raises(PolypsegError, match="images: is missing"):
+        read(write_boxes(tmp_path, {"a": boxes_of()}))
+
+
+# ---- CVC-ClinicDB ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "bounds"), list(enumerate(SEQUENCES, start=1)))
+def test_clinicdb_s_sequences_begin_and_end_where_published(number: int, bounds: tuple[int, int]) -> None:
+    assert [clinicdb.sequence(str(frame)) for frame in range(bounds[0], bounds[1] + 1)] == [number] * (
+        bounds[1] - bounds[0] + 1
+    )
+
+
+def test_clinicdb_s_sequences_cover_every_frame_once() -> None:
+    assert [frame for first, last in SEQUENCES for frame in range(first, last + 1)] == list(range(1, 613))
+    assert len(clinicdb.SEQUENCE_STARTS) == 29
+
+
+def test_clinicdb_groups_by_sequence(tmp_path: Path) -> None:
+    catalog = read(write(tmp_path / "CVC-ClinicDB", [612, 592, 591, 51, 26, 25, 1]))
+    assert [(row.frame_id, row.group) for row in catalog] == [
+        ("1", "cvc-clinicdb/sequence-01"),
+        ("25", "cvc-clinicdb/sequence-01"),
+        ("26", "cvc-clinicdb/sequence-02"),
+        ("51", "cvc-clinicdb/sequence-03"),
+        ("591", "cvc-clinicdb/sequence-28"),
+        ("592", "cvc-clinicdb/sequence-29"),
+        ("612", "cvc-clinicdb/sequence-29"),
+    ]
+    assert set(catalog.frames["dataset"]) == {"cvc-clinicdb"}
+
+
+def test_clinicdb_as_it_is_published(tmp_path: Path) -> None:
+    catalog = read(write(tmp_path / "clinic", [1, 2], images="Original", masks="Ground Truth"))
+    assert ids(catalog) == ["1", "2"]
+    assert Path(catalog.row(0).mask_path).parent.name == "Ground Truth"
+
+
+@pytest.mark.parametrize(
+    ("name", "stems", "dataset"),
+    [
+        ("ClinicDB-part", [1, 2], "cvc-clinicdb"),
+        ("any name", range(1, 613), "cvc-clinicdb"),  # all of them, under any name
+        ("any name", range(1, 612), "any-name"),  # some, under a name that says nothing
+        ("clinic", [1, 613], "clinic"),  # a number beyond
+        ("clinic", [0, 1], "clinic"),
+        ("clinic", ["1", "2a"], "clinic"),
+        ("clinic", [], None),
+    ],
+)
+def test_clinicdb_is_recognised_by_its_numbers(
+    tmp_path: Path, name: str, stems: Iterable[object], dataset: str | None
+) -> None:
+    path = write(tmp_path / name, stems)
+    if dataset is None:
+        with pytest.raises(PolypsegError, match="holds no frames"):
+            read(path)
+    else:
+        assert set(read(path).frames["dataset"]) == {dataset}
+
+
+# ---- which reader ---------------------------------------------------------------------------------------
+
+
+def test_each_folder_has_its_reader(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain", ["a"])
+    clinic = write(tmp_path / "clinic", ["1"])
+    boxes = write_boxes(write(tmp_path / "clinic k", ["1"]), {"1": boxes_of()})
+    drawn = phantom.write(tmp_path / "phantom", 1, seed=0, height=64, width=64)
+    assert [next(reader for reader in READERS if reader.recognise(path)) for path in (plain, clinic, boxes, drawn)] == [
+        folder,
+        clinicdb,
+        kvasir,
+        phantom,
+    ]
+    assert not any(reader.recognise(tmp_path) for reader in READERS)
+
+
+def test_problems_of_one_call_are_not_those_of_the_next(tmp_path: Path) -> None:
+    path = write(tmp_path / "set", ["a"])
+    (path / "images" / "note.txt").write_text("x")
+    for _ in range(2):
+        with pytest.raises(PolypsegError, match="not an image by its name") as error:
+            read(path)
+        assert "more" not in str(error.value)
+
+
+# ---- the real data --------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_the_real_kvasir(real_data: Path) -> None:
+    path = real_data / "Kvasir-SEG"
+    catalog = read(path)
+    published = json.loads((path / "kavsir_bboxes.json").read_text())
+    assert ids(catalog) == list(published)
+    assert len(catalog) == 1000
+    assert sum(len(boxes) for boxes in catalog.frames["boxes"]) == sum(
+        len(entry["bbox"]) for entry in published.values()
+    )
+    assert catalog.frames["group"].nunique() == 1000
+    assert catalog.frames["width"].between(332, 1920).all()
+    index = 17
+    assert catalog.frame(index).shape == (catalog.row(index).height, catalog.row(index).width, 3)
+    assert catalog.mask(index).any()
+
+
+@pytest.mark.real
+def test_the_real_clinicdb(real_data: Path) -> None:
+    catalog = read(real_data / "CVC-ClinicDB")
+    assert ids(catalog) == [str(number) for number in range(1, 613)]
+    assert catalog.frames["group"].nunique() == 29
+    assert set(zip(catalog.frames["width"], catalog.frames["height"], strict=True)) == {(384, 288)}
+    sizes = catalog.frames.groupby("group").size()
+    assert sizes.tolist() == [last - first + 1 for first, last in SEQUENCES]

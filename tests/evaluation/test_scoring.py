@@ -1,0 +1,93 @@
+"""Every definition that a test reports, recomputed in another way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from sklearn.metrics import f1_score, jaccard_score
+from torch.utils.data import DataLoader
+
+import polypseg
+from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+from polypseg.catalog import Catalog
+from polypseg.data import read
+from polypseg.data.cache import FrameCache
+from polypseg.data.dataset import FrameDataset
+from polypseg.data.transforms import evaluation_pipeline
+from polypseg.evaluation.scoring import DEFINITIONS, THRESHOLDS, choose_threshold, score
+from polypseg.models.losses import LossConfig
+from polypseg.models.network import build
+
+ARCHITECTURE = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+PREPROCESSING = Preprocessing(64, 64)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> polypseg.Segmenter:
+    torch.manual_seed(1)
+    network = build(ARCHITECTURE)
+    with torch.no_grad():
+        for _ in range(5):
+            network.train()(torch.randn(4, 3, 64, 64))
+    bundle = ModelBundle.save(
+        tmp_path_factory.mktemp("model") / "bundle", network.state_dict(), name="untrained",
+        architecture=ARCHITECTURE, preprocessing=PREPROCESSING, threshold=0.4,
+    )  # fmt: skip
+    return polypseg.load(bundle.folder, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def frames(phantom_folder: Path) -> Catalog:
+    return Catalog(read(phantom_folder).frames.iloc[:7].reset_index(drop=True))
+
+
+def test_each_definition(segmenter: polypseg.Segmenter, frames: Catalog) -> None:
+    dataset = FrameDataset(FrameCache(frames, PREPROCESSING, progress=False), evaluation_pipeline(PREPROCESSING))
+    batches = list(DataLoader(dataset, batch_size=3))
+    result = score(segmenter, frames, batches, LossConfig(), progress=False)
+    assert result.summary.keys() == {"n", *DEFINITIONS}
+
+    # at original size, by scikit-learn
+    answers = [segmenter.segment(frames.frame(index)).mask.ravel() for index in range(len(frames))]
+    truths = [frames.mask(index).ravel() for index in range(len(frames))]
+    each = [f1_score(truth, answer, zero_division=1.0) for truth, answer in zip(truths, answers, strict=True)]
+    assert list(result.per_image["dice"]) == pytest.approx(each, abs=1e-12)
+    assert result.summary["dice"] == pytest.approx(np.mean(each), abs=1e-12)
+    ious = [jaccard_score(truth, answer, zero_division=1.0) for truth, answer in zip(truths, answers, strict=True)]
+    assert result.summary["iou"] == pytest.approx(np.mean(ious), abs=1e-12)
+    pooled = f1_score(np.concatenate(truths), np.concatenate(answers))
+    assert result.summary["dice_global"] == pytest.approx(pooled, abs=1e-12)
+
+    # at the network's size, by segmentation-models-pytorch's own metrics
+    per_batch, per_image, losses = [], [], []
+    for batch in batches:
+        logits = segmenter.logits(batch["image"])
+        counts = smp.metrics.get_stats(logits.sigmoid(), batch["mask"].long(), mode="binary", threshold=0.5)
+        per_batch.append(float(smp.metrics.f1_score(*counts, reduction="micro")))
+        per_image.append(float(smp.metrics.f1_score(*counts, reduction="micro-imagewise")) * len(logits))
+        loss = smp.losses.SoftBCEWithLogitsLoss()(logits, batch["mask"]) + smp.losses.DiceLoss("binary")(
+            logits, batch["mask"]
+        )
+        losses.append(float(loss) * len(logits))
+    assert result.summary["dice_batch"] == pytest.approx(np.mean(per_batch), abs=1e-6)
+    assert result.summary["dice_network_size"] == pytest.approx(sum(per_image) / 7, abs=1e-6)
+    assert result.summary["loss"] == pytest.approx(sum(losses) / 7, abs=1e-5)
+    assert len({round(value, 6) for name, value in result.summary.items() if "dice" in name}) == 4  # all differ
+
+
+def test_the_chosen_threshold_is_the_best_of_all(segmenter: polypseg.Segmenter, frames: Catalog) -> None:
+    chosen, tried = choose_threshold(segmenter, frames, progress=False)
+    probabilities = [segmenter.segment(frames.frame(index)).probability for index in range(len(frames))]
+    expected = {}
+    for threshold in THRESHOLDS:
+        scores = [
+            f1_score(frames.mask(index).ravel(), (probability >= threshold).ravel(), zero_division=1.0)
+            for index, probability in enumerate(probabilities)
+        ]
+        expected[f"{threshold:.2f}"] = float(np.mean(scores))
+    assert tried == pytest.approx(expected, abs=1e-5)
+    assert expected[f"{chosen:.2f}"] == max(expected.values())

@@ -1,0 +1,342 @@
+"""The ModelBundle on disk, and the one preprocessing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from polypseg.bundle import SCHEMA_VERSION, Architecture, ModelBundle, Preprocessing
+from polypseg.errors import PolypsegError
+
+ARCHITECTURE = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8), 0.25)
+PREPROCESSING = Preprocessing(64, 96, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "area")
+
+
+def state(seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {**torch.nn.Linear(5, 3).state_dict(), "steps": torch.tensor(7)}
+
+
+def save(folder: Path, seed: int = 0, **details: Any) -> ModelBundle:
+    values: dict[str, Any] = {"name": "tiny", "architecture": ARCHITECTURE, "preprocessing": PREPROCESSING}
+    return ModelBundle.save(folder, state(seed), **{**values, "threshold": 0.4, **details})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def change(folder: Path, **values: Any) -> None:
+    """Edit metadata.json by hand; a value of None removes the key."""
+    file = folder / "metadata.json"
+    metadata = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in metadata.items() if value is not None}))
+
+
+# ---- on disk --------------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    saved = save(tmp_path / "a" / "bundle", licence="Apache-2.0", metrics={"test": {"dice": 0.9}})
+    assert names(tmp_path / "a") == ["bundle"]
+    assert names(saved.folder) == ["metadata.json", "model.safetensors"]
+    bundle = ModelBundle.load(tmp_path / "a" / "bundle")
+    assert (bundle.name, bundle.threshold) == ("tiny", 0.4)
+    assert bundle.architecture == ARCHITECTURE
+    assert bundle.preprocessing == PREPROCESSING
+    assert bundle.metadata["licence"] == "Apache-2.0"
+    assert bundle.metadata["metrics"] == {"test": {"dice": 0.9}}
+    assert bundle.metadata["schema_version"] == SCHEMA_VERSION
+    assert "not a medical device" in bundle.metadata["intended_use"].lower()
+    assert bundle.metadata["versions"]["numpy"] == np.__version__
+    weights = bundle.weights()
+    assert weights.keys() == state().keys()
+    for key, value in state().items():
+        assert weights[key].dtype == value.dtype
+        assert torch.equal(weights[key], value)
+
+
+def test_a_transposed_view_is_saved_as_what_it_shows(tmp_path: Path) -> None:
+    value = torch.arange(6.0).reshape(2, 3).T
+    bundle = ModelBundle.save(
+        tmp_path / "b", {"x": value}, name="x", architecture=ARCHITECTURE, preprocessing=PREPROCESSING,
+        threshold=0.5,
+    )  # fmt: skip
+    assert torch.equal(bundle.weights()["x"], value)
+
+
+def test_a_run_folder_is_a_bundle_too(tmp_path: Path) -> None:
+    save(tmp_path / "run" / "bundle")
+    assert ModelBundle.load(tmp_path / "run").folder == tmp_path / "run" / "bundle"
+    assert ModelBundle.load(str(tmp_path / "run" / "bundle")).name == "tiny"
+
+
+def changing(**values: Any) -> Callable[[Path], object]:
+    return lambda folder: change(folder, **values)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+def nested(**values: Any) -> dict[str, Any]:
+    return {**json.loads(json.dumps(asdict(PREPROCESSING))), **values}
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "no folder": (shutil.rmtree, "", "is no model bundle"),
+    "no metadata": (lambda folder: (folder / "metadata.json").unlink(), "", "is no model bundle"),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors", "is missing",
+    ),
+    "weights cut": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors", "is not the file"),
+    "weights empty": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors", "is not the file",
+    ),
+    "one flipped bit": (
+        lambda folder: flip(folder / "model.safetensors"), "model.safetensors", "is not the file",
+    ),
+    "another's weights": (
+        lambda folder: shutil.copy(
+            save(folder.parent / "other", 1).folder / "model.safetensors", folder / "model.safetensors"
+        ),
+        "model.safetensors",
+        "is not the file",
+    ),
+    "metadata cut": (lambda folder: cut(folder / "metadata.json"), "metadata.json", "is not valid JSON"),
+    "metadata empty": (
+        lambda folder: (folder / "metadata.json").write_text(""), "metadata.json", "is not valid JSON",
+    ),
+    "metadata no object": (
+        lambda folder: (folder / "metadata.json").write_text("[]"), "metadata.json", "is not a JSON object",
+    ),
+    "newer schema": (
+        lambda folder: change(folder, schema_version=SCHEMA_VERSION + 1), "metadata.json", "upgrade polypseg",
+    ),
+    "schema of another type": (
+        lambda folder: change(folder, schema_version="1"), "metadata.json", "has schema '1'",
+    ),
+    **{
+        f"no {key}": (changing(**{key: None}), "metadata.json", f"lacks {key}")
+        for key in ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
+    },
+    **{
+        f"{key} {value!r}": (
+            changing(**{key: value}),
+            "metadata.json",
+            "holds an unusable value",
+        )
+        for key, value in (
+            ("threshold", 1.5),
+            ("threshold", -0.1),
+            ("threshold", "high"),
+            ("threshold", float("nan")),
+            ("threshold", 10**400),
+            ("architecture", []),
+            ("architecture", {"nam": "Unet"}),
+            ("preprocessing", []),
+            ("preprocessing", {}),
+            ("preprocessing", nested(height=0)),
+            ("preprocessing", nested(width="96")),
+            ("preprocessing", nested(mean=[0.5, 0.5])),
+            ("preprocessing", nested(mean=["a", "b", "c"])),
+            ("preprocessing", nested(std=[0.2, 0.0, 0.2])),
+            ("preprocessing", nested(std=0.2)),
+            ("preprocessing", nested(interpolation="cubic")),
+            ("preprocessing", nested(blur=3)),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_bundle_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "bundle").folder
+    damage, file, says = BROKEN[name]
+    damage(folder)
+    with pytest.raises(PolypsegError, match=says) as error:
+        ModelBundle.load(folder)
+    message = str(error.value)
+    assert message.startswith(f"{folder / file if file else folder}: ")
+    assert len(message.splitlines()) == 1
+
+
+def test_weights_damaged_after_loading_are_told(tmp_path: Path) -> None:
+    bundle = save(tmp_path / "bundle")
+    (bundle.folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(PolypsegError, match=r"model\.safetensors: is damaged"):
+        bundle.weights()
+
+
+def test_the_hash_is_of_all_that_decides_an_answer(tmp_path: Path) -> None:
+    bundle = save(tmp_path / "one")
+    same = save(tmp_path / "two", name="other", licence="x")
+    assert bundle.hash == same.hash == ModelBundle.load(tmp_path / "one").hash
+    changed = [
+        save(tmp_path / "weights", 1),
+        save(tmp_path / "threshold", threshold=0.41),
+        save(tmp_path / "architecture", architecture=Architecture("Unet")),
+        save(tmp_path / "preprocessing", preprocessing=Preprocessing(64, 96)),
+    ]
+    assert len({item.hash for item in [bundle, *changed]}) == 5
+    change(bundle.folder, threshold=0.6)  # by hand: nothing forbids it, but it is another bundle then
+    assert ModelBundle.load(bundle.folder).hash not in {bundle.hash, *(item.hash for item in changed)}
+
+
+def test_update_keeps_the_rest(tmp_path: Path) -> None:
+    bundle = save(tmp_path / "bundle", licence="x")
+    updated = bundle.update(threshold=0.7, metrics={"dice": 0.5})
+    assert updated.metadata == {**bundle.metadata, "threshold": 0.7, "metrics": {"dice": 0.5}}
+    assert ModelBundle.load(bundle.folder).metadata == updated.metadata
+    assert updated.threshold == 0.7
+    assert names(bundle.folder) == ["metadata.json", "model.safetensors"]
+
+
+def test_saving_again_replaces_the_whole_folder(tmp_path: Path) -> None:
+    first = save(tmp_path / "bundle")
+    (first.folder / "onnx").mkdir()  # exported from the old weights
+    second = save(tmp_path / "bundle", 1, name="second")
+    assert second.name == "second"
+    assert second.hash != first.hash
+    assert names(tmp_path) == ["bundle"]
+    assert names(tmp_path / "bundle") == ["metadata.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_failed_save_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    """The disk refuses at the weights, at moving the old folder away, or at moving the new one in."""
+    old = save(tmp_path / "bundle")
+    calls = {"rename": 0}
+    rename, write = Path.rename, Path.write_bytes
+
+    def failing_rename(self: Path, target: Path) -> Path:
+        calls["rename"] += 1
+        if calls["rename"] == failing - 1:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    def failing_write(self: Path, content: bytes) -> int:
+        write(self, content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", failing_rename)
+    if failing == 1:
+        monkeypatch.setattr(Path, "write_bytes", failing_write)
+    with pytest.raises(PolypsegError, match="bundle: the disk is full"):
+        save(tmp_path / "bundle", 1)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["bundle"]
+    assert ModelBundle.load(tmp_path / "bundle").hash == old.hash
+
+
+def test_save_leaves_what_is_no_bundle_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    for place in ("thesis", "file"):
+        with pytest.raises(PolypsegError, match=f"{place}: holds something that is no bundle"):
+            save(tmp_path / place)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    assert (tmp_path / "file").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    assert save(tmp_path / "empty").name == "tiny"
+
+
+# ---- preprocessing --------------------------------------------------------------------------------------
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def normalised(values: NDArray[Any], settings: Preprocessing) -> NDArray[np.float64]:
+    """By the textbook, in float64: channels first, (x / 255 - mean) / std."""
+    scaled = (values.astype(np.float64) / 255 - np.array(settings.mean)) / np.array(settings.std)
+    return scaled.transpose(2, 0, 1)
+
+
+def test_a_frame_of_the_right_size_is_only_normalised() -> None:
+    frame = noise(64, 96)
+    result = PREPROCESSING.apply(frame)
+    assert result.dtype == np.float32
+    assert result.flags.c_contiguous
+    np.testing.assert_allclose(result, normalised(frame, PREPROCESSING), atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(150, 201), (33, 47), (64, 200)])
+def test_linear_is_torch_s_bilinear(size: tuple[int, int]) -> None:
+    settings = Preprocessing(64, 96)
+    frame = noise(*size)
+    tensor = torch.from_numpy(frame).permute(2, 0, 1)[None].double()
+    expected = functional.interpolate(tensor, (64, 96), mode="bilinear", align_corners=False)[0]
+    resized = settings.resize_frame(frame)
+    assert resized.dtype == np.uint8
+    # OpenCV rounds the weights to 11 bits and the result to whole grey levels.
+    assert np.abs(resized - expected.permute(1, 2, 0).numpy()).max() <= 1
+    result = settings.apply(frame)
+    assert result.shape == (3, 64, 96)
+    np.testing.assert_allclose(result, normalised(resized, settings), atol=2e-6)
+
+
+def test_area_is_the_mean_of_what_a_pixel_covers() -> None:
+    frame = noise(64 * 3, 96 * 4)
+    expected = frame.reshape(64, 3, 96, 4, 3).mean((1, 3))
+    assert np.abs(PREPROCESSING.resize_frame(frame) - expected).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("size", [(150, 201), (33, 47), (128, 192)])
+def test_masks_are_resized_by_the_nearest_pixel_centre(size: tuple[int, int]) -> None:
+    mask = np.random.default_rng(1).random(size) > 0.5
+    rows = ((np.arange(64) + 0.5) * size[0] / 64).astype(int)
+    columns = ((np.arange(96) + 0.5) * size[1] / 96).astype(int)
+    result = PREPROCESSING.resize_mask(mask)
+    assert result.dtype == np.uint8
+    differing = result != mask[np.ix_(rows, columns)]
+    # Where a centre falls exactly between two pixels either is nearest.
+    assert not differing[:, ((np.arange(96) + 0.5) * size[1] / 96) % 1 != 0][
+        ((np.arange(64) + 0.5) * size[0] / 64) % 1 != 0
+    ].any()
+    np.testing.assert_array_equal(PREPROCESSING.resize_mask(mask.astype(np.uint8)), result)
+
+
+def test_restore_is_torch_s_bilinear_and_stays_a_probability() -> None:
+    probability = np.random.default_rng(2).random((64, 96), dtype=np.float32)
+    for height, width in ((130, 301), (40, 50), (64, 96)):
+        restored = PREPROCESSING.restore(probability, height, width)
+        expected = functional.interpolate(
+            torch.from_numpy(probability)[None, None].double(), (height, width), mode="bilinear",
+            align_corners=False,
+        )[0, 0]  # fmt: skip
+        assert restored.dtype == np.float32
+        np.testing.assert_allclose(restored, expected, atol=1e-5)
+        assert restored.min() >= 0
+        assert restored.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"height": 0}, {"width": -1}, {"mean": (0.5,)}, {"std": (0.2, 0.2, 0.0)}, {"std": (0.2, 0.2, float("inf"))},
+        {"interpolation": "nearest"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_preprocessing_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Preprocessing(**values)

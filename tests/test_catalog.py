@@ -1,0 +1,138 @@
+"""The Catalog's table; how single files are read is in test_bad_input."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from polypseg.catalog import COLUMNS, Catalog, read_mask_values
+from polypseg.errors import PolypsegError
+
+
+def rows(*names: str, dataset: str = "set", **values: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "frame_id": name,
+            "image_path": f"/data/{name}.png",
+            "width": 48,
+            "height": 32,
+            "dataset": dataset,
+            **values,
+        }
+        for name in names
+    ]
+
+
+def split(*entries: tuple[str, str], dataset: str = "set") -> pd.DataFrame:
+    return pd.DataFrame([(dataset, *entry) for entry in entries], columns=["dataset", "frame_id", "split"])
+
+
+def test_columns_and_defaults() -> None:
+    catalog = Catalog.from_rows(
+        [*rows("1"), *rows("007", mask_path="/m.png", boxes=[[1, 2, 3, 4]], group="g", split="val")]
+    )
+    assert list(catalog.frames.columns) == COLUMNS
+    assert [type(value) for value in catalog.frames["frame_id"]] == [str, str]
+    first, second = catalog
+    assert first.mask_path is None  # not NaN, although the other is a string
+    assert (first.boxes, first.group, first.split) == ([], "", "")
+    assert (second.frame_id, second.mask_path, second.boxes) == ("007", "/m.png", [[1, 2, 3, 4]])
+    assert (second.group, second.split) == ("g", "val")
+    assert catalog.frames[["width", "height"]].dtypes.tolist() == [np.int64, np.int64]
+    assert catalog.row(1).frame_id == "007"
+    assert len(catalog) == 2
+
+
+def test_boxes_of_one_frame_are_not_those_of_another() -> None:
+    catalog = Catalog.from_rows(rows("a", "b"))
+    catalog.row(0).boxes.append([0, 0, 1, 1])
+    assert catalog.row(1).boxes == []
+
+
+def test_an_empty_catalog_has_all_columns() -> None:
+    for catalog in (Catalog.from_rows([]), Catalog.concatenate([])):
+        assert len(catalog) == 0
+        assert list(catalog.frames.columns) == COLUMNS
+
+
+def test_a_missing_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="'group', 'split'"):
+        Catalog(pd.DataFrame(columns=COLUMNS[:-2]))
+
+
+def test_a_frame_twice_is_refused_but_not_in_two_data_sets() -> None:
+    with pytest.raises(PolypsegError, match=r"/data/a\.png: frame a occurs twice in data set set"):
+        Catalog.from_rows(rows("a", "b", "a"))
+    one, other = Catalog.from_rows(rows("a", "b")), Catalog.from_rows(rows("a", dataset="other"))
+    both = Catalog.concatenate([one, other])
+    assert [(row.dataset, row.frame_id) for row in both] == [("set", "a"), ("set", "b"), ("other", "a")]
+    assert both.frames.index.tolist() == [0, 1, 2]
+    with pytest.raises(PolypsegError, match="occurs twice"):
+        Catalog.concatenate([one, one])
+
+
+def test_with_split_fills_in_and_keeps_the_order() -> None:
+    catalog = Catalog.from_rows(rows("c", "a", "007", "1"))
+    filled = catalog.with_split(split(("1", "test"), ("007", "val"), ("c", "train"), ("a", "train")))
+    assert [(row.frame_id, row.split) for row in filled] == [
+        ("c", "train"), ("a", "train"), ("007", "val"), ("1", "test"),
+    ]  # fmt: skip
+    assert list(filled.frames.columns) == COLUMNS
+    assert [row.split for row in catalog] == [""] * 4  # left as it was
+    assert [row.frame_id for row in filled.of_split("train")] == ["c", "a"]
+    assert filled.of_split("test").frames.index.tolist() == [0]
+
+
+def test_frames_that_the_split_does_not_name_are_left_out() -> None:
+    catalog = Catalog.concatenate([Catalog.from_rows(rows("a", "b")), Catalog.from_rows(rows("a", dataset="x"))])
+    assert [(row.dataset, row.frame_id) for row in catalog.with_split(split(("a", "val"), dataset="x"))] == [("x", "a")]
+
+
+def test_what_is_wrong_with_a_split_is_told() -> None:
+    catalog = Catalog.from_rows(rows("a", "b"))
+    with pytest.raises(PolypsegError, match="names frame a twice"):
+        catalog.with_split(split(("a", "train"), ("a", "test")))
+    with pytest.raises(PolypsegError, match="names frame z of set, which is not in the data"):
+        catalog.with_split(split(("a", "train"), ("z", "test")))
+    with pytest.raises(PolypsegError, match="names frame a of other, which is not in the data"):
+        catalog.with_split(split(("a", "train"), dataset="other"))
+    with pytest.raises(PolypsegError, match="'test' holds no frames"):
+        catalog.with_split(split(("a", "train"))).of_split("test")
+
+
+def test_the_hash_depends_on_frames_and_sizes_only() -> None:
+    one = Catalog.from_rows(rows("b", "a", "10"))
+    lines = sorted(["set,a,48,32", "set,b,48,32", "set,10,48,32"])
+    assert one.hash() == hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    moved = Catalog.from_rows(rows("10", "b", "a", image_path="/elsewhere/x.png", split="test", group="g"))
+    assert moved.hash() == one.hash()
+    others = [
+        Catalog.from_rows(rows("b", "a")),
+        Catalog.from_rows(rows("b", "a", "11")),
+        Catalog.from_rows(rows("b", "a", "10", dataset="other")),
+        Catalog.from_rows(rows("b", "a", "10", width=47)),
+        Catalog.from_rows(rows("b", "a", "10", height=31)),
+    ]
+    assert len({catalog.hash() for catalog in [one, *others]}) == 1 + len(others)
+
+
+def test_masks_are_checked_against_their_frames(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 126, 127], [128, 129, 254, 255]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "m.png")
+    path = str(tmp_path / "m.png")
+    fits, turned, none = (
+        Catalog.from_rows(rows("a", mask_path=mask, width=width, height=height))
+        for mask, width, height in ((path, 4, 2), (path, 2, 4), (None, 4, 2))
+    )
+    np.testing.assert_array_equal(fits.mask(0), [[False] * 4, [True] * 4])
+    np.testing.assert_array_equal(read_mask_values(path), values)
+    with pytest.raises(PolypsegError, match=r"m\.png: mask is 4×2 but its frame is 2×4"):
+        turned.mask(0)
+    with pytest.raises(PolypsegError, match=r"/data/a\.png: has no mask"):
+        none.mask(0)

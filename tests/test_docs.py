@@ -1,0 +1,169 @@
+"""The documentation says what the program does: options, commands, code, links, the recipe's fields."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polypseg.cli import DATA_STEPS, VERBS, _prepare, build_parser
+from polypseg.training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+SHARED = {"--help", "--config", "--print_config"}  # told once, for all verbs
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code blocks of a language, indented ones too."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"(?m)^{indent}", "", block) for indent, block in found]
+
+
+def shown(default: Any) -> str:
+    """A default as the pages write it."""
+    if isinstance(default, tuple):
+        return f"`[{', '.join(default)}]`"
+    plain = {None: "null", True: "true", False: "false"} if default is None or isinstance(default, bool) else {}
+    return f"`{plain.get(default, default)}`"
+
+
+def options(parser: argparse.ArgumentParser, verb: str = "") -> dict[str, dict[str, tuple[str, str]]]:
+    """For each verb its options, with default and meaning, as the real parser has them."""
+    own: dict[str, tuple[str, str]] = {}
+    found = {verb: own}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, chosen in action.choices.items():
+                found.update(options(chosen, f"{verb} {name}".strip()))
+            continue
+        name = next((text for text in action.option_strings if text.startswith("--")), action.dest.upper())
+        if name in SHARED | {"--version"}:
+            continue
+        if action.default is argparse.SUPPRESS:  # --frames FILE
+            own[name] = ("", f"the options of {name} from a YAML file of their own")
+        else:
+            own[name] = ("required" if action.required else shown(action.default), (action.help or "").rstrip("."))
+    return found
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The rows of a page's tables by their first cell, which is code."""
+    found = re.findall(r"(?m)^\| `([^`]+)` \| (.*) \|$", text)
+    return {first: [cell.strip() for cell in rest.split(" | ")] for first, rest in found}
+
+
+def test_every_option_is_on_the_command_lines_page_with_its_default_and_meaning() -> None:
+    text = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"(?ms)^## polypseg ([^\n]+)\n(.*?)(?=^## |\Z)", text))
+    expected = {
+        verb: table for verb, table in options(build_parser([*DATA_STEPS, *VERBS])).items() if verb not in ("", "data")
+    }
+    assert sections.keys() == expected.keys()
+    for verb, table in expected.items():
+        written = {name: tuple(cells) for name, cells in rows(sections[verb]).items()}
+        assert written == table, verb
+    assert all(f"`{name}" in text.partition("## polypseg")[0] for name in SHARED)
+
+
+def test_every_field_is_on_the_recipes_page_with_its_default() -> None:
+    written = rows((DOCS / "reference" / "recipe.md").read_text(encoding="utf-8"))
+    expected = {}
+    for field in fields(Recipe):
+        value = getattr(Recipe(), field.name)
+        if is_dataclass(value):
+            for inner in fields(value):
+                expected[f"{field.name}.{inner.name}"] = shown(getattr(value, inner.name))
+        else:
+            expected[field.name] = shown(value)
+    assert {name: cells[0] for name, cells in written.items()} == expected
+
+
+def test_what_may_change_when_resumed_is_what_the_code_allows() -> None:
+    from polypseg.training.recipe import _MAY_DIFFER
+
+    text = (DOCS / "reference" / "recipe.md").read_text(encoding="utf-8")
+    section = text.partition("## What may change")[2]
+    assert set(re.findall(r"`([a-z_.]+)`", section)) - {"split.csv"} == _MAY_DIFFER
+
+
+def commands(page: Path) -> list[str]:
+    """Every ``polypseg …`` line of the bash blocks, continued lines joined."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.search(r"(^|\s|/)polypseg\s", line) and not line.lstrip().startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where the recipes lie
+    for line in commands(page):
+        words = shlex.split(line, comments=True)
+        start = next(place for place, word in enumerate(words) if word == "polypseg" or word.endswith("/polypseg"))
+        arguments = words[start + 1 :]
+        if ">" in arguments:
+            arguments = arguments[: arguments.index(">")]
+        try:
+            parser = build_parser(arguments)
+            parser.instantiate(parser.parse_args(_prepare(arguments)))
+        except SystemExit as stop:  # --help, --version and --print_config end with 0
+            if stop.code:
+                pytest.fail(f"does not parse: {line}")
+
+
+def test_the_pages_have_commands_and_code() -> None:
+    """Guards the tests above and below: their patterns still find something."""
+    assert sum(len(commands(page)) for page in PAGES) > 30
+    assert sum(len(blocks(page, "python")) for page in PAGES) > 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_compiles_and_its_imports_resolve(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, name_of(page), "exec")
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Import):
+                for item in node.names:
+                    importlib.import_module(item.name)
+            elif isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                for item in node.names:
+                    if not hasattr(module, item.name):
+                        importlib.import_module(f"{node.module}.{item.name}")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_resolves(page: Path) -> None:
+    text = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), target
+        assert linked.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    missing = [name_of(page) for page in PAGES[2:] if f"({page.relative_to(DOCS).as_posix()})" not in index]
+    assert PAGES[1] == DOCS / "README.md" and not missing

@@ -1,0 +1,170 @@
+"""Atomic writing, and what is left when it fails."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import atomic_write, disk_error, read_json, sha256_file, sha256_lines, write_json
+
+
+def write_and_fail(path: Path, failure: BaseException) -> None:
+    with atomic_write(path) as file:
+        file.write(b"half")
+        raise failure
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "content"), [("wb", b"\x00\r\n"), ("w", "é\r\n中\n")])
+def test_written_content_is_there_byte_by_byte(tmp_path: Path, mode: str, content: Any) -> None:
+    path = tmp_path / "new" / "folders" / "a.bin"
+    with atomic_write(path, mode) as file:
+        file.write(content)
+    assert path.read_bytes() == (content if mode == "wb" else content.encode("utf-8"))
+    assert names(path.parent) == ["a.bin"]
+
+
+def test_readers_see_the_old_content_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_write(path, "w") as file:
+        file.write("new, and longer")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new, and longer"
+
+
+@pytest.mark.parametrize("failure", [ValueError("mine"), KeyboardInterrupt(), PolypsegError("mine")])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_an_exception_leaves_everything_as_it_was(tmp_path: Path, failure: BaseException, old: str | None) -> None:
+    path = tmp_path / "a.txt"
+    if old is not None:
+        path.write_text(old)
+    before = names(tmp_path)
+    with pytest.raises(type(failure)) as error:
+        write_and_fail(path, failure)
+    assert error.value is failure  # told as it is, not as trouble with the disk
+    assert names(tmp_path) == before
+    assert old is None or path.read_text() == old
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EROFS, "no permission to write here"),
+        (errno.EACCES, "no permission to write here"),
+        (errno.EIO, "cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+def test_trouble_with_the_disk_is_one_line_and_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str, step: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(PolypsegError, match=says) as error, atomic_write(path, "w") as file:
+        file.write("new")
+    assert str(error.value).startswith(f"{path}: ")
+    assert len(str(error.value).splitlines()) == 1
+    assert names(tmp_path) == ["a.txt"]
+    assert path.read_text() == "old"
+
+
+def test_a_full_disk_met_while_writing(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with pytest.raises(PolypsegError, match="the disk is full"):
+        write_and_fail(path, OSError(errno.ENOSPC, "No space left on device"))
+    assert names(tmp_path) == []
+
+
+def test_a_file_where_a_folder_should_be_and_the_other_way_round(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "folder"):
+        with pytest.raises(PolypsegError) as error, atomic_write(path, "w") as file:
+            file.write("new")
+        assert str(path) in str(error.value)
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_mode_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "a.txt", "w") as file:
+            file.write("x")
+        (tmp_path / "plain.txt").write_text("x")
+        assert os.umask(umask) == umask  # left as it was
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.txt", "plain.txt")]
+    assert modes == [0o666 & ~umask] * 2
+
+
+def test_disk_error_names_the_file() -> None:
+    message = str(disk_error(Path("some/file"), OSError(errno.ENOSPC, "No space left on device")))
+    assert message == "some/file: the disk is full; free some space and run it again (train: with --resume)"
+
+
+def test_json_goes_there_and_back(tmp_path: Path) -> None:
+    value = {"é": [1, 2.5, None, True], "b": {"中": "x"}}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "é" in text
+    assert text.endswith("}\n")
+    assert json.loads(text) == value == read_json(tmp_path / "a.json")
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"[" * 100_000], ids=["empty", "cut", "bytes", "deep"])
+def test_bad_json_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(PolypsegError, match="is not valid JSON") as error:
+        read_json(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_missing_json_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PolypsegError, match=r"a\.json: cannot be read \(No such file or directory\)"):
+        read_json(tmp_path / "a.json")
+
+
+def test_hashes(tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert sha256_lines(["a", "é"]) == hashlib.sha256("a\né\n".encode()).hexdigest()
+    assert sha256_lines(["ab"]) != sha256_lines(["a", "b"])
+
+
+def test_a_wrong_argument_is_an_error_of_the_user_too() -> None:
+    assert issubclass(UsageError, PolypsegError)

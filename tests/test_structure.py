@@ -1,0 +1,122 @@
+"""Imports point one way, and what is heavy is loaded only by what needs it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import polypseg
+
+PACKAGE = Path(polypseg.__file__).parent
+# A module may import from its own package and from those of earlier layers; members of one layer do not know
+# each other.
+LAYERS = (
+    ("errors",),
+    ("files",),
+    ("catalog", "bundle", "segmentation"),
+    ("data", "models", "metrics", "visualization"),
+    ("inference",),
+    ("evaluation",),
+    ("training",),
+    ("cli",),
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def part_of(module: str) -> str:
+    """``data`` of ``polypseg.data.folder``; an empty string for the package itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imports(source: str, module: str, is_package: bool = False) -> list[tuple[int, str]]:
+    """(line, imported module of polypseg) of every import, also inside functions and ``if TYPE_CHECKING``."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, *([base] if base else [])])
+            if base == "polypseg":  # ``from polypseg import data`` names a module, ``__version__`` does not
+                found += [(node.lineno, f"polypseg.{alias.name}") for alias in node.names if alias.name in LAYER]
+            else:
+                found.append((node.lineno, base))
+    return [(line, name) for line, name in found if name.partition(".")[0] == "polypseg"]
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    own = part_of(module)
+    return [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(source, module, is_package)
+        if part_of(name) not in ("", own) and LAYER[part_of(name)] >= LAYER[own]
+    ]
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), file))
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    parts = {part_of(name) for name, _ in modules()} - {""}
+    assert parts == set(LAYER)
+
+
+@pytest.mark.parametrize(("module", "file"), [item for item in modules() if item[0] != "polypseg"])
+def test_imports_point_down(module: str, file: Path) -> None:
+    assert violations(file.read_text(encoding="utf-8"), module, file.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("polypseg.catalog", "import polypseg.data"),
+        ("polypseg.catalog", "from polypseg.bundle import ModelBundle"),
+        ("polypseg.data.folder", "def f():\n    from polypseg.visualization.gallery import Panel"),
+        ("polypseg.data.folder", "from ..models import build"),
+        ("polypseg.models.losses", "from polypseg import metrics"),
+        ("polypseg.evaluation.scoring", "if TYPE_CHECKING:\n    from polypseg.training.recipe import Recipe"),
+        ("polypseg.inference.segmenter", "import numpy, polypseg.cli"),
+    ],
+)
+def test_a_wrong_import_would_be_found(module: str, source: str) -> None:
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "polypseg.data.folder",
+            "from polypseg.catalog import Catalog\nfrom . import kvasir\nimport data.models",
+        ),
+        ("polypseg.training.run", "from ..evaluation import scoring\nfrom .recipe import Recipe"),
+        ("polypseg.cli", "from polypseg import __version__\nfrom polypseg.training import run"),
+    ],
+)
+def test_a_right_import_would_not(module: str, source: str) -> None:
+    assert violations(source, module) == []
+
+
+@pytest.mark.parametrize(
+    "module", ["polypseg", "polypseg.catalog", "polypseg.bundle", "polypseg.segmentation", "polypseg.cli"]
+)
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    code = (
+        f"import sys, {module}\n"
+        "print(*sorted({'torch', 'torchvision', 'matplotlib', 'lightning', 'sklearn', 'albumentations',"
+        " 'segmentation_models_pytorch', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
