@@ -1,12 +1,14 @@
 # make demo            everything once, on phantom frames   (make demo DATA=path/to/Kvasir-SEG: on real ones)
 # make test            the whole test suite                  (real-data tests run where ../shared/data is)
 # make lint            ruff and mypy
-# make bench           training speed against the plain way
+# make bench           speed of training and of evaluation, against other ways of doing the same
 
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c '$(SUITS)' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
+# What the metrics are tested against; without their dependencies, whose pins are older than ours.
+REFERENCES := pysodmetrics==1.6.2 monai==1.6.1 surface-distance-based-measures==0.1
 DATA ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -19,6 +21,7 @@ install: .venv/installed
 	@echo "installing into .venv (PyTorch is large: a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --no-deps $(REFERENCES)
 	@touch $@
 
 demo: install
@@ -34,6 +37,7 @@ lint: install
 
 bench: install
 	@$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/python benchmarks/evaluation.py $(if $(DATA),--data "$(DATA)")
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache

@@ -33,12 +33,12 @@ from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import phantom, read
 from polypseg.data.transforms import training_pipeline
+from polypseg.files import commit
 from polypseg.models.device import gains_from_bf16
 from polypseg.models.network import build
 from polypseg.training.datamodule import FramesDataModule
 from polypseg.training.module import SegmentationModule
 from polypseg.training.recipe import FramesConfig, ModelConfig, OptimizerConfig, Recipe, TrainerConfig
-from polypseg.training.run import commit
 
 
 class PlainDataset(torch.utils.data.Dataset):

@@ -29,6 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 METADATA_FILE = "metadata.json"
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 _REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
+_DECIDING = ("weights_sha256", "architecture", "preprocessing", "threshold", "temperature")
 _PACKAGES = ("polypseg", "torch", "segmentation-models-pytorch", "timm", "albumentations", "numpy")
 
 
@@ -167,7 +168,7 @@ class ModelBundle:
             raise PolypsegError(f"{file}: has schema {version!r}, which never was; copy the bundle again")
         bundle = cls(folder, metadata)
         try:
-            _ = bundle.architecture, bundle.preprocessing, bundle.threshold
+            _ = bundle.architecture, bundle.preprocessing, bundle.threshold, bundle.temperature
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise PolypsegError(f"{file}: holds an unusable value ({error}); copy the bundle again") from error
         weights = folder / WEIGHTS_FILE
@@ -274,9 +275,17 @@ class ModelBundle:
         return value
 
     @property
+    def temperature(self) -> float:
+        """What divides the logits before they become probabilities, > 0; 1 where none was fitted."""
+        value = float(self.metadata.get("temperature", 1.0))
+        if not 0.0 < value < float("inf"):
+            raise ValueError(f"temperature {value} is not above 0")
+        return value
+
+    @property
     def hash(self) -> str:
-        """SHA-256 over all that decides an answer: weights, architecture, preprocessing, threshold."""
-        parts = ("weights_sha256", "architecture", "preprocessing", "threshold")
+        """SHA-256 over all that decides an answer: weights, architecture, preprocessing, temperature, threshold."""
+        parts = [part for part in _DECIDING if part in self.metadata]
         return sha256_lines(f"{part}={self.metadata[part]}" for part in parts)
 
     def weights(self) -> dict[str, torch.Tensor]:

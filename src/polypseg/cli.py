@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from polypseg.training.recipe import Recipe
 
 log = logging.getLogger("polypseg")
 REPEATABLE = "--data"  # may be given several times, in every verb
-FLAGS = ("--resume", "--overwrite")  # true when they stand alone
+FLAGS = ("--resume", "--overwrite", "--corruptions")  # true when they stand alone
 
 
 class _Parser(ArgumentParser):
@@ -173,56 +174,106 @@ def train(
         print(folder)
 
 
-def demo(data: str | None = None, out: str = "demo", recipe_file: str = "recipes/smoke.yaml") -> None:
+def evaluate(
+    bundle: str | None,
+    data: list[str],
+    out: str = "evaluation",
+    split: Literal["train", "val", "test", "all"] = "test",
+    split_file: str | None = None,
+    predictions: str | None = None,
+    threshold: float | None = None,
+    corruptions: bool = False,
+) -> None:
+    """Score a model, or predictions of another program, under every definition, with intervals and a report.
+
+    Args:
+        bundle: a bundle's or a run's folder; left out with --predictions.
+        data: folder of a data set, with images/ and masks/; may be given several times.
+        out: folder for report.json, per_image.csv and report.html.
+        split: part of the split to score on; all takes every frame.
+        split_file: a CSV of `polypseg data split`; else the split that the bundle was trained with.
+        predictions: folder of masks or probability maps, one a frame, named by its stem.
+        threshold: predictions only, probability at and above which a pixel is polyp, 0..1; null is 0.5.
+        corruptions: also score spoilt frames (blur, darkness, highlights, ...); 40 times the work.
+    """
+    from polypseg.evaluation.run import run
+
+    page = run(
+        bundle, data, out, split=split, split_file=split_file, predictions=predictions, threshold=threshold,
+        corruptions=corruptions,
+    )  # fmt: skip
+    numbers = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
+    for name, one in numbers["definitions"].items():
+        interval = f" ({one['low']:.4f} to {one['high']:.4f})" if one.get("low") is not None else ""
+        print(f"{name:18} {one['mean']:.4f}{interval:22}  {one['definition']}")
+    print(page)
+
+
+def compare(reports: list[str], out: str | None = None) -> None:
+    """Rank models that were evaluated on the same frames, and say which cannot be told apart.
+
+    Args:
+        reports: folders that `polypseg evaluate` wrote, two or more.
+        out: a JSON file for the ranking.
+    """
+    from polypseg.evaluation import run
+
+    print(run.ranking_table(run.compare(reports, out)))
+
+
+def calibrate(
+    bundle: str,
+    data: list[str],
+    split: Literal["train", "val", "test", "all"] = "val",
+    split_file: str | None = None,
+    alpha: float | None = None,
+) -> None:
+    """Choose a bundle's temperature and threshold on validation frames, and write them into it.
+
+    Args:
+        bundle: a bundle's or a run's folder.
+        data: folder of a data set, with images/ and masks/; may be given several times.
+        split: part of the split to choose on.
+        split_file: a CSV of `polypseg data split`; else the split that the bundle was trained with.
+        alpha: also find the threshold at which this share of a polyp's pixels is missed at most, 0..1.
+    """
+    from polypseg.evaluation.calibrate import calibrate as run
+
+    found = run(bundle, data, split=split, split_file=split_file, alpha=alpha)
+    print(f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}")
+    if found.metadata["conformal"]:
+        print("guarantee: " + ", ".join(f"{name} {value}" for name, value in found.metadata["conformal"].items()))
+
+
+def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
     """Walk through everything: phantom frames (or your data), audit, split, training, test, pictures.
 
     Args:
         data: folder of a data set, with images/ and masks/; phantom frames are drawn without one.
         out: folder for everything that is made; an earlier run in it is replaced.
-        recipe_file: the recipe to train by, a YAML file.
+        recipe_file: the recipe to train by, a YAML file; null takes recipes/smoke.yaml.
     """
+    from polypseg.training.recipe import shipped_recipe
+
+    recipe_file = recipe_file or os.path.relpath(shipped_recipe("smoke"))
     folder = Path(out)
+    split, run = str(folder / "split.csv"), str(folder / "run")
     if data is None:
         data = str(folder / "phantom")
-        _step(["data", "download", "phantom", "--out", out])
-    _step(["data", "show", "--data", data, "--out", str(folder / "frames.png")])
-    _step(["data", "split", "--data", data, "--name", "grouped", "--out", str(folder / "split.csv")])
-    _step(
-        [
-            "data",
-            "check",
-            "--data",
-            data,
-            "--split",
-            str(folder / "split.csv"),
-            "--out",
-            str(folder / "check"),
-        ]
-    )
-    run = str(folder / "run")
-    _step(
-        [
-            "train",
-            "--config",
-            recipe_file,
-            "--data",
-            data,
-            "--split",
-            str(folder / "split.csv"),
-            "--out",
-            run,
-            "--overwrite",
-        ]
-    )
+        _step("data", "download", "phantom", "--out", out)
+    _step("data", "show", "--data", data, "--out", str(folder / "frames.png"))
+    _step("data", "split", "--data", data, "--name", "grouped", "--out", split)
+    _step("data", "check", "--data", data, "--split", split, "--out", str(folder / "check"))
+    _step("train", "--config", recipe_file, "--data", data, "--split", split, "--out", run, "--overwrite")
     scores = json.loads((folder / "run" / "test.json").read_text())["metrics"]["test"]
     print(f"\nDice on {scores['n']} frames that training never saw: {scores['dice']:.3f}")
     print(f"curves:      {folder / 'run' / 'curves.png'}\npredictions: {folder / 'run' / 'predictions.png'}")
 
 
-def _step(arguments: list[str]) -> None:
+def _step(*arguments: str) -> None:
     """Run one verb as a user would type it, and show it."""
-    print(f"\n$ polypseg {' '.join(arguments)}", flush=True)
-    status = _run(arguments)
+    print(f"\n$ polypseg {shlex.join(arguments)}", flush=True)
+    status = _run(list(arguments))
     if status:
         raise PolypsegError(f"polypseg {arguments[0]} {arguments[1]}: ended with status {status}; see above")
 
@@ -234,7 +285,14 @@ DATA_STEPS = {
     "split": data_split,
     "show": data_show,
 }
-VERBS = {"train": train, "demo": demo}
+VERBS = {"train": train, "evaluate": evaluate, "calibrate": calibrate, "compare": compare, "demo": demo}
+# Arguments without a name: the option of the function, how often it stands there, and its help.
+POSITIONAL = {
+    data_download: ("name", None, "data set; `polypseg data list` shows all"),
+    evaluate: ("bundle", "?", "a bundle's or a run's folder; left out with --predictions"),
+    calibrate: ("bundle", None, "a bundle's or a run's folder"),
+    compare: ("reports", "+", "folders that `polypseg evaluate` wrote, two or more"),
+}
 
 
 def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
@@ -256,9 +314,12 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
 def _verb(function: Any) -> ArgumentParser:
     parser = _Parser(description=_summary(function))
     parser.add_argument("--config", action="config", help="a YAML file with options; those given here override it")
-    if function is data_download:
-        parser.add_argument("name", help="data set; `polypseg data list` shows all")
-    parser.add_function_arguments(function, skip={"recipe", "name"} if function is not data_split else {"recipe"})
+    skip: set[str | int] = {"recipe"}
+    if function in POSITIONAL:
+        name, count, meaning = POSITIONAL[function]
+        parser.add_argument(name, nargs=count, help=meaning)
+        skip.add(name)
+    parser.add_function_arguments(function, skip=skip)
     if function is train:
         parser.usage = "polypseg train --config RECIPE --data DIR [--out DIR] [options]"
         parser.add_class_arguments(Recipe, None)

@@ -1,4 +1,4 @@
-"""Writing so that a crash loses nothing, and hashing."""
+"""Writing so that a crash loses nothing, hashing, and the commit that a result comes from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -92,6 +93,18 @@ def sha256_lines(lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of the source tree that polypseg runs from, with ``-dirty``; None for an installed package."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
 
 
 def _umask() -> int:

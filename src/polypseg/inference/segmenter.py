@@ -24,16 +24,24 @@ class Segmenter:
         bundle: an opened bundle, or the path of one or of a run folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32`` or ``bf16``; auto takes bf16 where the device gains from it.
+        temperature: divides the logits, > 0; by default the bundle's.
 
     Raises:
         PolypsegError: the bundle is not whole, or its weights do not fit its architecture.
         UsageError: the device is not there.
     """
 
-    def __init__(self, bundle: ModelBundle | str | Path, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: ModelBundle | str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        temperature: float | None = None,
+    ) -> None:
         self.bundle = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
         self.preprocessing = self.bundle.preprocessing
         self.threshold = self.bundle.threshold
+        self.temperature = self.bundle.temperature if temperature is None else temperature
         self.device = choose_device(device)
         bf16 = precision == "bf16" or (precision == "auto" and gains_from_bf16(self.device.type))
         self.precision = "bf16" if bf16 else "fp32"
@@ -76,11 +84,15 @@ class Segmenter:
 
     def probabilities(self, images: torch.Tensor) -> NDArray[np.float32]:
         """N×3×H×W float32 network input to N×H×W float32 probabilities, 0..1, at the network's size."""
-        probability: NDArray[np.float32] = self.logits(images).sigmoid()[:, 0].numpy()
+        probability: NDArray[np.float32] = (self.logits(images) / self.temperature).sigmoid()[:, 0].numpy()
         return probability
 
+    def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One frame's probability map at the network's size, H×W float32 0..1; ``frame`` as in ``segment``."""
+        return self.probabilities(torch.from_numpy(self.preprocessing.apply(frame)[None]))[0]
+
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """N×3×H×W float32 network input to N×1×H×W float32 logits, on the CPU."""
+        """N×3×H×W float32 network input to N×1×H×W float32 logits, before temperature, on the CPU."""
         images = images.to(self.device, memory_format=torch.channels_last)
         autocast = (
             torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()

@@ -195,6 +195,19 @@ def load_recipe(path: str | Path) -> Recipe:
         raise UsageError(f"{path}: is no recipe that can be used ({reason}); correct it") from error
 
 
+def shipped_recipe(name: str) -> Path:
+    """The file of a recipe that polypseg comes with, as ``smoke``: in the installed package, or in the source tree.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "recipes", package.parents[1] / "recipes"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise UsageError(f"polypseg comes with no recipe called {name!r}")
+
+
 # These say where and how fast a run computes, not what; they may differ when it is resumed.
 _MAY_DIFFER = {
     "frames.workers", "frames.cache", "frames.cache_gb", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",

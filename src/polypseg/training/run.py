@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 import warnings
@@ -33,7 +32,7 @@ from polypseg.data import read_all
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.scoring import DEFINITIONS, Scores, choose_threshold, score
-from polypseg.files import atomic_write, write_json
+from polypseg.files import atomic_write, commit, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
 from polypseg.models.device import gains_from_bf16
@@ -287,18 +286,6 @@ def trainer_device() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def commit() -> str | None:
-    """The commit of the source tree that polypseg runs from, with ``-dirty``; None for an installed package."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
-
-
 def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: bool) -> ModelBundle:
     if recipe.threshold is not None:
         return bundle
@@ -309,14 +296,11 @@ def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: boo
 
 def _test(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, folder: Path, progress: bool) -> None:
     segmenter = Segmenter(bundle)
-    # Not the DataModule of the training: with several processes it deals out only this process's share.
-    frames = FramesDataModule(catalog, bundle.preprocessing, recipe, folder / "cache", progress)
     results: dict[str, Scores] = {}
     for split in ("val", "test"):
         if split not in set(catalog.frames["split"]):
             continue
-        loader = frames.val_dataloader() if split == "val" else frames.test_dataloader()
-        results[split] = score(segmenter, catalog.of_split(split), loader, recipe.loss, progress)
+        results[split] = score(segmenter, catalog.of_split(split), recipe.loss, progress)
         values = "  ".join(f"{name} {value:.4f}" for name, value in results[split].summary.items() if name != "n")
         log.info("%s (n = %d): %s", split, results[split].summary["n"], values)
     metrics = {split: result.summary for split, result in results.items()}

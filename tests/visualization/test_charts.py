@@ -1,0 +1,100 @@
+"""The charts of a report, looked at by their pixels."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from numpy.typing import NDArray
+from PIL import Image
+
+from polypseg.visualization import charts
+from polypseg.visualization.charts import COLOURS
+
+
+def decode(content: bytes) -> NDArray[np.uint8]:
+    image = Image.open(io.BytesIO(content))
+    assert image.format == "PNG"
+    picture = np.asarray(image.convert("RGB"))
+    assert 200 < picture.shape[0] < 1200 and 300 < picture.shape[1] < 2400
+    return picture
+
+
+def places(picture: NDArray[np.uint8], colour: str) -> NDArray[np.bool_]:
+    """Where the picture has nearly that colour."""
+    return np.abs(picture.astype(int) - np.round(255 * np.array(to_rgb(colour)))).max(axis=-1) < 30
+
+
+def halves(picture: NDArray[np.uint8], colour: str) -> tuple[int, int]:
+    """Pixels of the colour in the left and in the right half."""
+    found = places(picture, colour)
+    return int(found[:, : found.shape[1] // 2].sum()), int(found[:, found.shape[1] // 2 :].sum())
+
+
+def centre(picture: NDArray[np.uint8], colour: str) -> NDArray[np.float64]:
+    """Mean (row, column) of the colour, 0..1 of the picture."""
+    return np.argwhere(places(picture, colour)).mean(axis=0) / picture.shape[:2]
+
+
+def test_dice_and_area_shows_every_frame_and_the_histogram() -> None:
+    rng = np.random.default_rng(0)
+    area, dice = rng.uniform(0, 0.4, 60), rng.uniform(0.5, 1, 60)
+    area[:5] = 0  # no polyp; the axis is logarithmic
+    left, right = halves(decode(charts.dice_and_area(area, dice)), "#60a6cf")  # the points are translucent
+    assert left > 300
+    left, right = halves(decode(charts.dice_and_area(area, dice)), COLOURS[0])
+    assert right > 3000
+    few, many = (halves(decode(charts.dice_and_area([0.1], [value])), COLOURS[0])[1] for value in (0.2, 0.9))
+    assert few > 500 and many > 500  # one bar each
+    low, high = (centre(decode(charts.dice_and_area([0.1] * 9, [value] * 9)), COLOURS[0]) for value in (0.2, 0.9))
+    assert high[1] > low[1] + 0.1  # the bar stands further to the right
+
+
+@pytest.mark.parametrize(("area", "dice"), [([0.0], [1.0]), ([0.0, 0.0], [0.0, 1.0]), ([0.3], [0.0])])
+def test_dice_and_area_of_unusual_data(area: list[float], dice: list[float]) -> None:
+    assert halves(decode(charts.dice_and_area(area, dice)), COLOURS[0])[1] > 500
+
+
+def test_reliability_lies_where_the_bins_lie() -> None:
+    def bins(shift: float) -> list[dict[str, float]]:
+        return [{"confidence": p, "frequency": float(np.clip(p + shift, 0, 1))} for p in (0.1, 0.3, 0.5, 0.7, 0.9)]
+
+    under, over = (decode(charts.reliability(bins(shift))) for shift in (0.1, -0.1))
+    assert places(under, COLOURS[0]).sum() > 300
+    assert centre(under, COLOURS[0])[0] < centre(over, COLOURS[0])[0] - 0.05  # higher up
+    single = decode(charts.reliability([{"confidence": 0.5, "frequency": 0.5}]))
+    assert 10 < places(single, COLOURS[0]).sum() < 300
+
+
+def test_free_response_draws_a_line_for_each_threshold() -> None:
+    curves = {
+        "0.3": {"sensitivity": [0.2, 0.6, 0.9], "false_positives_per_frame": [0.0, 0.1, 0.4]},
+        "0.5": {"sensitivity": [0.1, 0.3, 0.5], "false_positives_per_frame": [0.0, 0.2, 0.6]},
+    }
+    picture = decode(charts.free_response(curves))
+    assert places(picture, COLOURS[0]).sum() > 200 and places(picture, COLOURS[1]).sum() > 200
+    assert centre(picture, COLOURS[0])[0] < centre(picture, COLOURS[1])[0]  # more polyps found
+    nothing: dict[str, Any] = {"0.3": {"sensitivity": [], "false_positives_per_frame": []}}
+    assert decode(charts.free_response(nothing)).std() > 1  # nothing predicted: axes and legend
+
+
+def test_robustness_draws_every_corruption_from_the_same_clean_value() -> None:
+    names = [f"corruption {number}" for number in range(8)]
+    curves = {name: list(np.linspace(0.85, 0.8 - 0.1 * number, 5)) for number, name in enumerate(names)}
+    picture = decode(charts.robustness(curves, 0.9))
+    for colour in COLOURS:
+        assert places(picture, colour).sum() > 150, colour
+    heights = [centre(picture[:, : picture.shape[1] * 6 // 10], colour)[0] for colour in COLOURS[:6]]
+    assert heights == sorted(heights)  # what falls more lies lower
+    one = decode(charts.robustness({"blur": [0.5] * 5}, 0.5))
+    rows = np.flatnonzero(places(one[:, : one.shape[1] // 2], COLOURS[0]).any(axis=1))
+    assert np.ptp(rows) < 20  # severity 0 is the clean value: a level line
+
+
+def test_colours_are_told_apart() -> None:
+    values = np.array([to_rgb(colour) for colour in COLOURS])
+    distances = np.abs(values[:, None] - values[None]).max(axis=-1) + np.eye(len(values))
+    assert len(COLOURS) == 8 and distances.min() > 0.2
