@@ -117,8 +117,8 @@ def report(frames: Catalog) -> Report:
     )
 
 
-def by_frame(report: Report, column: str) -> dict[str, float]:
-    return report.per_image.set_index("frame_id")[column].to_dict()
+def by_frame(report: Report, column: str) -> dict[str, Any]:
+    return dict(zip(report.per_image["frame_id"], report.per_image[column], strict=True))
 
 
 def strict(path: Path) -> Any:
@@ -312,7 +312,7 @@ def test_lesions_by_trying_all_pairings(report: Report, threshold: float) -> Non
 
 
 def test_missed_boxes_hold_the_missed_polyps(report: Report) -> None:
-    boxes = {name: json.loads(str(text)) for name, text in by_frame(report, "missed_boxes").items()}
+    boxes = {name: json.loads(text) for name, text in by_frame(report, "missed_boxes").items()}
     assert boxes["missed"] == boxes["elsewhere"] == [[52, 32, 69, 49]]
     assert boxes["right"] == boxes["none"] == []
     left, top, right, bottom = boxes["one of two"][0]
@@ -397,7 +397,8 @@ def test_strata_are_parts_of_the_frames(report: Report) -> None:
     }
     indexed = strata.set_index(["by", "stratum"])
     for key, rows in members.items():
-        entry, dice = indexed.loc[key], table["dice"][rows]
+        entry: Any = indexed.loc[key]
+        dice = table["dice"][rows]
         assert rows.any() and entry["n"] == rows.sum(), key
         assert (entry["mean"], entry["median"]) == pytest.approx((dice.mean(), dice.median())), key
 
@@ -485,7 +486,7 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path, monkeypa
         evaluation, "bootstrap_interval", lambda values, *_: Interval(float(np.mean(values)), 0.0, 1.0, len(values))
     )
 
-    def answer(name: str) -> Map:
+    def answer(name: str) -> Any:
         return cv2.GaussianBlur(masks[name].astype(np.float32), (0, 0), 5)
 
     def peak(count: int) -> int:

@@ -53,7 +53,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     return read(write_data(tmp_path_factory.mktemp("data") / "clinic"))
 
 
-def fill(folder: Path, write: Callable[[Path, Mask], None], masks: dict[str, Mask] = MASKS) -> Path:
+def fill(folder: Path, write: Callable[[Path, Mask], Any], masks: dict[str, Mask] = MASKS) -> Path:
     """One file a frame, by ``write(folder / stem, mask)``."""
     folder.mkdir(parents=True)
     for name, mask in masks.items():
@@ -65,7 +65,7 @@ def as_png(path: Path, mask: Mask) -> None:
     Image.fromarray(mask.astype(np.uint8) * 255).save(path.with_suffix(".png"))
 
 
-def soft(mask: Mask) -> NDArray[np.float64]:
+def soft(mask: Mask) -> NDArray[Any]:
     return 0.1 + 0.8 * cv2.GaussianBlur(mask.astype(np.float64), (0, 0), 2)
 
 

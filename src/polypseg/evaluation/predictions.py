@@ -187,9 +187,9 @@ def _read_picture(path: Path) -> NDArray[Any]:
             if image.mode == "F":
                 values, greatest = np.asarray(image), 1
             elif image.mode.startswith("I"):
-                values, greatest = np.asarray(image).astype(np.float32), 65535
+                values, greatest = np.asarray(image), 65535
             else:
-                values, greatest = np.asarray(image.convert("RGB"), np.float32), 255
+                values, greatest = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), 255
         except Exception as error:  # as in polypseg.catalog
             raise PolypsegError(
                 f"{path}: is damaged and cannot be decoded ({_reason(error)}); write it again"
@@ -200,7 +200,7 @@ def _read_picture(path: Path) -> NDArray[Any]:
         if (values != values[..., :1]).any():
             raise PolypsegError(f"{path}: is in colour; write masks and maps in grey")
         values = values[..., 0]
-    return values / greatest
+    return values.astype(np.float32) / greatest
 
 
 def _open_picture(path: Path) -> Image.Image:
