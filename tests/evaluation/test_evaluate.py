@@ -23,7 +23,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read
 from polypseg.errors import PolypsegError
 from polypseg.evaluation import evaluate as evaluation
-from polypseg.evaluation.evaluate import PIXEL_METRICS, Report, evaluate
+from polypseg.evaluation.evaluate import PIXEL_DEFINITIONS, Report, evaluate
 from polypseg.evaluation.report import write_report
 from polypseg.evaluation.scoring import DEFINITIONS
 from polypseg.metrics.statistics import Interval
@@ -156,9 +156,12 @@ def test_the_cases_are_what_they_are_called() -> None:
 
 def test_headline_and_pixels_through_scikit_learn(report: Report) -> None:
     expected = pd.DataFrame({name: scored(name) for name in CASES}).T
-    for name in ("dice", "iou", *PIXEL_METRICS):
+    for name in ("dice", "iou", *PIXEL_DEFINITIONS):
         assert by_frame(report, name) == pytest.approx(expected[name].to_dict(), abs=1e-12), name
-    for name, section in (*((name, "headline") for name in ("dice", "iou")), *((n, "pixels") for n in PIXEL_METRICS)):
+    for name, section in (
+        *((name, "headline") for name in ("dice", "iou")),
+        *((n, "pixels") for n in PIXEL_DEFINITIONS),
+    ):
         entry = report.numbers[section][name]
         assert entry["mean"] == pytest.approx(expected[name].mean(), abs=1e-12), name
         assert entry["median"] == pytest.approx(expected[name].median(), abs=1e-12), name

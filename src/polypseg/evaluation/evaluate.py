@@ -42,7 +42,24 @@ PRANET_DEFINITIONS = {
     "adpFm": "F-measure at twice the map's mean",
     "MAE": "mean absolute difference of stretched map and truth; lower is better",
 }
-PIXEL_METRICS = ("precision", "recall", "specificity", "f1", "f2", "accuracy")
+PIXEL_DEFINITIONS = {
+    "precision": "share of the predicted pixels that are polyp, mean over images",
+    "recall": "share of the polyp's pixels that are predicted (sensitivity), mean over images",
+    "specificity": "share of the other pixels that are not predicted, mean over images",
+    "f1": "harmonic mean of precision and recall of each image (its Dice), mean over images",
+    "f2": "the same with recall weighted four times (beta 2), mean over images",
+    "accuracy": "share of pixels that are right, mean over images",
+}
+BOUNDARY_DEFINITIONS = {
+    "hd95": "95th percentile of the distances between the two outlines, the larger direction, mean over images",
+    "assd": "average symmetric distance between the two outlines, mean over images",
+    "nsd": "share of both outlines within the tolerance of the other (normalised surface Dice), mean over images",
+    "boundary_iou": "IoU of the bands along both outlines, 2 % of the diagonal wide, mean over images",
+}
+LESION_DEFINITION = (
+    "8-connected regions of 10 pixels or more, paired one to one at the IoU; recall and precision over all regions"
+)
+CALIBRATION_DEFINITION = "over all pixels of all images; ECE in 15 equal bins of the probability of polyp"
 
 
 @dataclass(frozen=True)
@@ -116,11 +133,12 @@ def evaluate(
         "threshold": predictor.threshold,
         "headline": {name: _interval(table[name], groups, DEFINITIONS[name]) for name in ("dice", "iou")},
         "definitions": _definitions(table, groups, sums, network_size),
-        "pixels": {name: _interval(table[name], groups) for name in PIXEL_METRICS},
+        "pixels": {name: _interval(table[name], groups, text) for name, text in PIXEL_DEFINITIONS.items()},
         "boundary": {
-            name: _interval(table[name], groups)
+            name: _interval(table[name], groups, definition)
+            for stem, definition in BOUNDARY_DEFINITIONS.items()
             for name in table.columns
-            if name.startswith(("hd95", "assd", "nsd", "boundary"))
+            if name.startswith(stem)
         },
         "lesions": _lesions(sums.lesions),
         "strata": _strata(table),
@@ -159,7 +177,7 @@ def _measure(row: Any, mask: Any, probability: Any, truth: Any, sums: _Sums) -> 
         "polyps": len(match.truths),
         "dice": counts.dice,
         "iou": counts.iou,
-        **{name: getattr(counts, name) for name in PIXEL_METRICS},
+        **{name: getattr(counts, name) for name in PIXEL_DEFINITIONS},
         **boundary_scores(mask, truth).to_dict(),
         "mean_dice_256": float(family.dice.mean()),
         "mae": family.mae,
@@ -211,6 +229,7 @@ def _lesions(accumulator: LesionAccumulator) -> dict[str, Any]:
             "false_positives_per_frame": curve.false_positives_per_frame.tolist(),
         }
     return {
+        "definition": LESION_DEFINITION,
         "lesions": summary.lesions,
         "predicted": summary.predicted,
         "at_iou": {
@@ -253,6 +272,7 @@ def _strata(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _calibration(reliability: Reliability) -> dict[str, Any]:
     return {
+        "definition": CALIBRATION_DEFINITION,
         "ece": reliability.ece(),
         "brier": reliability.brier(),
         "bins": [
