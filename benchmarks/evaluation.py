@@ -22,10 +22,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
-import csv
 import datetime
 import math
-import platform
 import statistics
 import sys
 import tempfile
@@ -41,6 +39,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from results import add_rows, processor
 from scipy.special import expit
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.functional.classification import binary_calibration_error
@@ -296,27 +295,12 @@ def main() -> int:
         "largest_difference": f"{max(largest.values()):.1e}",
         "load_average": round(os.getloadavg()[0], 2),
         "packages": " ".join(f"{package}-{version(package)}" for package in PACKAGES),
-        "processor": _processor(),
+        "processor": processor(),
     }
     for key, entry in row.items():
         print(f"{key:22} {entry}")
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not out.exists()
-    with out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    add_rows(options.out, [row])
     return 0
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

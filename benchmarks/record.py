@@ -7,9 +7,10 @@ python benchmarks/record.py runs/realtime/evaluation
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
+
+from results import add_rows
 
 
 def main() -> None:
@@ -41,12 +42,7 @@ def main() -> None:
         }
         for name, one in numbers["definitions"].items()
     ]
-    fresh = not options.out.exists()
-    with options.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
+    add_rows(options.out, rows)
     print(f"{options.out}: {len(rows)} rows added")
 
 

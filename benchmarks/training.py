@@ -14,9 +14,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
-import csv
 import datetime
-import platform
 import statistics
 import tempfile
 import time
@@ -28,6 +26,7 @@ import segmentation_models_pytorch as smp
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from results import add_rows, processor
 
 from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
@@ -162,26 +161,11 @@ def main() -> None:
         "cache_fill_s": round(fill, 2),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor(),
     }
     for key, value in row.items():
         print(f"{key:22} {value}")
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not out.exists()
-    with out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    add_rows(options.out, [row])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from polypseg.metrics.overlap import check_masks
+
 TOLERANCES = (2.0, 5.0, 10.0)  # pixels
 BOUNDARY_WIDTH = 0.02  # of the diagonal; Cheng et al.'s choice
 
@@ -114,7 +116,7 @@ def boundary_scores(
         ValueError: a mask is not two-dimensional bool or has no pixels, the shapes differ, or a tolerance or the
             width is out of its range.
     """
-    _check(prediction, truth)
+    check_masks(prediction, truth)
     tolerances_px = tuple(float(tolerance) for tolerance in tolerances)
     if not all(math.isfinite(tolerance) and tolerance >= 0 for tolerance in tolerances_px):
         raise ValueError(f"tolerances must be finite and >= 0, not {tolerances_px}")
@@ -140,15 +142,6 @@ def boundary_scores(
         boundary_iou = 1.0 if agree else 0.0
         nsd = (boundary_iou,) * len(tolerances_px)
     return BoundaryScores(diagonal, hd, hd95, assd, tolerances_px, nsd, boundary_iou, width)
-
-
-def _check(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
-    if truth.ndim != 2 or truth.size == 0:
-        raise ValueError(f"masks must be H×W with at least one pixel, not {truth.shape}")
-    if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
-        raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
 
 
 def _crop_to_union(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> list[NDArray[np.uint8]]:

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
+from polypseg.metrics.overlap import check_masks
+
 IOU_THRESHOLDS = (0.3, 0.5)
 MIN_AREA = 10  # pixels
 
@@ -275,12 +277,7 @@ class _Regions:
 
 
 def _check(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], probability: NDArray[np.floating] | None) -> None:
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
-    if truth.ndim != 2 or truth.size == 0:
-        raise ValueError(f"masks must be H×W with at least one pixel, not {truth.shape}")
-    if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
-        raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
+    check_masks(prediction, truth)
     if probability is None:
         return
     if probability.shape != truth.shape:

@@ -52,6 +52,16 @@ def dice_at_thresholds(
     return np.where(total == 0, 1.0, 2.0 * intersection / np.maximum(total, 1))
 
 
+def check_masks(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> None:
+    """Refuse anything but two H×W bool masks of one shape with at least one pixel, by ``ValueError``."""
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
+    if truth.ndim != 2 or truth.size == 0:
+        raise ValueError(f"masks must be H×W with at least one pixel, not {truth.shape}")
+    if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
+        raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
+
+
 def _counts(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[int, int]:
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
