@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+CAPTION_POINTS = 7
+CAPTION_CHARACTER = 0.062  # inches, of a character at that size
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _grid(
     from matplotlib.figure import Figure
 
     shape = float(np.median([panel.frame.shape[0] / panel.frame.shape[1] for panel in panels])) if panels else 1.0
-    figure = Figure(figsize=(side * columns, (side * shape + 0.25) * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(side * columns, (side * shape + 0.32) * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -118,9 +122,11 @@ def _grid(
     return figure, axes
 
 
-def _show(axis: object, image: NDArray[np.uint8], caption: str) -> None:
-    axis.imshow(image, interpolation="antialiased")  # type: ignore[attr-defined]
-    axis.set_title(caption, fontsize=7, wrap=True)  # type: ignore[attr-defined]
+def _show(axis: Any, image: NDArray[np.uint8], caption: str) -> None:
+    axis.imshow(image, interpolation="antialiased")
+    width = axis.figure.get_size_inches()[0] / axis.get_gridspec().ncols  # inches
+    lines = textwrap.wrap(caption, int(width / CAPTION_CHARACTER))
+    axis.set_title("\n".join(lines), fontsize=CAPTION_POINTS)
 
 
 def _save(figure: Figure, path: str | Path) -> None:
