@@ -241,8 +241,13 @@ def calibrate(
 
     found = run(bundle, data, split=split, split_file=split_file, alpha=alpha)
     print(f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}")
-    if found.metadata["conformal"]:
-        print("guarantee: " + ", ".join(f"{name} {value}" for name, value in found.metadata["conformal"].items()))
+    promise = found.metadata["conformal"]
+    if promise:
+        print(
+            f"guarantee: at threshold {promise['threshold']:.4f} at most {promise['alpha']:g} of a polyp is missed in "
+            f"expectation; there {promise['missed_share']:.4f} of it is missed and {promise['predicted_area']:.1%} of "
+            f"the frame is marked (n = {promise['n']})"
+        )
 
 
 def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
