@@ -10,6 +10,7 @@ corruption moves anything, so a frame's mask remains its mask. Lengths grow with
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.special import ndtri
 from polypseg.errors import UsageError
 
 Frame = NDArray[np.uint8]  # H×W×3
-Field = NDArray[np.float32]  # H×W, or H×W×3 of linear light, 0..1
+Field = NDArray[np.floating[Any]]  # H×W, or H×W×3 of linear light, 0..1
 Corruption = Callable[[Frame, int, np.random.Generator], Frame]
 
 SEVERITIES = (1, 2, 3, 4, 5)

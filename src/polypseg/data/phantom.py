@@ -34,7 +34,7 @@ MAX_POLYPS = 5
 ATTEMPTS = 60  # to find a polyp's place
 AREA = (0.012, 0.28)  # smallest and largest polyp, as fractions of the frame
 
-Field = NDArray[np.float32]  # H×W
+Field = NDArray[np.floating[Any]]  # H×W
 Points = NDArray[np.float64]  # N×2, pixels, x before y
 
 
@@ -258,7 +258,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> Fi
     return np.asarray(fine[y : y + height, x : x + width] * 1.35, np.float32)
 
 
-def _blur(field: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def _blur(field: Field, sigma: float) -> NDArray[np.float32]:
     """Gaussian blur, ``sigma`` in pixels, of H×W or H×W×3."""
     if sigma < 0.2:
         return field
