@@ -133,7 +133,7 @@ def test_demo_walks_through_everything(capsys: pytest.CaptureFixture[str], tmp_p
     """The demo itself, on fewer and smaller steps: the recipe is cut to one epoch of 64 pixels."""
     recipe = tmp_path / "quick.yaml"
     text = (Path(__file__).resolve().parents[1] / "recipes" / "smoke.yaml").read_text()
-    recipe.write_text(text.replace("epochs: 6", "epochs: 1").replace("size: 128", "size: 64"))
+    recipe.write_text(text.replace("epochs: 4", "epochs: 1").replace("size: 128", "size: 64"))
     from polypseg.data import phantom
 
     data = phantom.write(tmp_path / "frames", 30, seed=2, height=72, width=88)
