@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from polypseg.catalog import Catalog
 from polypseg.inference.segmenter import Segmenter
-from polypseg.metrics.overlap import dice, dice_at_thresholds, iou
+from polypseg.metrics.overlap import dice, dice_at_thresholds
+from polypseg.metrics.pixels import Confusion, confusion
 from polypseg.models.losses import LossConfig, segmentation_loss
 
 DEFINITIONS = {
@@ -55,31 +56,28 @@ def score(segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bo
         PolypsegError: a frame or a mask cannot be read.
     """
     rows = []
-    pooled = np.zeros(2, np.int64)
+    pooled = Confusion()
     frames = (catalog.frame(index) for index in range(len(catalog)))
     answers = tqdm(segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False)
     for index, answer in enumerate(answers):
         truth = catalog.mask(index)
-        row = catalog.row(index)
+        row, counts = catalog.row(index), confusion(answer.mask, truth)
+        pooled = pooled + counts
         rows.append(
             {
                 "dataset": row.dataset,
                 "frame_id": row.frame_id,
-                "dice": dice(answer.mask, truth),
-                "iou": iou(answer.mask, truth),
+                "dice": counts.dice,
+                "iou": counts.iou,
                 "area": float(truth.mean()),
             }
-        )
-        pooled += (
-            np.count_nonzero(answer.mask & truth),
-            np.count_nonzero(answer.mask) + np.count_nonzero(truth),
         )
     per_image = pd.DataFrame(rows)
     summary = {
         "n": len(per_image),
         "dice": float(per_image["dice"].mean()),
         "iou": float(per_image["iou"].mean()),
-        "dice_global": float(2 * pooled[0] / pooled[1]) if pooled[1] else 1.0,
+        "dice_global": pooled.dice,
         **at_network_size(segmenter, catalog, loss),
     }
     return Scores(summary, per_image)

@@ -120,8 +120,9 @@ def train(
         best_path = Path(best.best_model_path or folder / "checkpoints" / "best.ckpt")
         bundle = _bundle(folder, best_path, recipe, preprocessing, catalog, split_name)
         bundle = _choose(bundle, recipe, catalog, show)
-        _test(bundle, recipe, catalog, folder, show)
-        _pictures(bundle, catalog, folder)
+        segmenter = Segmenter(bundle)
+        _test(segmenter, recipe, catalog, folder, show)
+        _pictures(segmenter, catalog, folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
     return folder
@@ -145,7 +146,7 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
     """Write what is known before training starts."""
     _write_yaml(folder / _CONFIG, recipe.to_dict())
-    write_split(catalog.frames[["dataset", "frame_id", "split"]], folder / "split.csv")
+    write_split(catalog.frames, folder / "split.csv")
     if origin is not None:
         _write_yaml(folder / _ORIGIN, origin.to_dict())
 
@@ -272,9 +273,9 @@ def _bundle(
         epoch=int(checkpoint["epoch"]) + 1,
         recipe=recipe.to_dict(),
         data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
-        split={"name": split_name, "hash": hash_split(catalog.frames[["dataset", "frame_id", "split"]])},
+        split={"name": split_name, "hash": hash_split(catalog.frames)},
         commit=commit(),
-        device=str(trainer_device()),
+        device=trainer_device(),
         licence="Weights follow the terms of the data they were trained on; code Apache-2.0.",
     )
 
@@ -294,8 +295,8 @@ def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: boo
     return bundle.update(threshold=threshold, threshold_choice=tried)
 
 
-def _test(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, folder: Path, progress: bool) -> None:
-    segmenter = Segmenter(bundle)
+def _test(segmenter: Segmenter, recipe: Recipe, catalog: Catalog, folder: Path, progress: bool) -> None:
+    bundle = segmenter.bundle
     results: dict[str, Scores] = {}
     for split in ("val", "test"):
         if split not in set(catalog.frames["split"]):
@@ -316,21 +317,20 @@ def _test(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, folder: Path, p
     bundle.update(metrics=metrics, metric_definitions=DEFINITIONS)
 
 
-def _pictures(bundle: ModelBundle, catalog: Catalog, folder: Path) -> None:
+def _pictures(segmenter: Segmenter, catalog: Catalog, folder: Path) -> None:
     from polypseg.visualization.curves import draw_curves
     from polypseg.visualization.gallery import Panel, draw_predictions
 
-    draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png", title=bundle.name)
+    draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png", title=segmenter.bundle.name)
     split = "test" if "test" in set(catalog.frames["split"]) else "val"
     frames = catalog.of_split(split)
     step = max(1, len(frames) // 8)  # spread over the split; not picked by how well they went
-    segmenter = Segmenter(bundle)
     panels = []
     for index in range(0, len(frames), step)[:8]:
         frame, truth = frames.frame(index), frames.mask(index)
         mask = segmenter.segment(frame).mask
         panels.append(Panel(frames.row(index).frame_id, frame, truth, mask, dice=dice(mask, truth)))
-    draw_predictions(panels, folder / "predictions.png", title=f"{bundle.name}, {split} split")
+    draw_predictions(panels, folder / "predictions.png", title=f"{segmenter.bundle.name}, {split} split")
 
 
 @contextlib.contextmanager
