@@ -55,3 +55,45 @@ def small_recipe() -> Callable[..., Any]:
         return Recipe(**{"name": "small", **built, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Any:
+    """A ModelBundle of a small network that has seen phantom frames, in every export; not to be changed."""
+    import numpy as np
+    import torch
+
+    from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+    from polypseg.data import read_all
+    from polypseg.data.splits import hash_split, make_split, write_split
+    from polypseg.export.run import PRECISIONS, export
+    from polypseg.models.network import build
+
+    torch.manual_seed(0)
+    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+    preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    catalog = read_all([phantom_folder])
+    frames = range(len(catalog))
+    images = torch.from_numpy(np.stack([preprocessing.apply(catalog.frame(index)) for index in frames]))
+    masks = torch.from_numpy(np.stack([preprocessing.resize_mask(catalog.mask(index)) for index in frames])).float()
+    network = build(architecture)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for step in range(40):
+        batch = torch.arange(step * 8, step * 8 + 8) % len(catalog)
+        logits = network.train()(images[batch])[:, 0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("exported")
+    split = make_split("seed", catalog)
+    write_split(split, folder / "split.csv")
+    bundle = ModelBundle.save(
+        folder / "bundle", network.state_dict(), name="exported", architecture=architecture,
+        preprocessing=preprocessing, threshold=0.4, split={"name": "seed", "hash": hash_split(split)},
+    )  # fmt: skip
+    for name, precisions in PRECISIONS.items():
+        for precision in precisions:
+            # A network so little trained may lose more than a real one.
+            export(bundle.folder, name, precision, data=[phantom_folder], max_drop=0.2, progress=False)
+    return ModelBundle.load(bundle.folder)

@@ -21,6 +21,7 @@ LAYERS = (
     ("data", "models", "metrics", "visualization"),
     ("inference",),
     ("evaluation",),
+    ("export",),
     ("training",),
     ("cli",),
 )

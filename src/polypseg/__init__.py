@@ -6,6 +6,7 @@ The names below are imported when they are first used, so that ``import polypseg
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,32 @@ _HOMES = {
 __all__ = ["Catalog", "ModelBundle", "Polyp", "PolypsegError", "Segmentation", "Segmenter", "load"]
 
 
-def load(bundle: str | Path, device: str = "auto", precision: str = "auto") -> Segmenter:
+def load(
+    bundle: str | Path | Sequence[str | Path] | None = None,
+    runtime: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    tta: str = "none",
+) -> Segmenter:
     """A ``Segmenter`` for a bundle.
 
     Args:
-        bundle: the path of a bundle or of a run folder.
+        bundle: the path of a bundle or of a run folder, or the name of a shipped model; several make an ensemble, none
+            is the shipped default.
+        runtime: ``auto``, ``openvino``, ``onnx`` or ``torch``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
+        threads: of the computation on a CPU; 0 leaves it to the runtime.
+        tta: test-time augmentation, ``none``, ``flip`` or ``flips``.
 
     Raises:
-        PolypsegError: there is no whole bundle there.
+        PolypsegError: there is no whole bundle there, or what it needs is not installed.
+        UsageError: the options do not go together.
     """
     from polypseg.inference.segmenter import Segmenter
 
-    return Segmenter(bundle, device=device, precision=precision)
+    return Segmenter(bundle, runtime, device, precision, threads, tta)
 
 
 def __getattr__(name: str) -> Any:

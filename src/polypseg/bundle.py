@@ -1,7 +1,9 @@
 """The ModelBundle: one folder that holds a trained model and everything needed to use it rightly.
 
-``model.safetensors`` holds the weights, ``metadata.json`` the rest: architecture, preprocessing, threshold and
-where they come from. There is no pickle and no code inside. Torch is imported only to read the weights.
+``model.safetensors`` holds the weights, ``metadata.json`` the rest: architecture, preprocessing, threshold,
+post-processing and where they come from. Exports of the same network lie beside them, ``openvino/`` and ``onnx/``,
+each named with its hash in ``metadata.json``. There is no pickle and no code inside. Torch is imported only to read
+the weights.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 METADATA_FILE = "metadata.json"
+ZOO = Path(__file__).parent / "zoo"  # the models that ship with the package
+DEFAULT_MODEL = "polypseg-realtime"
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 _REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
-_DECIDING = ("weights_sha256", "architecture", "preprocessing", "threshold", "temperature")
+_DECIDING = ("weights_sha256", "architecture", "preprocessing", "threshold", "temperature", "postprocessing")
 _PACKAGES = ("polypseg", "torch", "segmentation-models-pytorch", "timm", "albumentations", "numpy")
 
 
@@ -110,10 +114,10 @@ class Preprocessing:
         return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
 
     def normalise(self, resized: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """``height``×``width``×3 uint8 to 3×``height``×``width`` float32: ``(x / 255 - mean) / std``."""
+        """…×``height``×``width``×3 uint8 to …×3×``height``×``width`` float32: ``(x / 255 - mean) / std``."""
         scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
         shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
-        return np.ascontiguousarray((resized * scale - shift).transpose(2, 0, 1))
+        return np.ascontiguousarray(np.moveaxis(resized * scale - shift, -1, -3))
 
     def apply(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """H×W×3 uint8 RGB to the network's input, 3×``height``×``width`` float32."""
@@ -125,6 +129,78 @@ class Preprocessing:
             return probability
         resized = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(resized, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """What is done to the thresholded mask; chosen on validation by ``polypseg calibrate``.
+
+    Args:
+        min_area: regions (8-connected) smaller than this share of the frame are removed, 0..1; 0 keeps all.
+        fill_holes: whether holes inside a region become part of it.
+    """
+
+    min_area: float = 0.0
+    fill_holes: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.min_area < 1.0 or not isinstance(self.fill_holes, bool):
+            raise ValueError(f"post-processing {self.min_area!r}, {self.fill_holes!r} is no share in 0..1 and a bool")
+
+    def apply(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The mask with holes filled, then small regions removed; H×W bool to H×W bool, the argument is unchanged."""
+        if not self.min_area and not self.fill_holes:
+            return mask
+        # Only the part that holds regions is worked on: labelling every pixel is costly on large frames.
+        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+        if not width:
+            return mask
+        part = np.s_[top : top + height, left : left + width]
+        regions = mask[part].astype(np.uint8)
+        if self.fill_holes:
+            contours, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(regions, contours, -1, 1, cv2.FILLED)
+        if self.min_area:
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(regions, connectivity=8)
+            kept = stats[:, cv2.CC_STAT_AREA] >= self.min_area * mask.size
+            kept[0] = False  # the background
+            regions = kept[labels].view(np.uint8)
+        result = np.zeros_like(mask)
+        result[part] = regions.view(np.bool_)
+        return result
+
+
+@dataclass(frozen=True)
+class Export:
+    """The same network in another runtime's format, beside ``model.safetensors``.
+
+    Attributes:
+        runtime: ``openvino`` or ``onnx``.
+        precision: ``fp32``, ``bf16`` or ``int8``.
+        model: the file that the runtime opens.
+        record: what ``metadata.json`` says of it: its files' hashes and what its verification found.
+    """
+
+    runtime: str
+    precision: str
+    model: Path
+    record: dict[str, Any] = field(repr=False)
+
+    def verify(self) -> None:
+        """Compare its files with ``metadata.json``.
+
+        Raises:
+            PolypsegError: a file is missing, cut or changed.
+        """
+        bundle = self.model.parent.parent
+        remedy = f"copy the bundle again, or polypseg export --overwrite --format {self.runtime}"
+        for name, expected in self.record["files"].items():
+            try:
+                found = sha256_file(bundle / name)
+            except OSError as error:
+                raise PolypsegError(f"{bundle / name}: cannot be read ({error.strerror}); {remedy}") from error
+            if found != expected:
+                raise PolypsegError(f"{bundle / name}: is not the file that {METADATA_FILE} describes; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -140,16 +216,25 @@ class ModelBundle:
     metadata: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> ModelBundle:
-        """Open a bundle and verify that it is whole.
+    def load(cls, path: str | Path | None = None) -> ModelBundle:
+        """Open a bundle and verify that it is whole; its exports are verified when one is used.
 
         Args:
-            path: a bundle's folder, or a run folder that holds one as ``bundle/``.
+            path: a bundle's folder, a run folder that holds one as ``bundle/``, or the name of a shipped model; None
+                is the shipped default.
 
         Raises:
             PolypsegError: there is no bundle, a file is missing or was changed, or a newer polypseg wrote it.
         """
+        if path is None:
+            path = ZOO / DEFAULT_MODEL
+            if not path.is_dir():
+                raise PolypsegError(
+                    "no model was named, and this polypseg ships with none; name a bundle or a run folder"
+                )
         folder = Path(path)
+        if not folder.exists() and folder.name == str(path) and (ZOO / folder).is_dir():
+            folder = ZOO / folder
         if not (folder / METADATA_FILE).is_file() and (folder / "bundle" / METADATA_FILE).is_file():
             folder = folder / "bundle"
         if not (folder / METADATA_FILE).is_file():
@@ -169,6 +254,7 @@ class ModelBundle:
         bundle = cls(folder, metadata)
         try:
             _ = bundle.architecture, bundle.preprocessing, bundle.threshold, bundle.temperature
+            _ = bundle.postprocessing, bundle.exports
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise PolypsegError(f"{file}: holds an unusable value ({error}); copy the bundle again") from error
         weights = folder / WEIGHTS_FILE
@@ -283,8 +369,22 @@ class ModelBundle:
         return value
 
     @property
+    def postprocessing(self) -> Postprocessing:
+        """What is done to the mask; nothing where none was chosen."""
+        return Postprocessing(**self.metadata.get("postprocessing", {}))
+
+    @property
+    def exports(self) -> list[Export]:
+        """Its exports, as ``metadata.json`` names them; those of other weights are left out."""
+        return [
+            Export(str(record["runtime"]), str(record["precision"]), self.folder / next(iter(record["files"])), record)
+            for record in self.metadata.get("exports", [])
+            if record["weights_sha256"] == self.metadata["weights_sha256"]
+        ]
+
+    @property
     def hash(self) -> str:
-        """SHA-256 over all that decides an answer: weights, architecture, preprocessing, temperature, threshold."""
+        """SHA-256 over all that decides an answer: weights, architecture, preprocessing, threshold, …"""
         parts = [part for part in _DECIDING if part in self.metadata]
         return sha256_lines(f"{part}={self.metadata[part]}" for part in parts)
 
@@ -307,10 +407,10 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
+def versions(*further: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, and of ``further`` ones; of those installed."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *further):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

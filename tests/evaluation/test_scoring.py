@@ -66,8 +66,11 @@ def test_each_definition(segmenter: polypseg.Segmenter, frames: Catalog) -> None
 
     # at the network's size, by segmentation-models-pytorch's own metrics
     per_batch, per_image, losses = [], [], []
+    network = build(segmenter.bundle.architecture).eval()
+    network.load_state_dict(segmenter.bundle.weights())
     for batch in batches:
-        logits = segmenter.logits(batch["image"])
+        with torch.inference_mode():
+            logits = network(batch["image"])
         counts = smp.metrics.get_stats(logits.sigmoid(), batch["mask"].long(), mode="binary", threshold=0.5)
         per_batch.append(float(smp.metrics.f1_score(*counts, reduction="micro")))
         per_image.append(float(smp.metrics.f1_score(*counts, reduction="micro-imagewise")) * len(logits))

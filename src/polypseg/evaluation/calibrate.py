@@ -1,9 +1,10 @@
-"""Temperature, threshold and a guarantee, chosen on validation and written into the bundle."""
+"""Temperature, threshold, post-processing and a guarantee, chosen on validation and written into the bundle."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.cache import FrameCache
 from polypseg.errors import UsageError
-from polypseg.evaluation.scoring import choose_threshold
+from polypseg.evaluation.scoring import choose_postprocessing, choose_threshold
 from polypseg.evaluation.selection import select
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.calibration import (
@@ -36,10 +37,11 @@ def calibrate(
     alpha: float | None = None,
     progress: bool | None = None,
 ) -> ModelBundle:
-    """Choose a bundle's temperature and threshold on validation frames, and write them into it.
+    """Choose a bundle's temperature, threshold and post-processing on validation frames, and write them into it.
 
     The temperature comes first (it is applied to the logits, at the network's size, where it was fitted), then the
-    threshold with the best mean Dice at original size. With ``alpha``, a second threshold is written beside it, at
+    threshold with the best mean Dice at original size, then what the smallest region is and whether holes are filled,
+    where that gains more than chance. With ``alpha``, a second threshold is written beside it, at
     which at most that share of a polyp's pixels is missed in expectation (``metrics.calibration``): frames of the
     training or of the checkpoint's choice weaken that promise, so give frames of neither where there are some.
 
@@ -67,11 +69,14 @@ def calibrate(
     segmenter = Segmenter(opened, temperature=temperature)
     conformal = None if alpha is None else _conformal(segmenter, frames, alpha, show)
     threshold, tried = choose_threshold(segmenter, frames, show)
+    postprocessing, processed = choose_postprocessing(segmenter, frames, threshold, show)
     return opened.update(
         temperature=temperature,
         threshold=threshold,
         threshold_split=f"{provenance['split']['name']}, {split}",
         threshold_choice=tried,
+        postprocessing=asdict(postprocessing),
+        postprocessing_choice=processed,
         conformal=conformal,
         metrics=None,  # training's were of another threshold; its test.json keeps them
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
@@ -55,9 +54,11 @@ class BundlePredictor:
         return {
             "model": self.name,
             "bundle_hash": self.segmenter.bundle.hash,
+            "runtime": self.segmenter.runtime.name,
             "precision": self.segmenter.precision,
-            "device": str(self.segmenter.device),
-            "threads": torch.get_num_threads(),
+            "device": self.segmenter.device,
+            "threads": self.segmenter.runtime.threads,
+            "tta": self.segmenter.tta,
         }
 
 

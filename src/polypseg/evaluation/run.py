@@ -35,6 +35,10 @@ def run(
     predictions: str | Path | None = None,
     threshold: float | None = None,
     corruptions: bool = False,
+    runtime: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    tta: str = "none",
     progress: bool | None = None,
 ) -> Path:
     """Evaluate a bundle, or predictions that another program wrote, and write the report.
@@ -48,6 +52,7 @@ def run(
         predictions: a folder of masks or probability maps, one a frame.
         threshold: for predictions, 0..1; 0.5 by default. A bundle has its own.
         corruptions: also test robustness; 40 times the work.
+        runtime, device, precision, tta: as of ``Segmenter``; for a bundle.
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
@@ -74,7 +79,7 @@ def run(
     network_size = None
     predictor: Predictor
     if opened is not None:
-        segmenter = Segmenter(opened)
+        segmenter = Segmenter(opened, runtime, device, precision, tta=tta)
         predictor = BundlePredictor(segmenter)
         network_size = at_network_size(segmenter, frames, _loss(opened))
     else:

@@ -2,52 +2,96 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from polypseg.bundle import ModelBundle
-from polypseg.errors import PolypsegError
-from polypseg.models.device import choose_device, gains_from_bf16
-from polypseg.models.network import build
+from polypseg.errors import UsageError
+from polypseg.inference.augmentation import mirror, views
+from polypseg.inference.choice import open_runtime
+from polypseg.inference.runtimes import Runtime
 from polypseg.segmentation import Segmentation
 
 
 class Segmenter:
-    """Runs a bundle's network with PyTorch.
+    """Runs one bundle's network, or an ensemble's, by the runtime that suits the machine. Thread-safe.
+
+    Of several bundles the probabilities are averaged, at the first one's network size; the mean of their thresholds
+    and the first one's post-processing make the mask.
 
     Args:
-        bundle: an opened bundle, or the path of one or of a run folder.
+        bundle: an opened bundle, what ``ModelBundle.load`` takes, or a list of those; None is the shipped default.
+        runtime: ``auto``, ``openvino``, ``onnx`` or ``torch``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``auto``, ``fp32`` or ``bf16``; auto takes bf16 where the device gains from it.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
+        threads: of the computation on a CPU; 0 leaves it to the runtime.
+        tta: test-time augmentation, ``none``, ``flip`` (left-right, twice the work) or ``flips`` (four times).
+        compile: PyTorch only: ``torch.compile``, slow to start.
+        channels_last: PyTorch only: the memory layout.
         temperature: divides the logits, > 0; by default the bundle's.
+        threshold: probability at and above which a pixel is polyp, 0..1; by default the bundle's.
+
+    Attributes:
+        bundle: the (first) bundle.
+        runtime: what computes it.
+        reason: one sentence that says which runtime, device and precision were taken, and why.
 
     Raises:
-        PolypsegError: the bundle is not whole, or its weights do not fit its architecture.
-        UsageError: the device is not there.
+        PolypsegError: a bundle or an export is not whole, its runtime is not installed, or its weights do not fit.
+        UsageError: the options do not go together, or the device is not there.
     """
 
     def __init__(
         self,
-        bundle: ModelBundle | str | Path,
+        bundle: ModelBundle | str | Path | Sequence[ModelBundle | str | Path] | None = None,
+        runtime: str = "auto",
         device: str = "auto",
         precision: str = "auto",
+        threads: int = 0,
+        tta: str = "none",
+        compile: bool = False,
+        channels_last: bool = True,
         temperature: float | None = None,
+        threshold: float | None = None,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
+        several = [bundle] if bundle is None or isinstance(bundle, ModelBundle | str | Path) else list(bundle)
+        if not several:
+            raise UsageError("--model: names no bundle")
+        self.bundles = [one if isinstance(one, ModelBundle) else ModelBundle.load(one) for one in several]
+        self.bundle = self.bundles[0]
         self.preprocessing = self.bundle.preprocessing
-        self.threshold = self.bundle.threshold
-        self.temperature = self.bundle.temperature if temperature is None else temperature
-        self.device = choose_device(device)
-        bf16 = precision == "bf16" or (precision == "auto" and gains_from_bf16(self.device.type))
-        self.precision = "bf16" if bf16 else "fp32"
-        network = build(self.bundle.architecture)
-        load_weights(network, self.bundle)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.postprocessing = self.bundle.postprocessing
+        self.tta = tta
+        if threshold is None:
+            threshold = float(np.mean([one.threshold for one in self.bundles]))
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"--threshold {threshold:g}: must lie in 0..1")
+        self.threshold = threshold
+        self._members: list[_Member] = []
+        for one in self.bundles:
+            opened, reason = open_runtime(one, runtime, device, precision, threads, compile, channels_last)
+            if not self._members:
+                self.runtime, self.reason = opened, reason
+            self._members.append(_Member(one, opened, tta, one.temperature if temperature is None else temperature))
+
+    @property
+    def temperature(self) -> float:
+        """What divides the (first bundle's) logits, > 0."""
+        return self._members[0].temperature
+
+    @property
+    def device(self) -> str:
+        """What it computes on, as ``cpu``."""
+        return self.runtime.device
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: ``fp32``, ``bf16`` or ``int8``."""
+        return self.runtime.precision
 
     def segment(self, frame: NDArray[np.uint8]) -> Segmentation:
         """Segment one frame.
@@ -61,54 +105,86 @@ class Segmenter:
         Raises:
             ValueError: the array has another shape or dtype.
         """
-        return next(self.stream([frame]))
+        return self.answer(self.probability(frame), *frame.shape[:2])
 
     def stream(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[Segmentation]:
-        """Segment frames one after another, in order, in batches of ``batch_size``. Raises as ``segment``."""
-        batch: list[NDArray[np.uint8]] = []
+        """Segment frames one after another, in order. Raises as ``segment``.
+
+        Args:
+            frames: each as in ``segment``; sizes may differ.
+            batch_size: frames in flight: as many are read ahead and computed at once, for the most in all. With 1, an
+                answer comes as soon as it can.
+        """
+        shapes: list[tuple[int, int]] = []
+
+        def remembered() -> Iterator[NDArray[np.uint8]]:
+            for frame in frames:
+                shapes.append(frame.shape[:2])
+                yield frame
+
+        for probability in self.probabilities(remembered(), batch_size):
+            yield self.answer(probability, *shapes.pop(0))
+
+    def answer(self, probability: NDArray[np.float32], height: int, width: int) -> Segmentation:
+        """From a probability map of the network's size to the Segmentation of an H×W frame.
+
+        Args:
+            probability: h×w float32, 0..1, as from ``probabilities``.
+            height: rows of the frame, pixels.
+            width: columns of the frame, pixels.
+        """
+        restored = self.preprocessing.restore(probability, height, width)
+        found = Segmentation.from_probability(restored, self.threshold)
+        mask = self.postprocessing.apply(found.mask)
+        return found if mask is found.mask else Segmentation(mask, restored, self.threshold)
+
+    def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One frame's probability map at the network's size, h×w float32 0..1; ``frame`` as in ``segment``."""
+        return next(self.probabilities([frame]))
+
+    def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[NDArray[np.float32]]:
+        """The probability maps of frames, at the network's size, in order: h×w float32 0..1. As ``stream``."""
+        first, *others = self._members
+        if not others:
+            yield from first.probabilities(frames, batch_size)
+            return
+        copies = itertools.tee(frames, len(self._members))
+        streams = (member.probabilities(copy, batch_size) for member, copy in zip(self._members, copies, strict=True))
+        height, width = self.preprocessing.height, self.preprocessing.width
+        for maps in zip(*streams, strict=True):
+            yield np.mean([self.preprocessing.restore(one, height, width) for one in maps], axis=0, dtype=np.float32)
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """N×h×w×3 uint8 of the network's size to the (first) network's N×h×w float32 logits, before temperature."""
+        return self.runtime.logits(images)
+
+
+class _Member:
+    """One bundle of a Segmenter, with its runtime, test-time augmentation and temperature."""
+
+    def __init__(self, bundle: ModelBundle, runtime: Runtime, tta: str, temperature: float) -> None:
+        self.preprocessing = bundle.preprocessing
+        self.runtime = runtime
+        self.views = views(tta)
+        self.temperature = float(temperature)
+
+    def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.float32]]:
+        logits = self.runtime.stream(self._images(frames), batch_size * len(self.views))
+        while True:
+            # The views come first: zip must not take a map that belongs to the next frame.
+            maps = [mirror(self._sigmoid(one), axes) for axes, one in zip(self.views, logits, strict=False)]
+            if not maps:
+                return
+            yield maps[0] if len(maps) == 1 else np.mean(maps, axis=0, dtype=np.float32)
+
+    def _images(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         for frame in frames:
             if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
                 raise ValueError(f"a frame is H×W×3 uint8 RGB, not {frame.shape} {frame.dtype}")
-            batch.append(frame)
-            if len(batch) == batch_size:
-                yield from self._segment(batch)
-                batch = []
-        if batch:
-            yield from self._segment(batch)
+            resized = self.preprocessing.resize_frame(frame)
+            yield from (mirror(resized, axes) for axes in self.views)
 
-    def _segment(self, frames: list[NDArray[np.uint8]]) -> Iterator[Segmentation]:
-        images = torch.from_numpy(np.stack([self.preprocessing.apply(frame) for frame in frames]))
-        for frame, probability in zip(frames, self.probabilities(images), strict=True):
-            restored = self.preprocessing.restore(probability, *frame.shape[:2])
-            yield Segmentation.from_probability(restored, self.threshold)
-
-    def probabilities(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """N×3×H×W float32 network input to N×H×W float32 probabilities, 0..1, at the network's size."""
-        probability: NDArray[np.float32] = (self.logits(images) / self.temperature).sigmoid()[:, 0].numpy()
+    def _sigmoid(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        # tanh overflows nowhere, and gives the same values.
+        probability: NDArray[np.float32] = 0.5 + 0.5 * np.tanh(logits * (np.float32(0.5 / self.temperature)))
         return probability
-
-    def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One frame's probability map at the network's size, H×W float32 0..1; ``frame`` as in ``segment``."""
-        return self.probabilities(torch.from_numpy(self.preprocessing.apply(frame)[None]))[0]
-
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """N×3×H×W float32 network input to N×1×H×W float32 logits, before temperature, on the CPU."""
-        images = images.to(self.device, memory_format=torch.channels_last)
-        autocast = (
-            torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
-        )
-        with torch.inference_mode(), autocast:
-            return self.network(images).float().cpu()
-
-
-def load_weights(network: torch.nn.Module, bundle: ModelBundle) -> None:
-    """Fill a network with a bundle's weights.
-
-    Raises:
-        PolypsegError: a name or a shape does not fit.
-    """
-    try:
-        network.load_state_dict(bundle.weights())
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PolypsegError(f"{bundle.folder}: its weights do not fit its architecture ({reason})") from error

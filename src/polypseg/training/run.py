@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import DEFINITIONS, Scores, choose_threshold, score
+from polypseg.evaluation.scoring import DEFINITIONS, Scores, choose_postprocessing, choose_threshold, score
 from polypseg.files import atomic_write, commit, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
@@ -58,8 +59,8 @@ def train(
 ) -> Path:
     """Train by a recipe and fill a run folder.
 
-    The checkpoint with the best validation Dice becomes the bundle; the threshold is chosen on validation where
-    the recipe leaves it open; only then is the test split scored, once.
+    The checkpoint with the best validation Dice becomes the bundle; threshold and post-processing are chosen on
+    validation where the recipe leaves the threshold open; only then is the test split scored, once.
 
     Args:
         recipe: what to do.
@@ -290,9 +291,20 @@ def trainer_device() -> str:
 def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: bool) -> ModelBundle:
     if recipe.threshold is not None:
         return bundle
-    threshold, tried = choose_threshold(Segmenter(bundle), catalog.of_split("val"), progress)
+    segmenter, val = Segmenter(bundle), catalog.of_split("val")
+    threshold, tried = choose_threshold(segmenter, val, progress)
     log.info("threshold %.2f, chosen on validation (Dice %.4f there)", threshold, tried[f"{threshold:.2f}"])
-    return bundle.update(threshold=threshold, threshold_choice=tried)
+    postprocessing, processed = choose_postprocessing(segmenter, val, threshold, progress)
+    log.info(
+        "post-processing, chosen there: smallest region %g of the frame, holes %s",
+        postprocessing.min_area, "filled" if postprocessing.fill_holes else "kept",
+    )  # fmt: skip
+    return bundle.update(
+        threshold=threshold,
+        threshold_choice=tried,
+        postprocessing=asdict(postprocessing),
+        postprocessing_choice=processed,
+    )
 
 
 def _test(segmenter: Segmenter, recipe: Recipe, catalog: Catalog, folder: Path, progress: bool) -> None:

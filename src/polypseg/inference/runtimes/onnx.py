@@ -1,0 +1,59 @@
+"""ONNX Runtime on the CPU: the portable way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polypseg.bundle import Export, Preprocessing
+from polypseg.errors import PolypsegError
+from polypseg.inference.runtimes import batched, usable_cores
+
+
+class ONNXRuntime:
+    """An ONNX export of a bundle.
+
+    Args:
+        export: of the runtime ``onnx``.
+        preprocessing: the bundle's.
+        threads: threads of a call; 0 takes every core.
+
+    Raises:
+        PolypsegError: ONNX Runtime is not installed, or the file is missing, cut, changed or not to be opened.
+    """
+
+    name = "onnx"
+    device = "cpu"
+
+    def __init__(self, export: Export, preprocessing: Preprocessing, threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise PolypsegError(
+                f"onnxruntime: cannot be loaded ({error}); install it with: pip install 'polypseg[onnx]'"
+            ) from error
+        export.verify()
+        self.precision = export.precision
+        self.threads = threads or usable_cores()
+        self._preprocessing = preprocessing
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(export.model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no class of their own
+            reason = " ".join(str(error).split())[:200]
+            raise PolypsegError(
+                f"{export.model}: cannot be opened by ONNX Runtime ({reason}); export it again"
+            ) from error
+        self._input = self._session.get_inputs()[0].name
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        outputs = self._session.run(None, {self._input: self._preprocessing.normalise(images)})
+        logits: NDArray[np.float32] = np.asarray(outputs[0])[:, 0]
+        return logits
+
+    def stream(self, images: Iterable[NDArray[np.uint8]], in_flight: int) -> Iterator[NDArray[np.float32]]:
+        return batched(self, images, in_flight)

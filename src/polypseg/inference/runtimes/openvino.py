@@ -1,0 +1,132 @@
+"""OpenVINO on the CPU: the fastest way there."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polypseg.bundle import Export, Preprocessing
+from polypseg.errors import PolypsegError
+from polypseg.inference.runtimes import usable_cores
+
+
+@lru_cache
+def import_openvino() -> Any:
+    """The ``openvino`` package, without its telemetry: nothing here phones home.
+
+    Raises:
+        PolypsegError: it is not installed, or cannot be loaded on this machine.
+    """
+    # OpenVINO and NNCF send usage statistics through this package, at import already; without it they send none.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise PolypsegError(f"openvino: cannot be loaded ({error}); install it with: pip install openvino") from error
+    return openvino
+
+
+class OpenVINORuntime:
+    """An OpenVINO export of a bundle, compiled for this machine.
+
+    Normalisation is added to the graph when it is opened, from the bundle's ``metadata.json``; the file holds none.
+
+    Args:
+        export: of the runtime ``openvino``.
+        preprocessing: the bundle's.
+        precision: ``fp32``, ``bf16`` or ``int8``; what the export does not compute in int8 runs in fp32, or in bf16.
+        threads: threads in all; 0 takes every core.
+
+    Raises:
+        PolypsegError: OpenVINO is not installed, or a file is missing, cut, changed or not to be compiled.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, export: Export, preprocessing: Preprocessing, precision: str, threads: int = 0) -> None:
+        self._openvino = import_openvino()
+        export.verify()
+        self._file = export.model
+        self.precision = precision
+        self.threads = threads or usable_cores()
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+        }
+        try:
+            self._model = self._with_normalisation(preprocessing)
+            self._quickest = self._core.compile_model(
+                self._model, "CPU", {**self._settings, "PERFORMANCE_HINT": "LATENCY"}
+            )
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PolypsegError(f"{self._file}: cannot be opened by OpenVINO ({reason}); export it again") from error
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    @cached_property
+    def _core(self) -> Any:
+        return self._openvino.Core()
+
+    def _with_normalisation(self, preprocessing: Preprocessing) -> Any:
+        """The graph for one image: 1×h×w×3 uint8 to 1×1×h×w logits."""
+        ov = self._openvino
+        model = self._core.read_model(self._file)
+        model.reshape([1, 3, preprocessing.height, preprocessing.width])
+        steps = ov.preprocess.PrePostProcessor(model)
+        steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+        steps.input().model().set_layout(ov.Layout("NCHW"))
+        steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
+            [255 * value for value in preprocessing.mean]
+        ).scale([255 * value for value in preprocessing.std])
+        return steps.build()
+
+    @cached_property
+    def _steadiest(self) -> Any:
+        """Compiled for frames side by side, one thread each; made when first asked for."""
+        settings = {**self._settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": max(1, self.threads)}
+        return self._core.compile_model(self._model, "CPU", settings)
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        try:  # a request belongs to one call at a time
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self._quickest.create_infer_request()
+        try:
+            return np.stack([request.infer([image[None]], share_inputs=True)[0][0, 0].copy() for image in images])
+        finally:
+            self._idle.put(request)
+
+    def stream(self, images: Iterable[NDArray[np.uint8]], in_flight: int) -> Iterator[NDArray[np.float32]]:
+        if in_flight == 1:
+            for image in images:
+                yield self.logits(image[None])[0]
+            return
+        free = [self._steadiest.create_infer_request() for _ in range(in_flight)]
+        busy: deque[Any] = deque()
+        try:
+            for image in images:
+                if not free:
+                    free.append(busy.popleft())
+                    yield self._answer(free[-1])
+                request = free.pop()
+                request.start_async([image[None]])
+                busy.append(request)
+            while busy:
+                yield self._answer(busy.popleft())
+        finally:
+            for request in busy:  # whoever left early: none may still compute when its memory goes
+                request.wait()
+
+    @staticmethod
+    def _answer(request: Any) -> NDArray[np.float32]:
+        request.wait()
+        logits: NDArray[np.float32] = request.get_output_tensor(0).data[0, 0].copy()
+        return logits
