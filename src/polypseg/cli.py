@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser
 
@@ -21,8 +21,9 @@ from polypseg.errors import PolypsegError, UsageError
 from polypseg.training.recipe import Recipe
 
 log = logging.getLogger("polypseg")
-REPEATABLE = "--data"  # may be given several times, in every verb
-FLAGS = ("--resume", "--overwrite", "--corruptions")  # true when they stand alone
+REPEATABLE = {"predict": ("--model", "--save")}  # options that may be given several times; --data in other verbs
+FLAGS = ("--resume", "--overwrite", "--corruptions", "--live")  # true when they stand alone
+Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as inference.outputs.Output
 
 
 class _Parser(ArgumentParser):
@@ -183,6 +184,10 @@ def evaluate(
     predictions: str | None = None,
     threshold: float | None = None,
     corruptions: bool = False,
+    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    tta: Literal["none", "flip", "flips"] = "none",
 ) -> None:
     """Score a model, or predictions of another program, under every definition, with intervals and a report.
 
@@ -195,12 +200,16 @@ def evaluate(
         predictions: folder of masks or probability maps, one a frame, named by its stem.
         threshold: predictions only, probability at and above which a pixel is polyp, 0..1; null is 0.5.
         corruptions: also score spoilt frames (blur, darkness, highlights, ...); 40 times the work.
+        runtime: what computes the network; auto takes the fastest that is there.
+        device: auto, cpu, cuda or mps.
+        precision: of the computation; auto takes the fastest that is there.
+        tta: test-time augmentation: flip (left-right, twice the work) or flips (also top-bottom, four times).
     """
     from polypseg.evaluation.run import run
 
     page = run(
         bundle, data, out, split=split, split_file=split_file, predictions=predictions, threshold=threshold,
-        corruptions=corruptions,
+        corruptions=corruptions, runtime=runtime, device=device, precision=precision, tta=tta,
     )  # fmt: skip
     numbers = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
     for name, one in numbers["definitions"].items():
@@ -228,7 +237,7 @@ def calibrate(
     split_file: str | None = None,
     alpha: float | None = None,
 ) -> None:
-    """Choose a bundle's temperature and threshold on validation frames, and write them into it.
+    """Choose a bundle's temperature, threshold and post-processing on validation frames, and write them into it.
 
     Args:
         bundle: a bundle's or a run's folder.
@@ -240,7 +249,10 @@ def calibrate(
     from polypseg.evaluation.calibrate import calibrate as run
 
     found = run(bundle, data, split=split, split_file=split_file, alpha=alpha)
-    print(f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}")
+    print(
+        f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}, smallest region "
+        f"{found.postprocessing.min_area:g} of the frame, holes {'filled' if found.postprocessing.fill_holes else 'kept'}"
+    )
     promise = found.metadata["conformal"]
     if promise:
         print(
@@ -248,6 +260,86 @@ def calibrate(
             f"expectation; there {promise['missed_share']:.4f} of it is missed and {promise['predicted_area']:.1%} of "
             f"the frame is marked (n = {promise['n']})"
         )
+
+
+def export(
+    bundle: str,
+    format: Literal["openvino", "onnx"] = "openvino",
+    precision: Literal["fp32", "bf16", "int8"] = "fp32",
+    data: list[str] | None = None,
+    split_file: str | None = None,
+    max_drop: float = 0.005,
+    calibration_frames: int = 300,
+    overwrite: bool = False,
+) -> None:
+    """Export a bundle's network for another runtime, verify it against PyTorch, and keep it in the bundle.
+
+    Args:
+        bundle: a bundle's or a run's folder.
+        format: runtime to export for; onnx has no bf16.
+        precision: of the export; bf16 also halves the file, int8 needs --data.
+        data: folder of a data set; verifies on its validation frames, and calibrates int8 on its training frames;
+            phantom frames verify without it.
+        split_file: a CSV of `polypseg data split`; else the split that the bundle was trained with.
+        max_drop: mean Dice on validation that the export may lose; more is refused.
+        calibration_frames: int8 only, most training frames to calibrate on.
+        overwrite: replace an export of the same format and precision.
+    """
+    from polypseg.export.run import describe
+    from polypseg.export.run import export as run
+
+    made = run(
+        bundle, format, precision, data=data or (), split_file=split_file, max_drop=max_drop,
+        calibration_frames=calibration_frames, overwrite=overwrite,
+    )  # fmt: skip
+    print(f"{describe(made.record)}\n{made.model}")
+
+
+def predict(
+    sources: list[str],
+    model: list[str] | None = None,
+    out: str = "predictions",
+    save: list[Saved] | None = None,
+    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    threads: int = 0,
+    tta: Literal["none", "flip", "flips"] = "none",
+    batch_size: int | None = None,
+    smoothing: float = 0.0,
+    resume: bool = False,
+    overwrite: bool = False,
+    live: bool = False,
+) -> int:
+    """Segment images, folders, globs, videos, DICOM files or what a camera sees.
+
+    Args:
+        sources: what is segmented.
+        model: a bundle's or a run's folder; given several times, an ensemble; the model that ships by default.
+        out: folder for the outputs, named by the sources' stems: STEM.png (the mask) and STEM.json of an image,
+            STEM.mp4, STEM.jsonl and STEM.timeline.json of a video, STEM.seg.dcm besides of a DICOM file.
+        save: outputs of images, as --save mask json csv (mask and json by default): mask (STEM.png, 0 and 255),
+            probability (STEM.probability.png, 16 bits, 65535 is 1), overlay (STEM.overlay.jpg; of a video STEM.mp4),
+            contours (STEM.geojson, pixels), json (STEM.json), coco (coco.json) and csv (predictions.csv) of the run.
+        runtime: what computes the network; auto takes the fastest that is there, and says why.
+        device: auto, cpu, cuda or mps.
+        precision: of the computation; auto takes the fastest that is there.
+        threads: of the computation on a CPU; 0 leaves it to the runtime.
+        tta: test-time augmentation: flip (left-right, twice the work) or flips (also top-bottom, four times).
+        batch_size: frames computed at once; null is 1 for pictures and 4 for a video.
+        smoothing: videos only, weight of the earlier frames in each frame's answer, 0 (none) to below 1.
+        resume: keep outputs that are complete and were made by the same model from the same files; make the others.
+        overwrite: replace outputs that are there already.
+        live: drop late frames rather than lag, and print latency, as for a camera anyway; a video is played like one;
+            the first camera is meant where SOURCES names none.
+    """
+    from polypseg.inference.predict import predict as run
+
+    return run(
+        sources, model=model or (), out=out, save=save, runtime=runtime, device=device, precision=precision,
+        threads=threads, tta=tta, batch_size=batch_size, smoothing=smoothing, resume=resume, overwrite=overwrite,
+        live=live,
+    )  # fmt: skip
 
 
 def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
@@ -290,13 +382,28 @@ DATA_STEPS = {
     "split": data_split,
     "show": data_show,
 }
-VERBS = {"train": train, "evaluate": evaluate, "calibrate": calibrate, "compare": compare, "demo": demo}
+VERBS = {
+    "train": train,
+    "evaluate": evaluate,
+    "calibrate": calibrate,
+    "compare": compare,
+    "export": export,
+    "predict": predict,
+    "demo": demo,
+}
 # Arguments without a name: the option of the function, how often it stands there, and its help.
 POSITIONAL = {
     data_download: ("name", None, "data set; `polypseg data list` shows all"),
     evaluate: ("bundle", "?", "a bundle's or a run's folder; left out with --predictions"),
     calibrate: ("bundle", None, "a bundle's or a run's folder"),
+    export: ("bundle", None, "a bundle's or a run's folder"),
     compare: ("reports", "+", "folders that `polypseg evaluate` wrote, two or more"),
+    predict: (
+        "sources",
+        "*",
+        "images, videos, DICOM files, folders (their own files, or those of their images/), globs ('**' too), or a "
+        "camera (camera:0, 0 or a URL)",
+    ),
 }
 
 
@@ -352,27 +459,29 @@ def _run(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> list[str]:
-    """Gather repeated ``--data`` into one list, let flags stand alone, and ``--print_config`` print its comments."""
+    """Gather repeated options into one list, let flags stand alone, and ``--print_config`` print its comments."""
     rest: list[str] = []
-    gathered: list[str] = []
-    place = 0
-    for index, word in enumerate(arguments):
+    gathered: dict[str, list[str]] = {}
+    repeatable = REPEATABLE.get(arguments[0] if arguments else "", ("--data",))
+    coming = list(reversed(arguments))
+    while coming:
+        word = coming.pop()
         option, equals, value = word.partition("=")
-        following = arguments[index + 1] if index + 1 < len(arguments) else None
-        alone = following is None or following.startswith("--")
-        if index and arguments[index - 1] == REPEATABLE:
-            continue  # was taken with the option before it
-        if option == REPEATABLE:
-            if not equals and alone:
-                raise UsageError(f"{REPEATABLE}: names no folder")
-            place = place or len(rest)
-            gathered.append(value if equals else str(following))
-        elif word in FLAGS and alone:
+        if option in repeatable:
+            if not equals and (not coming or coming[-1].startswith("--")):
+                raise UsageError(f"{option}: names nothing; see --help")
+            if option not in gathered:
+                rest.append(option)
+            values = gathered.setdefault(option, [])
+            values.append(value if equals else coming.pop())
+            while option == "--save" and coming and coming[-1] in get_args(Saved):
+                values.append(coming.pop())
+        elif word in FLAGS and not (coming and coming[-1].lower() in ("true", "false")):
             rest.append(f"{word}=true")
         else:
             rest.append("--print_config=comments" if word == "--print_config" else word)
-    if gathered:
-        rest.insert(place, f"{REPEATABLE}={gathered[-1] if rest[:1] == ['demo'] else json.dumps(gathered)}")
+    for option, values in gathered.items():
+        rest[rest.index(option)] = f"{option}={values[-1] if rest[0] == 'demo' else json.dumps(values)}"
     return rest
 
 
@@ -395,7 +504,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("polypseg: interrupted; what was complete is kept, train goes on with --resume", file=sys.stderr)
+        print(
+            "polypseg: interrupted; what was complete is kept, train and predict go on with --resume", file=sys.stderr
+        )
         return 1
 
 
