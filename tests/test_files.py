@@ -123,7 +123,9 @@ def test_the_mode_follows_the_umask(tmp_path: Path, umask: int) -> None:
 
 def test_disk_error_names_the_file() -> None:
     message = str(disk_error(Path("some/file"), OSError(errno.ENOSPC, "No space left on device")))
-    assert message == "some/file: the disk is full; free some space and run it again (train: with --resume)"
+    assert (
+        message == "some/file: the disk is full; free some space and run it again, with --resume where the verb has it"
+    )
 
 
 def test_json_goes_there_and_back(tmp_path: Path) -> None:

@@ -21,9 +21,12 @@ from polypseg.errors import PolypsegError, UsageError
 from polypseg.training.recipe import Recipe
 
 log = logging.getLogger("polypseg")
-REPEATABLE = {"predict": ("--model", "--save")}  # options that may be given several times; --data in other verbs
+# Options that may be given several times; --data in other verbs.
+REPEATABLE = {"predict": ("--model", "--save"), "benchmark": ("--data", "--runtimes")}
 FLAGS = ("--resume", "--overwrite", "--corruptions", "--live")  # true when they stand alone
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as inference.outputs.Output
+Timed = Literal["torch", "compile", "openvino", "onnx"]  # as evaluation.speed.RUNTIMES
+SEVERAL = {"--save": get_args(Saved), "--runtimes": get_args(Timed)}  # options that take several words at once
 
 
 class _Parser(ArgumentParser):
@@ -249,9 +252,10 @@ def calibrate(
     from polypseg.evaluation.calibrate import calibrate as run
 
     found = run(bundle, data, split=split, split_file=split_file, alpha=alpha)
+    regions = found.postprocessing
     print(
         f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}, smallest region "
-        f"{found.postprocessing.min_area:g} of the frame, holes {'filled' if found.postprocessing.fill_holes else 'kept'}"
+        f"{regions.min_area:g} of the frame, holes {'filled' if regions.fill_holes else 'kept'}"
     )
     promise = found.metadata["conformal"]
     if promise:
@@ -342,6 +346,41 @@ def predict(
     )  # fmt: skip
 
 
+def benchmark(
+    bundle: str | None = None,
+    data: list[str] | None = None,
+    split: Literal["train", "val", "test", "all"] = "val",
+    split_file: str | None = None,
+    out: str = "benchmark",
+    threads: int = 0,
+    frame_size: str = "1280x720",
+    repeats: int = 10,
+    runtimes: list[Timed] | None = None,
+) -> None:
+    """Time a model by every runtime and precision that this machine can run it with.
+
+    Args:
+        bundle: a bundle's or a run's folder; the model that ships by default.
+        data: folder of a data set, to time on its frames and tell the mean Dice; may be given several times.
+        split: part of the split to take.
+        split_file: a CSV of `polypseg data split`; else the split that the bundle was trained with.
+        out: folder for benchmark.csv and benchmark.json.
+        threads: of the computation on a CPU; 0 leaves it to the runtime.
+        frame_size: width x height of the frames that are timed, pixels.
+        repeats: timed calls of each kind in each of 5 rounds.
+        runtimes: what is timed, as --runtimes torch onnx; torch, openvino and onnx by default, compile (torch.compile,
+            slow to start) only on request.
+    """
+    from polypseg.evaluation import speed
+
+    report = speed.benchmark(
+        bundle, data=data or (), split=split, split_file=split_file, out=out, threads=threads, frame_size=frame_size,
+        repeats=repeats, runtimes=runtimes or speed.USUAL,
+    )  # fmt: skip
+    print(speed.table(report["rows"]))
+    print(f"{Path(out) / 'benchmark.csv'}\n{Path(out) / 'benchmark.json'}")
+
+
 def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
     """Walk through everything: phantom frames (or your data), audit, split, training, test, pictures.
 
@@ -389,6 +428,7 @@ VERBS = {
     "compare": compare,
     "export": export,
     "predict": predict,
+    "benchmark": benchmark,
     "demo": demo,
 }
 # Arguments without a name: the option of the function, how often it stands there, and its help.
@@ -398,6 +438,7 @@ POSITIONAL = {
     calibrate: ("bundle", None, "a bundle's or a run's folder"),
     export: ("bundle", None, "a bundle's or a run's folder"),
     compare: ("reports", "+", "folders that `polypseg evaluate` wrote, two or more"),
+    benchmark: ("bundle", "?", "a bundle's or a run's folder; the model that ships by default"),
     predict: (
         "sources",
         "*",
@@ -474,7 +515,7 @@ def _prepare(arguments: list[str]) -> list[str]:
                 rest.append(option)
             values = gathered.setdefault(option, [])
             values.append(value if equals else coming.pop())
-            while option == "--save" and coming and coming[-1] in get_args(Saved):
+            while coming and coming[-1] in SEVERAL.get(option, ()):
                 values.append(coming.pop())
         elif word in FLAGS and not (coming and coming[-1].lower() in ("true", "false")):
             rest.append(f"{word}=true")

@@ -7,8 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -33,13 +33,14 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = str(path.parent / f".{path.name}.{secrets.token_hex(6)}.part")
+        # Not mkstemp: its files are private, and the umask cannot be asked for while other threads write.
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
         text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with os.fdopen(handle, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -53,7 +54,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def disk_error(path: Path, error: OSError) -> PolypsegError:
     """The one line for an ``OSError`` met while writing ``path``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return PolypsegError(f"{path}: the disk is full; free some space and run it again (train: with --resume)")
+        return PolypsegError(
+            f"{path}: the disk is full; free some space and run it again, with --resume where the verb has it"
+        )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return PolypsegError(f"{path}: no permission to write here; choose another --out")
     return PolypsegError(f"{path}: cannot be written ({error.strerror or error}); choose another --out")
@@ -105,10 +108,3 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None
-
-
-def _umask() -> int:
-    """The process's umask (it can be read only by setting it)."""
-    value = os.umask(0)
-    os.umask(value)
-    return value

@@ -585,6 +585,7 @@ def test_a_missing_decoder_is_told_with_what_installs_it(tmp_path: Path, monkeyp
 
 SEGMENTER: Any = SimpleNamespace(
     bundle=SimpleNamespace(name="phantom-model", hash="c0ffee" * 10 + "beef"),
+    hash="c0ffee" * 10 + "beef",
     threshold=0.4,
     runtime=SimpleNamespace(name="openvino"),
     precision="fp32",
@@ -724,7 +725,9 @@ def test_the_validator_has_nothing_to_say(written: tuple[Dataset, NDArray[np.boo
 
 def test_segmentations_of_one_series_and_model_stand_in_one_series(tmp_path: Path) -> None:
     series = uid.generate_uid()
-    other: Any = SimpleNamespace(**{**vars(SEGMENTER), "bundle": SimpleNamespace(name="other", hash="1" * 64)})
+    other: Any = SimpleNamespace(
+        **{**vars(SEGMENTER), "bundle": SimpleNamespace(name="other", hash="1" * 64), "hash": "1" * 64}
+    )
 
     def write(name: str, segmenter: Any) -> Dataset:
         source = save(endoscopy(1, SeriesInstanceUID=series), tmp_path / name)

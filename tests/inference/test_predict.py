@@ -277,7 +277,7 @@ def test_a_camera_is_run_live(
     def run_live(segmenter: Any, camera: int | str, out: Path, **options: Any) -> None:
         called.append((segmenter.bundle.hash, camera, out, options))
 
-    monkeypatch.setattr("polypseg.inference.live.run_live", run_live)
+    monkeypatch.setattr("polypseg.inference.video.live.run_live", run_live)
     assert (
         predict(sources, model=[str(bundle.folder)], out="out", live=live, save=["json"], smoothing=0.5, **EXACT) == 0
     )

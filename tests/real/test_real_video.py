@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from polypseg.evaluation.video import score_video_files
-from polypseg.inference.predict_video import predict_video
-from polypseg.inference.video import VideoReader
+from polypseg.inference.video.files import VideoReader
+from polypseg.inference.video.predict import predict_video
 from polypseg.segmentation import Segmentation
 
 pytestmark = pytest.mark.real

@@ -516,7 +516,7 @@ def _segmentation(source: Dataset, count: int, numbers: list[int], pixels: bytea
     with config.disable_value_validation():
         result = SOPClass(
             study_instance_uid=source.StudyInstanceUID,
-            series_instance_uid=generate_uid(entropy_srcs=[source.SeriesInstanceUID, bundle.hash, __version__]),
+            series_instance_uid=generate_uid(entropy_srcs=[source.SeriesInstanceUID, segmenter.hash, __version__]),
             series_number=SERIES_NUMBER,
             sop_instance_uid=generate_uid(),
             sop_class_uid=SegmentationStorage,
@@ -553,7 +553,7 @@ def _segmentation(source: Dataset, count: int, numbers: list[int], pixels: bytea
         version=__version__,
         parameters={
             "model": bundle.name,
-            "hash": bundle.hash,
+            "hash": segmenter.hash,
             "threshold": f"{segmenter.threshold:g}",
             "runtime": segmenter.runtime.name,
             "precision": segmenter.precision,

@@ -121,7 +121,7 @@ def predict(
     segmenter = polypseg.load(list(model) or None, runtime, device, precision, threads, tta)
     log.info("%s", segmenter.reason)
     if camera is not None:
-        from polypseg.inference.live import run_live
+        from polypseg.inference.video.live import run_live
 
         run_live(segmenter, camera, out, overlay=overlay, smoothing=smoothing)
         return 0
@@ -273,15 +273,7 @@ class _Run:
         self.segmenter, self.out, self.save = segmenter, out, save
         self.batch_size, self.resume, self.bar = batch_size, resume, bar
         # All that decides an answer besides the file itself; a frame made with anything else is not kept.
-        self.model = "+".join(bundle.hash for bundle in segmenter.bundles)
-        self.made_with = {
-            "model": self.model,
-            "threshold": segmenter.threshold,
-            "runtime": segmenter.runtime.name,
-            "device": segmenter.device,
-            "precision": segmenter.precision,
-            "tta": segmenter.tta,
-        }
+        self.made_with = segmenter.settings
         self.records: dict[Still, dict[str, Any]] = {}
         self.videos: list[str] = []  # what was found in each
         self.failed = self.frames = self.kept = self.with_polyps = self.polyps = 0
@@ -366,7 +358,7 @@ class _Run:
 
     def video(self, path: Path, **options: Any) -> None:
         """Segment a video, as ``predict_video`` does; one that cannot be read is told and passed over."""
-        from polypseg.inference.predict_video import predict_video
+        from polypseg.inference.video.predict import predict_video
 
         try:
             found = predict_video(self.segmenter, path, self.out, **options)
@@ -434,7 +426,9 @@ class _Run:
         """Write a frame's outputs; returns its record and its mask, eight pixels a byte."""
         still = read.still
         answer = self.segmenter.answer(probability, *read.frame.shape[:2])
-        record = frame_record(answer, source=still.path.name, model=self.model, index=still.index, time=still.time)
+        record = frame_record(
+            answer, source=still.path.name, model=self.segmenter.hash, index=still.index, time=still.time
+        )
         record = with_shapes({**record, **self.made_with, "source_sha256": read.digest}, answer)
         write_frame(self.out, still.stem, read.frame, answer, record, self.save)
         return record, np.packbits(answer.mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,23 @@ class Segmenter:
     def precision(self) -> str:
         """What it computes in: ``fp32``, ``bf16`` or ``int8``."""
         return self.runtime.precision
+
+    @property
+    def hash(self) -> str:
+        """The bundle's hash; of an ensemble those of all, joined by ``+``."""
+        return "+".join(bundle.hash for bundle in self.bundles)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides an answer besides the frame, in plain types."""
+        return {
+            "model": self.hash,
+            "threshold": self.threshold,
+            "runtime": self.runtime.name,
+            "device": self.device,
+            "precision": self.precision,
+            "tta": self.tta,
+        }
 
     def segment(self, frame: NDArray[np.uint8]) -> Segmentation:
         """Segment one frame.

@@ -23,9 +23,9 @@ import pytest
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError
-from polypseg.inference import live
-from polypseg.inference.live import run_live
-from polypseg.inference.video import VideoInfo, VideoReader, VideoWriter
+from polypseg.inference.video import live
+from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter
+from polypseg.inference.video.live import run_live
 from polypseg.segmentation import Segmentation
 
 Picture = NDArray[np.uint8]

@@ -26,10 +26,10 @@ import pytest
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.inference.predict_video import predict_video
-from polypseg.inference.video import VideoInfo, VideoReader, VideoWriter, finish_mp4
-from polypseg.inference.video_overlay import draw_polyps
-from polypseg.inference.video_threads import Stages
+from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter, finish_mp4
+from polypseg.inference.video.overlay import draw_polyps
+from polypseg.inference.video.predict import predict_video
+from polypseg.inference.video.threads import Stages
 from polypseg.segmentation import Segmentation
 
 COUNT = 30

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError
 from polypseg.inference.outputs import frame_record
-from polypseg.inference.predict_video import Smoother, made_with, to_line, with_ids
-from polypseg.inference.tracking import Tracker
-from polypseg.inference.video import VideoInfo
-from polypseg.inference.video_outputs import VideoOutputs
-from polypseg.inference.video_threads import Stages
+from polypseg.inference.video.files import VideoInfo
+from polypseg.inference.video.outputs import VideoOutputs
+from polypseg.inference.video.predict import Smoother, made_with, to_line, with_ids
+from polypseg.inference.video.threads import Stages
+from polypseg.inference.video.tracking import Tracker
 from polypseg.segmentation import Segmentation
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.outputs import frame_record
-from polypseg.inference.tracking import Tracker
-from polypseg.inference.video import Frame, VideoReader
-from polypseg.inference.video_outputs import VideoOutputs
-from polypseg.inference.video_threads import Stages
+from polypseg.inference.video.files import Frame, VideoReader
+from polypseg.inference.video.outputs import VideoOutputs
+from polypseg.inference.video.threads import Stages
+from polypseg.inference.video.tracking import Tracker
 
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
@@ -157,16 +157,7 @@ class Smoother:
 
 def made_with(segmenter: Segmenter, tracker: Tracker) -> dict[str, Any]:
     """What decides the answers besides the video, in plain types."""
-    return {
-        "model": "+".join(bundle.hash for bundle in segmenter.bundles),
-        "threshold": segmenter.threshold,
-        "runtime": segmenter.runtime.name,
-        "device": segmenter.device,
-        "precision": segmenter.precision,
-        "tta": segmenter.tta,
-        "tracker": tracker.settings,
-        "polypseg": polypseg.__version__,
-    }
+    return {**segmenter.settings, "tracker": tracker.settings, "polypseg": polypseg.__version__}
 
 
 def with_ids(record: dict[str, Any], tracker: Tracker) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError
-from polypseg.inference import video
-from polypseg.inference.video import VideoInfo, VideoReader, VideoWriter, finish_mp4, probe
+from polypseg.inference.video import files as video
+from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter, finish_mp4, probe
 
 Picture = NDArray[np.uint8]
 INFO = VideoInfo(64, 48, 25.0, Fraction(1, 1000))

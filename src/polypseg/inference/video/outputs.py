@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import disk_error, read_json, write_json
-from polypseg.inference.video import VideoInfo, VideoWriter, finish_mp4
-from polypseg.inference.video_overlay import draw_polyps
+from polypseg.inference.video.files import VideoInfo, VideoWriter, finish_mp4
+from polypseg.inference.video.overlay import draw_polyps
 
 
 class VideoOutputs:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polypseg.inference.tracking import Tracker, box_iou, grown, pair_boxes
+from polypseg.inference.video.tracking import Tracker, box_iou, grown, pair_boxes
 
 
 def polyp(x: int, y: int = 50, size: int = 20, confidence: float = 0.9) -> dict[str, Any]:
