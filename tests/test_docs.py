@@ -55,7 +55,8 @@ def options(parser: argparse.ArgumentParser, verb: str = "") -> dict[str, dict[s
         if action.default is argparse.SUPPRESS:  # --frames FILE
             own[name] = ("", f"the options of {name} from a YAML file of their own")
         else:
-            own[name] = ("required" if action.required else shown(action.default), " ".join((action.help or "").split()).rstrip("."))
+            meaning = " ".join((action.help or "").split()).rstrip(".")
+            own[name] = ("required" if action.required else shown(action.default), meaning)
     return found
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -26,9 +25,14 @@ CLIPS = {"ldpolyp-clip": (53, 560, 480, 25), "polypgen-sequence-04": (48, 1380, 
 class Oracle:
     """Answers each frame with filled ellipses in its annotated boxes, shrunk to ``share`` of their sides."""
 
-    threshold, device, precision, tta = 0.5, "cpu", "fp32", "none"
-    runtime = SimpleNamespace(name="torch")
-    bundles = (SimpleNamespace(hash="0" * 64),)
+    threshold = 0.5
+    settings: ClassVar[dict[str, Any]] = {
+        "model": "0" * 64,
+        "threshold": 0.5,
+        "runtime": "torch",
+        "device": "cpu",
+        "precision": "fp32",
+    }
 
     def __init__(self, boxes: list[list[list[int]]], share: float = 1.0) -> None:
         self.boxes, self.share = boxes, share

@@ -125,14 +125,20 @@ class Segmenter:
         """
         return self.answer(self.probability(frame), *frame.shape[:2])
 
-    def stream(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[Segmentation]:
-        """Segment frames one after another, in order. Raises as ``segment``.
+    def stream(self, frames: Iterable[NDArray[np.uint8]] | str | Path, batch_size: int = 1) -> Iterator[Segmentation]:
+        """Segment frames one after another, in order. Raises as ``segment``, and as ``VideoReader`` for a video.
 
         Args:
-            frames: each as in ``segment``; sizes may differ.
+            frames: each as in ``segment``, sizes may differ; or the path of a video.
             batch_size: frames in flight: as many are read ahead and computed at once, for the most in all. With 1, an
                 answer comes as soon as it can.
         """
+        if isinstance(frames, str | Path):
+            from polypseg.inference.video.files import VideoReader
+
+            with VideoReader(frames) as reader:
+                yield from self.stream((frame.pixels for frame in reader), batch_size)
+            return
         shapes: list[tuple[int, int]] = []
 
         def remembered() -> Iterator[NDArray[np.uint8]]:

@@ -14,8 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -34,9 +33,15 @@ Picture = NDArray[np.uint8]
 class StandIn:
     """Takes what is bright for polyp, and takes its time."""
 
-    threshold, device, precision, tta = 0.5, "cpu", "fp32", "none"
-    runtime = SimpleNamespace(name="torch")
-    bundles = (SimpleNamespace(hash="0" * 64),)
+    threshold = 0.5
+    settings: ClassVar[dict[str, Any]] = {
+        "model": "0" * 64,
+        "threshold": 0.5,
+        "runtime": "torch",
+        "device": "cpu",
+        "precision": "fp32",
+        "tta": "none",
+    }
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay

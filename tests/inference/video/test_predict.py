@@ -14,10 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -25,6 +24,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import polypseg
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter, finish_mp4
 from polypseg.inference.video.overlay import draw_polyps
@@ -44,11 +44,13 @@ class StandIn:
     fail_at: int | None = None
     seen: int = 0
     threshold: float = 0.5
-    device: str = "cpu"
     precision: str = "fp32"
     tta: str = "none"
-    runtime: Any = field(default_factory=lambda: SimpleNamespace(name="torch"))
-    bundles: Any = field(default_factory=lambda: [SimpleNamespace(hash="0" * 64)])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        made_with = {"runtime": "torch", "device": "cpu", "precision": self.precision, "tta": self.tta}
+        return {"model": "0" * 64, "threshold": self.threshold, **made_with}
 
     def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[NDArray[np.float32]]:
         for frame in frames:
@@ -146,31 +148,22 @@ def test_without_the_overlay_the_rest_is_the_same(clip: Path, tmp_path: Path) ->
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
 
 
-def test_a_real_model_answers_as_frame_by_frame(clip: Path, tmp_path: Path) -> None:
-    import torch
-
-    import polypseg
-    from polypseg.bundle import Architecture, ModelBundle, Preprocessing
-    from polypseg.models.network import build
-
-    torch.manual_seed(0)
-    small = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
-    network = build(small)
-    with torch.no_grad():
-        for _ in range(5):
-            network.train()(torch.randn(4, 3, 64, 64))
-    bundle = ModelBundle.save(
-        tmp_path / "bundle", network.state_dict(), name="untrained", architecture=small,
-        preprocessing=Preprocessing(64, 96), threshold=0.45,
-    )  # fmt: skip
-    segmenter = polypseg.load(bundle.folder, runtime="torch", device="cpu", precision="fp32")
-    predict(clip, tmp_path / "out", segmenter, batch_size=1)
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_records_are_a_segmenters_answers(clip: Path, exported: Any, tmp_path: Path, runtime: str) -> None:
+    segmenter = polypseg.load(exported.folder, runtime=runtime, device="cpu", precision="fp32")
+    predict(clip, tmp_path / "out", segmenter)
     records = lines_of(tmp_path / "out" / "exam.jsonl")
+    assert any(record["polyps"] for record in records)
+    streamed = segmenter.stream(str(clip))
     with VideoReader(clip) as reader:
-        for frame, record in zip(reader, records, strict=True):
-            expected = [polyp.to_dict() for polyp in segmenter.segment(frame.pixels).polyps]
-            assert [{key: polyp[key] for key in polyp if key != "id"} for polyp in record["polyps"]] == expected
-    assert records[0]["model"] == bundle.hash
+        for frame, record, other in zip(reader, records, streamed, strict=True):
+            alone = segmenter.segment(frame.pixels)
+            assert abs(other.probability - alone.probability).max() < 1e-4
+            assert len(record["polyps"]) == len(alone.polyps)
+            for polyp, expected in zip(record["polyps"], alone.polyps, strict=True):
+                assert polyp["confidence"] == pytest.approx(expected.confidence, abs=1e-3)
+                assert polyp["area"] == pytest.approx(expected.area, abs=3)
+    assert records[0]["model"] == exported.hash
 
 
 def test_smoothing_is_an_exponential_average(clip: Path, tmp_path: Path) -> None:
