@@ -67,13 +67,15 @@ def write_openvino(bundle: ModelBundle, file: Path, half: bool) -> None:
         raise _refused(bundle, "OpenVINO", error) from error
 
 
-def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]]) -> None:
+def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], preset: str = "mixed") -> None:
     """Quantise a float export to int8 by NNCF's post-training quantisation.
 
     Args:
         source: an export of ``write_openvino`` (``.xml``) or ``write_onnx`` (``.onnx``).
         file: the export to write, of the same format.
         images: what to calibrate on, 3×h×w float32 each, normalised.
+        preset: NNCF's: ``mixed`` (activations in an asymmetric range) or ``performance`` (in a symmetric one); which of
+            them loses less depends on the network.
 
     Raises:
         PolypsegError: NNCF is not installed, or it cannot quantise this network.
@@ -96,7 +98,7 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]]) ->
     try:
         with _quiet():
             quantised = nncf.quantize(
-                model, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches)
+                model, nncf.Dataset(batches), preset=nncf.QuantizationPreset(preset), subset_size=len(batches)
             )
     except Exception as error:  # as above
         raise PolypsegError(f"{file.name}: NNCF cannot quantise this network ({_one_line(error)})") from error

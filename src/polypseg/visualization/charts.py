@@ -56,6 +56,29 @@ def robustness(curves: Mapping[str, Sequence[float]], clean: float) -> bytes:
     return _png(figure)
 
 
+def speed(groups: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
+    """Frames a second of each way of running in each group: ``(the network alone, from a frame to its polyps)``."""
+    from matplotlib.figure import Figure
+
+    sizes = [len(ways) for ways in groups.values()]
+    figure = Figure(figsize=(8.4, 1.2 + 0.36 * sum(sizes) + 0.5 * len(sizes)), layout="constrained")
+    rows = figure.subplots(len(sizes), 1, sharex=True, squeeze=False, height_ratios=[size + 0.5 for size in sizes])
+    for axis, (title, ways) in zip(rows[:, 0], groups.items(), strict=True):
+        places = np.arange(len(ways))
+        for share, label, colour in ((-0.2, "network alone", COLOURS[0]), (0.2, "frame to polyps", COLOURS[4])):
+            values = [pair[share > 0] for pair in ways.values()]
+            bars = axis.barh(places + share, values, 0.38, color=colour, label=label)
+            axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
+        axis.set_yticks(places, list(ways), fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="x", alpha=0.25)
+    rows[-1, 0].set_xlabel("frames a second")
+    figure.legend(*rows[0, 0].get_legend_handles_labels(), frameon=False, ncols=2, loc="outside upper right")
+    return _png(figure)
+
+
 def _figure(count: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
     from matplotlib.figure import Figure
 
