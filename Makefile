@@ -1,7 +1,7 @@
 # make demo            everything once, on phantom frames   (make demo DATA=path/to/Kvasir-SEG: on real ones)
 # make test            the whole test suite                  (real-data tests run where ../shared/data is)
 # make lint            ruff and mypy
-# make bench           speed of training and of evaluation, against other ways of doing the same
+# make bench           speed of training, evaluation and inference, against other ways of doing the same
 
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -38,6 +38,7 @@ lint: install
 bench: install
 	@$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python benchmarks/evaluation.py $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/python benchmarks/inference.py $(if $(DATA),--data "$(DATA)")
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache
