@@ -69,7 +69,7 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path: Path, failure: BaseE
         (errno.EIO, "cannot be written"),
     ],
 )
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_trouble_with_the_disk_is_one_line_and_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str, step: str
 ) -> None:

@@ -254,7 +254,7 @@ import lightning as L, torch, yaml
 from polypseg.bundle import ModelBundle
 from polypseg.data import read
 from polypseg.data.splits import read_split
-from polypseg.inference.segmenter import load_weights
+from polypseg.inference.runtimes.torch import load_weights
 from polypseg.models.network import build
 from polypseg.training.datamodule import FramesDataModule
 from polypseg.training.module import SegmentationModule
