@@ -340,3 +340,65 @@ def test_restore_is_torch_s_bilinear_and_stays_a_probability() -> None:
 def test_preprocessing_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Preprocessing(**values)
+
+
+# ---- in 16 bits -----------------------------------------------------------------------------------------
+
+
+def test_kernels_in_16_bits_are_read_back_as_float32(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    bundle = save(tmp_path / "half", half=True)
+    stored = load_file(bundle.folder / "model.safetensors")
+    assert {key: value.dtype for key, value in stored.items()} == {
+        "weight": torch.float16, "bias": torch.float32, "steps": torch.int64,
+    }  # fmt: skip
+    weights = bundle.weights()
+    assert torch.equal(weights["weight"], state()["weight"].half().float())
+    assert torch.equal(weights["bias"], state()["bias"]) and torch.equal(weights["steps"], state()["steps"])
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+
+
+def test_statistics_beyond_the_range_of_16_bits_survive(tmp_path: Path) -> None:
+    values = {"running_var": torch.tensor([1e6, 1e-9])}
+    bundle = ModelBundle.save(
+        tmp_path / "b", values, name="x", architecture=ARCHITECTURE, preprocessing=PREPROCESSING, threshold=0.5,
+        half=True,
+    )  # fmt: skip
+    assert torch.equal(bundle.weights()["running_var"], values["running_var"])
+
+
+def test_a_kernel_beyond_the_range_of_16_bits_is_kept_as_it_is(tmp_path: Path) -> None:
+    values = {"large": torch.full((1, 2), 1e5), "small": torch.full((1, 2), 0.1)}
+    bundle = ModelBundle.save(
+        tmp_path / "b", values, name="x", architecture=ARCHITECTURE, preprocessing=PREPROCESSING, threshold=0.5,
+        half=True,
+    )  # fmt: skip
+    assert torch.equal(bundle.weights()["large"], values["large"])
+    assert not torch.equal(bundle.weights()["small"], values["small"])
+
+
+def test_compact_is_the_same_model_in_half_the_bytes(tmp_path: Path) -> None:
+    from polypseg.inference.segmenter import Segmenter
+    from polypseg.models.network import build
+
+    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+    torch.manual_seed(0)
+    full = ModelBundle.save(
+        tmp_path / "full", build(architecture).state_dict(), name="full", architecture=architecture,
+        preprocessing=PREPROCESSING, threshold=0.4, licence="x", temperature=2.0, metrics={"test": {"dice": 0.9}},
+        exports=[], evaluations=[{"title": "x"}],
+    )  # fmt: skip
+    small = full.compact(tmp_path / "small", "small")
+    left_out = {"metrics", "exports", "evaluations"}
+    differs = {"name", "weights_sha256", "versions", "compacted_from"}
+    for key in full.metadata.keys() - left_out - differs:
+        assert small.metadata[key] == full.metadata[key], key
+    assert not left_out & small.metadata.keys()
+    assert (small.name, small.metadata["compacted_from"]) == ("small", full.hash)
+    before, after = ((one.folder / "model.safetensors").stat().st_size for one in (full, small))
+    assert after < 0.55 * before
+    frame = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
+    answers = [Segmenter(one, "torch", "cpu", "fp32").segment(frame).probability for one in (full, small)]
+    assert 0 < np.abs(answers[0] - answers[1]).max() < 0.01
+    assert full.metadata["metrics"] == ModelBundle.load(full.folder).metadata["metrics"]

@@ -17,8 +17,9 @@ PACKAGE = Path(polypseg.__file__).parent
 LAYERS = (
     ("errors",),
     ("files",),
+    ("hub",),
     ("catalog", "bundle", "segmentation"),
-    ("data", "models", "metrics", "visualization"),
+    ("data", "models", "metrics", "visualization", "zoo"),
     ("inference",),
     ("evaluation",),
     ("export",),

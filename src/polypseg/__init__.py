@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from polypseg.bundle import ModelBundle as ModelBundle
     from polypseg.catalog import Catalog as Catalog
     from polypseg.errors import PolypsegError as PolypsegError
+    from polypseg.export.publish import push_to_hub as push_to_hub
     from polypseg.inference.segmenter import Segmenter as Segmenter
     from polypseg.segmentation import Polyp as Polyp
     from polypseg.segmentation import Segmentation as Segmentation
@@ -27,8 +28,9 @@ _HOMES = {
     "PolypsegError": "polypseg.errors",
     "Segmentation": "polypseg.segmentation",
     "Segmenter": "polypseg.inference.segmenter",
+    "push_to_hub": "polypseg.export.publish",
 }
-__all__ = ["Catalog", "ModelBundle", "Polyp", "PolypsegError", "Segmentation", "Segmenter", "load"]
+__all__ = ["Catalog", "ModelBundle", "Polyp", "PolypsegError", "Segmentation", "Segmenter", "load", "push_to_hub"]
 
 
 def load(
@@ -42,8 +44,8 @@ def load(
     """A ``Segmenter`` for a bundle.
 
     Args:
-        bundle: the path of a bundle or of a run folder, or the name of a shipped model; several make an ensemble, none
-            is the shipped default.
+        bundle: the path of a bundle or of a run folder, the name of a shipped model, or ``hf://owner/name[@revision]``
+            on the Hugging Face hub; several make an ensemble, none is the shipped default.
         runtime: ``auto``, ``openvino``, ``onnx`` or ``torch``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.

@@ -8,6 +8,7 @@ the weights.
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import platform
 import tempfile
@@ -20,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from polypseg import hub
 from polypseg.errors import PolypsegError
 from polypseg.files import disk_error, read_json, sha256_file, sha256_lines, write_json
 
@@ -27,13 +29,16 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
-WEIGHTS_FILE = "model.safetensors"
-METADATA_FILE = "metadata.json"
+WEIGHTS_FILE = hub.WEIGHTS_FILE
+METADATA_FILE = hub.METADATA_FILE
 ZOO = Path(__file__).parent / "zoo"  # the models that ship with the package
 DEFAULT_MODEL = "polypseg-realtime"
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 _REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
 _DECIDING = ("weights_sha256", "architecture", "preprocessing", "threshold", "temperature", "postprocessing")
+# What ``save`` writes by itself, and what was found with these very weights.
+_WRITTEN = (*_REQUIRED, "intended_use", "versions", "compacted_from")
+_MEASURED = ("exports", "metrics", "metric_definitions", "evaluations", "speed", "failures")
 _PACKAGES = ("polypseg", "torch", "segmentation-models-pytorch", "timm", "albumentations", "numpy")
 
 
@@ -193,7 +198,7 @@ class Export:
             PolypsegError: a file is missing, cut or changed.
         """
         bundle = self.model.parent.parent
-        remedy = f"copy the bundle again, or polypseg export --overwrite --format {self.runtime}"
+        remedy = _remedy(bundle, f", or polypseg export --overwrite --format {self.runtime}")
         for name, expected in self.record["files"].items():
             try:
                 found = sha256_file(bundle / name)
@@ -220,52 +225,43 @@ class ModelBundle:
         """Open a bundle and verify that it is whole; its exports are verified when one is used.
 
         Args:
-            path: a bundle's folder, a run folder that holds one as ``bundle/``, or the name of a shipped model; None
-                is the shipped default.
+            path: a bundle's folder, a run folder that holds one as ``bundle/``, the name of a shipped model, or
+                ``hf://owner/name[@revision]``, a bundle on the Hugging Face hub; None is the shipped default.
 
         Raises:
-            PolypsegError: there is no bundle, a file is missing or was changed, or a newer polypseg wrote it.
+            PolypsegError: there is no bundle, a file is missing or was changed, a newer polypseg wrote it, or the hub
+                cannot be reached.
+            UsageError: ``path`` begins with ``hf://`` and is none of the hub's names.
         """
-        if path is None:
-            path = ZOO / DEFAULT_MODEL
-            if not path.is_dir():
-                raise PolypsegError(
-                    "no model was named, and this polypseg ships with none; name a bundle or a run folder"
-                )
-        folder = Path(path)
-        if not folder.exists() and folder.name == str(path) and (ZOO / folder).is_dir():
-            folder = ZOO / folder
-        if not (folder / METADATA_FILE).is_file() and (folder / "bundle" / METADATA_FILE).is_file():
-            folder = folder / "bundle"
-        if not (folder / METADATA_FILE).is_file():
-            raise PolypsegError(f"{path}: is no model bundle (no {METADATA_FILE}); name a bundle or a run folder")
-        metadata = read_json(folder / METADATA_FILE)
+        folder = _find(path)
+        remedy = _remedy(folder)
         file = folder / METADATA_FILE
+        metadata = read_json(file)
         if not isinstance(metadata, dict):
-            raise PolypsegError(f"{file}: is not a JSON object; copy the bundle again")
+            raise PolypsegError(f"{file}: is not a JSON object; {remedy}")
         version = metadata.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise PolypsegError(f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg")
         missing = [key for key in _REQUIRED if key not in metadata]
         if missing:
-            raise PolypsegError(f"{file}: lacks {', '.join(missing)}; copy the bundle again")
+            raise PolypsegError(f"{file}: lacks {', '.join(missing)}; {remedy}")
         if version != SCHEMA_VERSION:
-            raise PolypsegError(f"{file}: has schema {version!r}, which never was; copy the bundle again")
+            raise PolypsegError(f"{file}: has schema {version!r}, which never was; {remedy}")
         bundle = cls(folder, metadata)
         try:
             _ = bundle.architecture, bundle.preprocessing, bundle.threshold, bundle.temperature
             _ = bundle.postprocessing, bundle.exports
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-            raise PolypsegError(f"{file}: holds an unusable value ({error}); copy the bundle again") from error
+            raise PolypsegError(f"{file}: holds an unusable value ({error}); {remedy}") from error
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
-            raise PolypsegError(f"{weights}: is missing; copy the bundle again")
+            raise PolypsegError(f"{weights}: is missing; {remedy}")
         try:
             checksum = sha256_file(weights)
         except OSError as error:
             raise PolypsegError(f"{weights}: cannot be read ({error.strerror})") from error
         if checksum != metadata["weights_sha256"]:
-            raise PolypsegError(f"{weights}: is not the file that {METADATA_FILE} describes; copy the bundle again")
+            raise PolypsegError(f"{weights}: is not the file that {METADATA_FILE} describes; {remedy}")
         return bundle
 
     @classmethod
@@ -278,17 +274,20 @@ class ModelBundle:
         architecture: Architecture,
         preprocessing: Preprocessing,
         threshold: float,
+        half: bool = False,
         **details: Any,
     ) -> ModelBundle:
         """Write a bundle; the folder appears whole or not at all, and replaces one of the same name.
 
         Args:
             folder: where to write it; what lies there must be a bundle or empty.
-            state: the network's ``state_dict`` (weights and buffers, written as contiguous float32 or int64).
+            state: the network's ``state_dict`` (weights and buffers, written contiguously as they are).
             name: the model's name.
             architecture: what builds the network.
             preprocessing: what makes its input.
             threshold: probability, 0..1, at and above which a pixel is polyp.
+            half: write kernels as float16, half the size. What has one dimension, as the statistics of batch norm,
+                stays as it is, for it is small and may be out of float16's range; so does a kernel out of it.
             details: further JSON-able entries of ``metadata.json``: threshold_split, metrics, data, split,
                 encoder_weights, licence, …
 
@@ -300,7 +299,8 @@ class ModelBundle:
         folder = Path(folder)
         if folder.exists() and not (folder / METADATA_FILE).is_file() and not _is_empty(folder):
             raise PolypsegError(f"{folder}: holds something that is no bundle, which is left alone; name another")
-        payload = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        payload = save({key: _halved(value) for key, value in tensors.items()} if half else tensors)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -333,9 +333,43 @@ class ModelBundle:
         return cls.load(folder)
 
     def update(self, **details: Any) -> ModelBundle:
-        """Write further entries into ``metadata.json`` and return the bundle as it is now."""
+        """Write further entries into ``metadata.json`` and return the bundle as it is now.
+
+        Raises:
+            PolypsegError: the disk refuses, or it is a bundle that stays as it is.
+        """
+        self.check_own()
         write_json(self.folder / METADATA_FILE, {**self.metadata, **details})
         return ModelBundle.load(self.folder)
+
+    def check_own(self) -> None:
+        """Refuse to change a shipped bundle, or one of the hub: under its name, everyone expects what was published.
+
+        Raises:
+            PolypsegError: it is one of those.
+        """
+        if self.folder.parent == ZOO or hub.is_fetched(self.folder):
+            raise PolypsegError(
+                f"{self.folder}: is a published model, which stays as it is; copy the folder and name the copy"
+            )
+
+    def compact(self, folder: str | Path, name: str | None = None) -> ModelBundle:
+        """Write the same model with its kernels as float16 (``save``'s ``half``), and return it.
+
+        Its exports and scores are left out, as they are of the weights before.
+
+        Args:
+            folder: where to write it.
+            name: another name for it.
+
+        Raises:
+            PolypsegError: as ``save``.
+        """
+        kept = {key: value for key, value in self.metadata.items() if key not in _WRITTEN and key not in _MEASURED}
+        return ModelBundle.save(
+            folder, self.weights(), name=name or self.name, architecture=self.architecture,
+            preprocessing=self.preprocessing, threshold=self.threshold, half=True, **kept, compacted_from=self.hash,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -389,7 +423,7 @@ class ModelBundle:
         return sha256_lines(f"{part}={self.metadata[part]}" for part in parts)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The network's ``state_dict``, on the CPU.
+        """The network's ``state_dict``, on the CPU; float32 and int64, also where the file holds float16.
 
         Raises:
             PolypsegError: the file is damaged.
@@ -398,9 +432,61 @@ class ModelBundle:
         from safetensors.torch import load_file
 
         try:
-            return load_file(self.folder / WEIGHTS_FILE)
+            state = load_file(self.folder / WEIGHTS_FILE)
         except (SafetensorError, OSError) as error:
-            raise PolypsegError(f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); copy the bundle again") from error
+            raise PolypsegError(
+                f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); {_remedy(self.folder)}"
+            ) from error
+        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def shipped_names() -> list[str]:
+    """The names of the models that ship with the package."""
+    if not ZOO.is_dir():
+        return []
+    return sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir() and folder.name[0] not in "._")
+
+
+def _find(path: str | Path | None) -> Path:
+    """The folder of the bundle that ``path`` means, as ``ModelBundle.load`` takes it."""
+    if path is None and DEFAULT_MODEL not in shipped_names():
+        raise PolypsegError("no model was named, and this polypseg ships with none; name a bundle or a run folder")
+    if isinstance(path, str) and path.startswith(hub.PREFIX):
+        return hub.fetch(path)
+    folder = Path(path or ZOO / DEFAULT_MODEL)
+    if not folder.exists() and folder.name == str(path):
+        folder = ZOO / _shipped_name(folder.name)
+    if not (folder / METADATA_FILE).is_file() and (folder / "bundle" / METADATA_FILE).is_file():
+        folder = folder / "bundle"
+    if not (folder / METADATA_FILE).is_file():
+        remedy = _remedy(folder) if folder.parent == ZOO else "name a bundle or a run folder"
+        raise PolypsegError(f"{path}: is no model bundle (no {METADATA_FILE}); {remedy}")
+    return folder
+
+
+def _shipped_name(name: str) -> str:
+    names = shipped_names()
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names, 1, 0.5)
+        hint = f"did you mean {near[0]}? `polypseg models` lists them" if near else "`polypseg models` lists them"
+        raise PolypsegError(f"{name}: is no model bundle, nor the name of a shipped one; {hint}")
+    return name
+
+
+def _remedy(folder: Path, otherwise: str = "") -> str:
+    """What to do about a bundle that is not whole."""
+    if folder.parent == ZOO:
+        return "reinstall it: pip install --force-reinstall --no-deps polypseg"
+    if hub.is_fetched(folder):
+        return f"remove {folder.parents[1]} to have it fetched again, or tell its owner"
+    return f"copy the bundle again{otherwise}"
+
+
+def _halved(value: torch.Tensor) -> torch.Tensor:
+    if not value.is_floating_point() or value.ndim < 2:
+        return value
+    half = value.half()
+    return half if half.isfinite().all() else value
 
 
 def _is_empty(folder: Path) -> bool:

@@ -381,6 +381,13 @@ def benchmark(
     print(f"{Path(out) / 'benchmark.csv'}\n{Path(out) / 'benchmark.json'}")
 
 
+def models() -> None:
+    """List the models that ship with polypseg: size, network, scores with intervals, place."""
+    from polypseg import zoo
+
+    print(zoo.table(zoo.shipped()))
+
+
 def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
     """Walk through everything: phantom frames (or your data), audit, split, training, test, pictures.
 
@@ -429,6 +436,7 @@ VERBS = {
     "export": export,
     "predict": predict,
     "benchmark": benchmark,
+    "models": models,
     "demo": demo,
 }
 # Arguments without a name: the option of the function, how often it stands there, and its help.

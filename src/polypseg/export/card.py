@@ -1,0 +1,80 @@
+"""The model card of a bundle: what ``metadata.json`` says, as a page for people."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polypseg.bundle import ModelBundle
+from polypseg.data.download import DATASETS
+from polypseg.files import atomic_write
+
+CARD_FILE = "README.md"
+
+
+def write_card(bundle: ModelBundle) -> Path:
+    """Write the model card into the bundle, as ``README.md``; one that lies there is replaced.
+
+    Raises:
+        PolypsegError: the bundle cannot be written, or is a published one, which stays as it is.
+    """
+    bundle.check_own()
+    path = bundle.folder / CARD_FILE
+    with atomic_write(path, "w") as file:
+        file.write(render(bundle))
+    return path
+
+
+def render(bundle: ModelBundle) -> str:
+    """The model card as Markdown, with the front matter that the Hugging Face hub reads.
+
+    What was not measured or recorded is said to be missing; nothing is made up.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
+    environment.filters.update(number=_number, interval=_interval, percent=_percent, cell=_cell)
+    template = environment.from_string((resources.files(__package__) / "card.md.j2").read_text("utf-8"))
+    metadata = bundle.metadata
+    page = template.render(
+        bundle=bundle,
+        metadata=metadata,
+        title=_cell(bundle.name),
+        data=[_data_set(name) for name in (metadata.get("data") or {}).get("datasets", [])],
+        origin=metadata.get("encoder_weights") or {},
+        recipe=yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True) if "recipe" in metadata else "",
+        evaluations=metadata.get("evaluations") or [],
+        test=(metadata.get("metrics") or {}).get("test"),
+        definitions=metadata.get("metric_definitions") or {},
+        failures=metadata.get("failures") or [],
+        speed=metadata.get("speed") or {},
+    )
+    return page.rstrip() + "\n"
+
+
+def _data_set(name: str) -> dict[str, str]:
+    """What polypseg knows of a data set by its title, as ``Kvasir-SEG``."""
+    known = next((one for one in DATASETS.values() if name.lower() in (one.name, one.title.lower())), None)
+    if known is None:
+        return {"name": name, "terms": "those of its publishers, whom to cite too", "citation": "", "homepage": ""}
+    return {"name": known.title, "terms": known.terms, "citation": known.citation, "homepage": known.homepage}
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _interval(one: dict[str, Any]) -> str:
+    return "–" if one.get("low") is None else f"{one['low']:.4f} to {one['high']:.4f}"
+
+
+def _cell(value: Any) -> str:
+    """Text that stays in its line and its cell of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,176 @@
+"""Models on the Hugging Face hub: ``hf://owner/name[@revision]`` to a folder, and files to a repository.
+
+The hub is asked only about such a name. Of its repository nothing is fetched but ``metadata.json``, the weights and the
+exports that it names: formats that hold no code. The token is huggingface_hub's own matter (``hf auth login`` or
+HF_TOKEN); it is neither read nor written here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import read_json
+
+log = logging.getLogger("polypseg")
+PREFIX = "hf://"
+METADATA_FILE = "metadata.json"
+WEIGHTS_FILE = "model.safetensors"
+_TIMEOUT = 10.0  # seconds without an answer
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_EXPORT = re.compile(r"(openvino|onnx)/\w[\w-]*\.(xml|bin|onnx)", re.ASCII)  # a .bin elsewhere may be a pickle
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def fetch(reference: str) -> Path:
+    """The folder, in the hub's cache, that holds the bundle which ``reference`` names; what is missing is fetched.
+
+    A commit that was fetched before needs no network. Of a branch or a tag, or of none, which is ``main``, the hub is
+    asked for the commit, and a warning tells it.
+
+    Args:
+        reference: ``hf://owner/name`` or ``hf://owner/name@revision``; a commit, a tag or a branch.
+
+    Raises:
+        UsageError: ``reference`` is not of this form.
+        PolypsegError: the hub cannot be reached, refuses, or has no such repository, revision or bundle.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository, revision = _parse(reference)
+    _silence()
+    pinned = _COMMIT.fullmatch(revision) is not None
+    try:
+        if not (pinned and _cached(hub, repository, revision)):
+            # hf_hub_download goes on trying for half a minute where there is no network. One question first, which is
+            # not repeated, tells that at once.
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, METADATA_FILE, revision=revision), timeout=_TIMEOUT)
+        metadata = Path(_download(hub, repository, METADATA_FILE, revision))
+        commit = metadata.parent.name  # the cache keeps files as snapshots/COMMIT/NAME
+        for name in (WEIGHTS_FILE, *_exports(read_json(metadata), reference)):
+            try:
+                _download(hub, repository, name, commit)
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                continue  # opening the bundle tells what it lacks
+    except PolypsegError:
+        raise
+    except Exception as error:  # the hub's transport errors share no base class across its versions
+        raise _explained(error, reference, repository, revision) from error
+    if not pinned:
+        log.warning(
+            "%s%s: %s is commit %s now; %s%s@%s stays this one",
+            PREFIX, repository, revision, commit, PREFIX, repository, commit,
+        )  # fmt: skip
+    return metadata.parent
+
+
+def upload(files: Mapping[str, Path | bytes], repository: str, *, private: bool = True, message: str = "Upload") -> str:
+    """Put files into a repository of the hub, in one commit; the repository is made where there is none.
+
+    Args:
+        files: what to upload, by its name in the repository.
+        repository: ``owner/name``.
+        private: of a repository that is made; one that exists stays as it is.
+        message: of the commit.
+
+    Returns:
+        The reference that stays with what was uploaded, ``hf://owner/name@commit``.
+
+    Raises:
+        UsageError: ``repository`` is no ``owner/name``.
+        PolypsegError: the hub cannot be reached or refuses.
+    """
+    import huggingface_hub as hub
+
+    repository, revision = _parse(f"{PREFIX}{repository.removeprefix(PREFIX)}")
+    _silence()
+    api = hub.HfApi()
+    operations = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        made = api.create_commit(repository, operations, commit_message=message)
+    except Exception as error:
+        raise _explained(error, f"{PREFIX}{repository}", repository, revision) from error
+    return f"{PREFIX}{repository}@{made.oid}"
+
+
+def is_fetched(folder: Path) -> bool:
+    """Whether a folder is a commit in the hub's cache."""
+    return folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) is not None
+
+
+def _parse(reference: str) -> tuple[str, str]:
+    repository, _, revision = reference.removeprefix(PREFIX).partition("@")
+    named = "@" not in reference or _REVISION.fullmatch(revision)
+    if not named or not _REPOSITORY.fullmatch(repository) or ".." in reference:
+        raise UsageError(f"{reference}: is no {PREFIX}owner/name or {PREFIX}owner/name@revision")
+    return repository, revision or "main"
+
+
+def _silence() -> None:
+    """Nothing phones home: without this the hub's client first asks its server for a list of coding agents."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+def _download(hub: Any, repository: str, name: str, revision: str) -> str:
+    return str(hub.hf_hub_download(repository, name, revision=revision, etag_timeout=_TIMEOUT))
+
+
+def _cached(hub: Any, repository: str, revision: str) -> Path | None:
+    """The ``metadata.json`` that an earlier call fetched."""
+    file = hub.try_to_load_from_cache(repository, METADATA_FILE, revision=revision)
+    return Path(file) if isinstance(file, str) else None
+
+
+def _exports(metadata: Any, reference: str) -> list[str]:
+    """The exports' files that ``metadata.json`` names, none where it is not as it should be: opening it tells that."""
+    try:
+        names = [str(name) for export in metadata.get("exports", []) for name in export["files"]]
+    except (AttributeError, KeyError, TypeError):
+        return []
+    for name in names:
+        if not _EXPORT.fullmatch(name):
+            raise PolypsegError(f"{reference}: its {METADATA_FILE} names {name!r}, which no export is; do not use it")
+    return names
+
+
+def _explained(error: Exception, reference: str, repository: str, revision: str) -> PolypsegError:
+    """One line for what went wrong between this machine and the hub."""
+    import huggingface_hub as hub
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return PolypsegError(f"{reference}: its owner grants access one by one; ask for it on its page, and {_LOGIN}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return PolypsegError(f"{reference}: the hub's repository has no revision {revision!r}; name one that it has")
+    # The former is the cache's answer, not the hub's.
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return PolypsegError(f"{reference}: holds no {METADATA_FILE}, so no bundle of polypseg; name another")
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        return PolypsegError(f"{reference}: is not on the hub, or not open to you; check the name, or {_LOGIN}")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return PolypsegError(
+            f"{constants.HF_HUB_CACHE}: cannot be written ({error.strerror}); free some space, or set HF_HOME to "
+            "another folder"
+        )
+    reason = " ".join(str(error).split())[:240] or type(error).__name__
+    kept = _cached(hub, repository, revision)
+    here = f"; or name the commit that is here, {PREFIX}{repository}@{kept.parent.name}" if kept else ""
+    return PolypsegError(
+        f"{reference}: the Hugging Face hub cannot be reached, or fails ({reason}); connect, or set HF_ENDPOINT to a "
+        f"mirror or HF_HOME to a filled cache{here}"
+    )
