@@ -23,7 +23,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-WARM_UP = 2  # calls before the timed ones, in every turn
+# As in polypseg.evaluation.speed.
+WARM_UP = 2  # calls of each kind before the timed ones, in every turn
+AWAKE = 1.0  # seconds of work at the start of every turn
 
 
 class _Plain:
@@ -150,6 +152,10 @@ def export_ultralytics(job: dict[str, Any]) -> dict[str, Any]:
 def timed(way: Any, frames: Sequence[NDArray[np.uint8]], repeats: int) -> dict[str, Any]:
     """As ``polypseg.evaluation.speed.timed``, of what this way has."""
     images = [way.prepare(frame) for frame in frames]
+
+    start = time.perf_counter()
+    while time.perf_counter() - start < AWAKE:
+        way.end_to_end(frames[0])
 
     def seconds(call: Callable[[int], Any]) -> list[float]:
         spent = []

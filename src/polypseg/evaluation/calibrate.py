@@ -64,6 +64,7 @@ def calibrate(
         raise UsageError(f"--alpha {alpha:g}: must lie between 0 and 1")
     show = sys.stderr.isatty() if progress is None else progress
     opened = ModelBundle.load(bundle)
+    opened.check_own()
     frames, provenance = select(read_all(data), split, split_file, opened)
     temperature = _temperature(Segmenter(opened, temperature=1.0), frames, show)
     segmenter = Segmenter(opened, temperature=temperature)

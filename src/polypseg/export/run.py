@@ -75,6 +75,7 @@ def export(
     if calibration_frames < 1:
         raise UsageError(f"--calibration_frames {calibration_frames}: must be 1 or more")
     opened = ModelBundle.load(bundle)
+    opened.check_own()
     if not overwrite and any((one.runtime, one.precision) == (format, precision) for one in opened.exports):
         raise PolypsegError(f"{opened.folder}: holds an export to {format} {precision} already; use --overwrite")
     show = sys.stderr.isatty() if progress is None else progress
