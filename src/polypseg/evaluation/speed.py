@@ -41,7 +41,7 @@ RUNTIMES = ("torch", "compile", "openvino", "onnx")
 USUAL = ("torch", "openvino", "onnx")  # torch.compile takes minutes to start
 ROUNDS = 5
 WARM_UP = 2  # calls of each kind before the timed ones, in every turn
-# Seconds of work at the start of every turn: meanwhile the system may have taken memory away from a process that waited.
+# Seconds of work at the start of every turn: the system may have taken memory away from a process that waited.
 AWAKE = 1.0
 IN_FLIGHT = 4  # frames at once in a stream, as in videos
 FRAMES = 4  # different ones, taken in turns
