@@ -81,7 +81,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> 
     masks = torch.from_numpy(np.stack([preprocessing.resize_mask(catalog.mask(index)) for index in frames])).float()
     network = build(architecture)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
-    for step in range(40):
+    for step in range(120):
         batch = torch.arange(step * 8, step * 8 + 8) % len(catalog)
         logits = network.train()(images[batch])[:, 0]
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks[batch])
