@@ -24,6 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("export",),
     ("training",),
+    ("serve",),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -381,6 +381,57 @@ def benchmark(
     print(f"{Path(out) / 'benchmark.csv'}\n{Path(out) / 'benchmark.json'}")
 
 
+def serve(
+    model: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    state: str = "polypseg-state",
+    token: str | None = None,
+    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    threads: int = 0,
+    tta: Literal["none", "flip", "flips"] = "none",
+    queue: int = 32,
+    batch_size: int = 4,
+    timeout: float = 30.0,
+    max_mib: int = 32,
+    max_pixels: int = 20_000_000,
+    max_job_mib: int = 4096,
+    max_video_seconds: float = 14400.0,
+) -> None:
+    """Serve a model to programs and, as a page, to people, on this computer; needs the extra polypseg[serve].
+
+    Args:
+        model: a bundle's or a run's folder; the model that ships by default.
+        host: address to listen on; any other than this computer's own needs a token.
+        port: TCP port; 0 takes a free one.
+        state: folder for jobs, their files, and corrections.
+        token: what requests must carry (Authorization: Bearer TOKEN), 16 characters or more; better given as
+            POLYPSEG_TOKEN, as other users of this computer see command lines.
+        runtime: what computes the network; auto takes the fastest that is there, and says why.
+        device: auto, cpu, cuda or mps.
+        precision: of the computation; auto takes the fastest that is there.
+        threads: of the computation on a CPU; 0 leaves it to the runtime.
+        tta: test-time augmentation: flip (left-right, twice the work) or flips (also top-bottom, four times).
+        queue: frames that may be waited for at once; more requests are answered 429.
+        batch_size: frames computed at once, if so many wait; none waits for others.
+        timeout: seconds from a frame's arrival to its answer; longer is answered 504.
+        max_mib: largest file of a frame, MiB.
+        max_pixels: most pixels of a frame, whether alone, in a DICOM file or in a video.
+        max_job_mib: most that the files of one job may hold, MiB.
+        max_video_seconds: longest video, seconds.
+    """
+    from polypseg.serve.run import serve as run
+    from polypseg.serve.settings import MIB, Settings
+
+    settings = Settings(
+        Path(state), token or os.environ.get("POLYPSEG_TOKEN") or None, queue, batch_size, timeout, max_mib * MIB,
+        max_pixels, max_job_mib * MIB, max_video_seconds,
+    )  # fmt: skip
+    run(settings, host, port, model, runtime, device, precision, threads, tta)
+
+
 def models() -> None:
     """List the models that ship with polypseg: size, network, scores with intervals, place."""
     from polypseg import zoo
@@ -436,6 +487,7 @@ VERBS = {
     "export": export,
     "predict": predict,
     "benchmark": benchmark,
+    "serve": serve,
     "models": models,
     "demo": demo,
 }

@@ -1,0 +1,25 @@
+# docker build -t polypseg:local .
+# PyPI's torch computes on CPUs and NVIDIA GPUs. For a much smaller image that has CPUs only, name PyTorch's index of CPU
+# wheels, as its installation page gives it: --build-arg TORCH_INDEX=...
+FROM python:3.12-slim
+
+ARG TORCH_INDEX=""
+RUN pip install --no-cache-dir "torch>=2.6" "torchvision>=0.21" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
+
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY recipes recipes
+COPY src src
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ".[serve,dicom]" \
+ && useradd --uid 10001 --no-create-home polypseg \
+ && install -d -o 10001 -m 700 /state
+
+WORKDIR /state
+USER 10001
+ENV MPLCONFIGDIR=/tmp
+VOLUME /state
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+# Others reach it here, so it asks for POLYPSEG_TOKEN.
+ENTRYPOINT ["polypseg", "serve", "--host", "0.0.0.0", "--state", "/state"]

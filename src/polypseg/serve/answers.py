@@ -1,0 +1,94 @@
+"""What the service answers, in the shapes that its OpenAPI description names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse
+
+
+def error(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A refusal: ``{"error": line}``."""
+    return JSONResponse({"error": " ".join(line.split())}, status, headers)
+
+
+class Error(BaseModel):
+    error: str = Field(description="One line: what is wrong, and what to do")
+
+
+class Status(BaseModel):
+    status: Literal["ok", "starting or stopping"]
+
+
+class Limits(BaseModel):
+    max_bytes: int = Field(description="Of a frame's file")
+    max_pixels: int = Field(description="Of a frame")
+    max_job_bytes: int = Field(description="Of all files of a job")
+    max_video_seconds: float = Field(description="Of a video")
+
+
+class PostprocessingAnswer(BaseModel):
+    min_area: float = Field(description="Regions smaller than this share of the frame are removed, 0 to 1")
+    fill_holes: bool = Field(description="Whether holes inside a region become part of it")
+
+
+class Model(BaseModel):
+    name: str
+    hash: str = Field(description="SHA-256 over all that decides an answer")
+    threshold: float = Field(description="A pixel is polyp if its probability is at least this, 0 to 1")
+    width: int = Field(description="Of the network's input, pixels")
+    height: int
+    postprocessing: PostprocessingAnswer = Field(description="What is done to the mask after the threshold")
+    runtime: str
+    device: str
+    precision: str
+    reason: str = Field(description="Why this runtime, device and precision were taken")
+    version: str = Field(description="Of polypseg")
+    intended_use: str
+    limits: Limits
+
+
+class PolypAnswer(BaseModel):
+    box: list[int] = Field(description="xmin, ymin, xmax, ymax in pixels; the maxima are exclusive")
+    area: int = Field(description="Pixels")
+    confidence: float = Field(description="Mean probability inside, 0 to 1")
+    contour: list[list[int]] = Field(description="x, y of the pixels along its outer boundary")
+
+
+class Frame(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+    source: str = Field(description="The upload's own name, without any path")
+    frame: int | None = Field(description="null for a still")
+    time: float | None = Field(description="null for a still")
+    width: int = Field(description="Pixels, EXIF orientation applied")
+    height: int
+    threshold: float
+    model: str = Field(description="The model's hash")
+    polyps: list[PolypAnswer] = Field(description="The largest first")
+    probability: str = Field(
+        default="",
+        description="With ?probability=true: base64 of an 8-bit grey PNG of the network's size, 255 being 1.0",
+    )
+
+
+class JobAnswer(BaseModel):
+    id: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    kind: Literal["video", "batch"]
+    names: list[str] = Field(description="The uploads' own names")
+    done: int = Field(description="Frames")
+    total: int | None = Field(description="Frames; null where a video does not say, and not to be relied on")
+    error: str | None = Field(description="One line: what could not be read, or why all failed")
+    created: str = Field(description="ISO 8601")
+    files: list[str] = Field(description="Outputs that are complete")
+
+
+class CorrectionsAnswer(BaseModel):
+    count: int
+    names: list[str]
+
+
+class CorrectionAnswer(BaseModel):
+    name: str = Field(description="The stem that it was stored under")

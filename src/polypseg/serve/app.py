@@ -1,0 +1,411 @@
+"""The routes: what is asked, and what is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import json
+import logging
+import math
+import sqlite3
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import cv2
+import numpy as np
+from fastapi import FastAPI, File, Form, Query, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from numpy.typing import NDArray
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+import polypseg
+from polypseg.bundle import INTENDED_USE
+from polypseg.catalog import MASK_THRESHOLD
+from polypseg.errors import PolypsegError
+from polypseg.inference.outputs import frame_record
+from polypseg.inference.runtimes import usable_cores
+from polypseg.inference.segmenter import Segmenter
+from polypseg.serve import answers
+from polypseg.serve.corrections import Corrections
+from polypseg.serve.engine import Engine
+from polypseg.serve.guard import Guard
+from polypseg.serve.jobs import STATES, Jobs
+from polypseg.serve.observe import Metrics, Observed, without_values
+from polypseg.serve.settings import MIB, Settings
+from polypseg.serve.uploads import own_name, read_still, stored
+from polypseg.visualization.overlay import overlay
+
+log = logging.getLogger("polypseg.serve")
+
+PAGE = Path(__file__).parent / "page"
+TYPES = ("application/json", "image/png", "image/jpeg")  # of an answer about a frame; the first is the default
+OVERHEAD = MIB // 4  # bytes of a form besides its files
+MEDIA_TYPES = {
+    ".mp4": "video/mp4", ".jsonl": "application/x-ndjson", ".json": "application/json", ".png": "image/png",
+    ".jpg": "image/jpeg", ".csv": "text/csv",
+}  # fmt: skip
+STOP_WAIT = 10.0  # seconds for the present frame of a job, when the service stops
+
+T = TypeVar("T")
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These statuses, for the description of a route."""
+    meanings = {
+        400: "No form that can be read", 401: "No token, or a wrong one", 403: "Asked by another site's page",
+        404: "There is none of that name", 406: "Nothing of what Accept names can be sent",
+        408: "The body came too slowly", 413: "Too many bytes, pixels or seconds", 415: "Of no kind that can be read",
+        416: "There are no such bytes", 421: "Not addressed to localhost, and there is no token",
+        422: "Damaged, or a field is wrong", 429: "Too much is waiting; Retry-After says when to come again",
+        503: "Starting or stopping", 504: "It took too long", 507: "The disk is full",
+    }  # fmt: skip
+    always = (401, 403, 421)
+    return {status: {"model": answers.Error, "description": meanings[status]} for status in (*always, *statuses)}
+
+
+BODY = (400, 408, 413, 415, 422)  # what may be wrong with any form
+
+
+def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
+    """The application around a model; it starts and ends with the server's lifespan.
+
+    Raises:
+        PolypsegError: the state folder cannot be written, or another process works in it.
+    """
+    metrics = Metrics()
+    jobs = Jobs(segmenter, settings, counted=metrics.job_frames.inc)
+    engine = Engine(segmenter, settings.batch_size, observe=metrics.together.observe)
+    corrections = Corrections(settings.state / "corrections")
+    temporary = settings.state / "temporary"
+    temporary.mkdir(exist_ok=True)
+    pool = ThreadPoolExecutor(max(2, usable_cores()), "polypseg-serve")
+    frames = Frames(segmenter, engine, pool, settings, metrics, temporary)
+    for state in STATES:
+        metrics.jobs.labels(state).set_function(partial(jobs.count, state))
+    metrics.admitted.set_function(lambda: frames.admitted)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        jobs.start()
+        yield
+        # No request is open any more.
+        engine.close()
+        await asyncio.to_thread(jobs.stop, STOP_WAIT)
+        pool.shutdown()
+
+    app = FastAPI(
+        title="polypseg", version=polypseg.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        description=f"Polyp segmentation in colonoscopy frames and videos. {INTENDED_USE}",
+    )  # fmt: skip
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, refusal: HTTPException) -> JSONResponse:
+        return answers.error(refusal.status_code, str(refusal.detail), refusal.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, problem: RequestValidationError) -> JSONResponse:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        what = "must be a file, with a file name" if "UploadFile" in first["msg"] else first["msg"]
+        return answers.error(422, f"{where}: {what}")
+
+    @app.exception_handler(PolypsegError)
+    @app.exception_handler(OSError)
+    @app.exception_handler(sqlite3.Error)
+    async def failed(_: Request, problem: Exception) -> JSONResponse:
+        """What is wrong on this computer; its paths are its own affair."""
+        log.error("cannot write", extra={"fields": without_values(problem)})
+        if (isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)) or "is full" in str(
+            problem
+        ):
+            return answers.error(507, "the disk of the service is full; tell who runs it")
+        return answers.error(503, "the service cannot write its files; tell who runs it")
+
+    async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+
+    # ---- the page and the service itself -----------------------------------------------------------------
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        if not (PAGE / "index.html").is_file():
+            raise HTTPException(404, "this service has no page; see /openapi.json")
+        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False), name="static")
+
+    @app.get("/health/live", tags=["service"])
+    async def live() -> answers.Status:
+        """Whether the process answers."""
+        return answers.Status(status="ok")
+
+    @app.get("/health/ready", tags=["service"], responses={503: {"model": answers.Status}})
+    async def ready() -> Response:
+        """Whether frames and jobs are worked on."""
+        if engine.alive and jobs.alive:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "starting or stopping"}, 503)
+
+    @app.get("/v1/model", tags=["service"], responses=refusals())
+    async def model() -> answers.Model:
+        """The model, what computes it, and what is taken in."""
+        return answers.Model(
+            name=segmenter.bundle.name,
+            hash=segmenter.hash,
+            threshold=segmenter.threshold,
+            width=segmenter.preprocessing.width,
+            height=segmenter.preprocessing.height,
+            postprocessing=answers.PostprocessingAnswer(**asdict(segmenter.postprocessing)),
+            runtime=segmenter.runtime.name,
+            device=segmenter.device,
+            precision=segmenter.precision,
+            reason=segmenter.reason,
+            version=polypseg.__version__,
+            intended_use=INTENDED_USE,
+            limits=answers.Limits(
+                max_bytes=settings.max_bytes,
+                max_pixels=settings.max_pixels,
+                max_job_bytes=settings.max_job_bytes,
+                max_video_seconds=settings.max_video_seconds,
+            ),
+        )
+
+    @app.get(
+        "/metrics", tags=["service"], response_class=Response,
+        responses={200: {"content": {"text/plain": {}}, "description": "In Prometheus' text format"}, **refusals()},
+    )  # fmt: skip
+    async def numbers() -> Response:
+        """Numbers for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    # ---- one frame ---------------------------------------------------------------------------------------
+
+    @app.post(
+        "/v1/segment", tags=["frames"], response_model=None,
+        responses={
+            200: {
+                "model": answers.Frame,
+                "content": {"image/png": {"schema": BINARY}, "image/jpeg": {"schema": BINARY}},
+                "description": "As Accept asks: JSON, the mask (PNG, 0 and 255) or the overlay (JPEG)",
+            },
+            **refusals(*BODY, 406, 429, 504, 507),
+        },
+    )  # fmt: skip
+    async def segment(
+        request: Request,
+        file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, or DICOM of one frame")],
+        probability: Annotated[bool, Query(description="Add the probability map to the JSON")] = False,
+    ) -> Response:
+        """Segment one frame."""
+        media_type = preferred(request.headers.get("accept", "*/*"))
+        if media_type is None:
+            raise HTTPException(406, f"the answer can be {', '.join(TYPES)}; name one in Accept")
+        return Response(await frames.answer(file, media_type, probability), media_type=media_type)
+
+    # ---- videos and batches ------------------------------------------------------------------------------
+
+    @app.post("/v1/jobs", tags=["jobs"], status_code=202, responses=refusals(*BODY, 429, 503, 507))
+    async def submit(
+        file: Annotated[list[UploadFile], File(description="Videos, images or DICOM files")],
+        smoothing: Annotated[
+            float, Form(ge=0, lt=1, description="Videos: weight of the earlier frames in each frame's answer")
+        ] = 0.0,
+    ) -> answers.JobAnswer:
+        """Take in a video, or a batch of files, to be worked through."""
+        job = await in_thread(jobs.submit, [(one.filename, one.file) for one in file], smoothing)
+        return answers.JobAnswer(**job.to_dict())
+
+    @app.get("/v1/jobs", tags=["jobs"], responses=refusals())
+    async def listed() -> list[answers.JobAnswer]:
+        """Every job, the oldest first."""
+        return [answers.JobAnswer(**job.to_dict()) for job in await in_thread(jobs.all)]
+
+    @app.get("/v1/jobs/{id}", tags=["jobs"], responses=refusals(404))
+    async def job(id: str) -> answers.JobAnswer:
+        """One job: its state, its progress and its complete outputs."""
+        return answers.JobAnswer(**(await in_thread(jobs.get, id)).to_dict())
+
+    @app.delete(
+        "/v1/jobs/{id}", tags=["jobs"], response_model=answers.JobAnswer,
+        responses={204: {"description": "Removed, with its files"}, **refusals(404)},
+    )  # fmt: skip
+    async def cancel(id: str) -> Response | dict[str, Any]:
+        """Cancel a job that has not ended; remove one that has, with its files."""
+        cancelled = await in_thread(jobs.cancel, id)
+        return Response(status_code=204) if cancelled is None else cancelled.to_dict()
+
+    @app.get(
+        "/v1/jobs/{id}/files/{name}", tags=["jobs"], response_class=FileResponse,
+        responses={
+            200: {"content": {kind: {"schema": BINARY} for kind in MEDIA_TYPES.values()}, "description": "All of it"},
+            206: {"content": {"*/*": {"schema": BINARY}}, "description": "The bytes that Range asks for"},
+            **refusals(400, 404, 416),
+        },
+    )  # fmt: skip
+    async def output(id: str, name: str) -> Response:
+        """One complete output of a job; in parts too, by Range."""
+        path = await in_thread(jobs.file, id, name)
+        if not path.is_file():
+            raise HTTPException(404, "the job has no such file any more")
+        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
+
+    # ---- corrections -------------------------------------------------------------------------------------
+
+    @app.post("/v1/corrections", tags=["corrections"], status_code=201, responses=refusals(*BODY, 503, 507))
+    async def correct(
+        frame: Annotated[UploadFile, File(description="The frame")],
+        mask: Annotated[UploadFile, File(description="Its mask, of the same size: above 127 is polyp")],
+        name: Annotated[str, Form(description="What to call the pair")],
+    ) -> answers.CorrectionAnswer:
+        """Keep a corrected mask with its frame, in the data set of corrections."""
+
+        def store() -> str:
+            pixels, values = frames.read(frame, "frame"), frames.read(mask, "mask")
+            return corrections.add(name, pixels, values[..., 0] > MASK_THRESHOLD)
+
+        return answers.CorrectionAnswer(name=await in_thread(store))
+
+    @app.get("/v1/corrections", tags=["corrections"], responses=refusals())
+    async def corrected() -> answers.CorrectionsAnswer:
+        """What the data set of corrections holds."""
+        names = await in_thread(corrections.names)
+        return answers.CorrectionsAnswer(count=len(names), names=names)
+
+    @app.get(
+        "/v1/corrections.zip", tags=["corrections"], response_class=FileResponse,
+        responses={200: {"content": {"application/zip": {"schema": BINARY}}}, **refusals()},
+    )  # fmt: skip
+    async def archive() -> Response:
+        """The data set of corrections: images/ and masks/, as `polypseg train --data` reads it."""
+        with tempfile.NamedTemporaryFile(dir=temporary, suffix=".zip", delete=False) as file:
+            path = Path(file.name)
+        try:
+            await in_thread(corrections.write_zip, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return FileResponse(
+            path, media_type="application/zip", filename="corrections.zip",
+            background=BackgroundTask(path.unlink, missing_ok=True),
+        )  # fmt: skip
+
+    def limit(path: str) -> int:
+        bodies = {"/v1/jobs": settings.max_job_bytes, "/v1/corrections": 2 * settings.max_bytes}
+        return bodies.get(path, settings.max_bytes) + OVERHEAD
+
+    app.add_middleware(Guard, token=settings.token, limit=limit)
+    app.add_middleware(Observed, metrics=metrics)
+    return app
+
+
+BINARY = {"type": "string", "format": "binary"}
+
+
+class Frames:
+    """From the upload of a frame to the answer about it.
+
+    Attributes:
+        admitted: requests that are being worked on or wait; never more than ``Settings.queue``.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        engine: Engine,
+        pool: ThreadPoolExecutor,
+        settings: Settings,
+        metrics: Metrics,
+        temporary: Path,
+    ) -> None:
+        self._segmenter, self._engine, self._pool = segmenter, engine, pool
+        self._settings, self._metrics, self._temporary = settings, metrics, temporary
+        self._decoded = asyncio.Semaphore(2 * settings.batch_size)  # frames that are in memory at once
+        self._pace = 0.1  # seconds a frame lately
+        self.admitted = 0
+
+    async def answer(self, upload: UploadFile, media_type: str, probability: bool) -> bytes:
+        """The answer about a frame, as one of ``TYPES``.
+
+        Raises:
+            HTTPException: as ``read_still``; 429 too many wait, 504 it took too long.
+        """
+        if self.admitted >= self._settings.queue:
+            seconds = max(1, math.ceil(self.admitted * self._pace))
+            raise HTTPException(429, f"too many frames wait; come again in {seconds} s", {"retry-after": str(seconds)})
+        self.admitted += 1
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                async with self._decoded:
+                    started = time.monotonic()
+                    frame = await loop.run_in_executor(self._pool, self.read, upload, None)
+                    found = await self._engine.probability(frame)
+                    answer = await loop.run_in_executor(
+                        self._pool, self._render, frame, found, own_name(upload.filename), media_type, probability
+                    )
+                    self._pace += 0.1 * ((time.monotonic() - started) / self._settings.batch_size - self._pace)
+                    return answer
+        except TimeoutError:
+            raise HTTPException(504, f"it took more than {self._settings.timeout:g} s; come again later") from None
+        finally:
+            self.admitted -= 1
+
+    def read(self, upload: UploadFile, name: str | None) -> NDArray[np.uint8]:
+        """The frame of an upload: H×W×3 uint8 RGB. Its refusal calls it ``name``, else by its own name."""
+        with stored(upload.file, self._temporary) as path:
+            return read_still(path, name or own_name(upload.filename), self._settings.max_pixels)
+
+    def _render(
+        self, frame: NDArray[np.uint8], found: NDArray[np.float32], name: str, media_type: str, probability: bool
+    ) -> bytes:
+        answer = self._segmenter.answer(found, *frame.shape[:2])
+        if media_type == "image/png":
+            return _encoded(".png", answer.mask.astype(np.uint8) * 255)
+        if media_type == "image/jpeg":
+            boxes = [polyp.box for polyp in answer.polyps]
+            return _encoded(".jpg", overlay(frame, answer.mask, boxes=boxes)[..., ::-1])
+        record = frame_record(answer, source=name, model=self._segmenter.hash)
+        if probability:
+            levels = np.rint(found * np.float32(255)).astype(np.uint8)
+            record["probability"] = base64.b64encode(_encoded(".png", levels)).decode()
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _encoded(suffix: str, pixels: NDArray[np.uint8]) -> bytes:
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(pixels))
+    if not done:
+        raise HTTPException(422, "the frame has too many rows or columns for this format; ask for application/json")
+    return content.tobytes()
+
+
+def preferred(accept: str) -> str | None:
+    """Which of ``TYPES`` an Accept header likes best, the earlier of equals; None where it takes none of them."""
+    weights: dict[str, float] = {}
+    for part in accept.split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weight = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            weights[name] = 1.0
+
+    def weight_of(kind: str) -> float:
+        names = (kind, f"{kind.partition('/')[0]}/*", "*/*")
+        return next((weights[name] for name in names if name in weights), 0.0)
+
+    best = max(TYPES, key=weight_of)
+    return best if weight_of(best) > 0 else None

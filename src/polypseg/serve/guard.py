@@ -1,0 +1,151 @@
+"""Before a request's body is read: who may come in, and how much and how slowly may be sent."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polypseg.serve.answers import error
+
+OPEN = ("/", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
+COOKIE = "polypseg_token"  # for <video>, which cannot send a header; read for files of jobs only
+GRACE = 20.0  # seconds that a body may take anyway
+SLOWEST = 32 << 10  # bytes a second that it must come with besides
+DRAIN = 3.0  # seconds for which the rest of a refused body is taken in
+CLOSE = {"connection": "close"}  # else a refused body would still be waited for
+
+
+class Guard:
+    """Refuses what may not come in, and cuts off bodies that are too large or too slow while they arrive.
+
+    Without a token, only requests that were meant for this computer's own name are let in, and none that another
+    site's page makes: neither DNS rebinding nor a forged form gets through.
+
+    Args:
+        app: what it guards.
+        token: that requests must carry; None for none.
+        limit: the most bytes of a body, by the request's path.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, limit: Callable[[str], int]) -> None:
+        self._app = app
+        self._token = token
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        limit = self._limit(scope["path"])
+        refusal = self._refusal(scope, headers) or self._oversized(headers, limit)
+        if refusal is None:
+            return await self._app(scope, _Body(receive, headers, limit).receive, send)
+        await _drain(receive, headers)
+        status, line, further = refusal
+        await error(status, line, {**CLOSE, **further})(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str, dict[str, str]] | None:
+        if self._token is None:
+            host = _host_name(headers.get("host", ""))
+            if not _is_this_computer(host):
+                return 421, "this service answers to localhost only; start it with --host and --token for others", {}
+            origin = headers.get("origin")
+            foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
+            if scope["method"] not in ("GET", "HEAD") and (
+                foreign or (origin is not None and urlsplit(origin).netloc != headers.get("host"))
+            ):
+                return 403, "pages of other sites may not use this service", {}
+            return None
+        path = scope["path"]
+        if path in OPEN or path.startswith("/static/"):
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = ""
+            if scope["method"] in ("GET", "HEAD") and path.startswith("/v1/jobs/") and "/files/" in path:
+                given = _cookie(headers.get("cookie", ""))
+        if hmac.compare_digest(given.strip().encode(), self._token.encode()):
+            return None
+        return 401, "a token is needed: send it as Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
+
+    @staticmethod
+    def _oversized(headers: Headers, limit: int) -> tuple[int, str, dict[str, str]] | None:
+        length = headers.get("content-length", "0")
+        return (413, too_large(limit), {}) if length.isdecimal() and int(length[:20]) > limit else None
+
+
+class _Body:
+    """A request's body on its way in."""
+
+    def __init__(self, receive: Receive, headers: Headers, limit: int) -> None:
+        self._receive, self._headers, self._limit = receive, headers, limit
+        self._bytes = 0
+        self._ended = False
+        self._started = asyncio.get_running_loop().time()
+
+    async def receive(self) -> Message:
+        """The next part of it.
+
+        Raises:
+            HTTPException: 413 it is too large, 408 it comes too slowly.
+        """
+        if self._ended:  # what is asked for then is whether the client is still there
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._started + GRACE + self._bytes / SLOWEST):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, "the request's body came too slowly", CLOSE) from None
+        self._bytes += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if self._bytes > self._limit:
+            if not self._ended:
+                await _drain(self._receive, self._headers)
+            raise HTTPException(413, too_large(self._limit), CLOSE)
+        return message
+
+
+async def _drain(receive: Receive, headers: Headers) -> None:
+    """Take in what is still being sent, for a moment: most clients send all before they read an answer."""
+    if "expect" in headers:  # they ask before they send
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN):
+            while (await receive()).get("more_body", False):
+                pass
+
+
+def too_large(limit: int) -> str:
+    """The line for a body of more bytes than that."""
+    return f"the request is larger than {limit / (1 << 20):.4g} MiB, which is the most that is taken here"
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    with suppress(ValueError):
+        return urlsplit(f"//{host}").hostname or ""
+    return ""
+
+
+def _is_this_computer(host: str) -> bool:
+    return host == "localhost" or is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this computer's own, which others cannot reach."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _cookie(header: str) -> str:
+    pairs = (part.strip().partition("=") for part in header.split(";"))
+    return next((value for name, _, value in pairs if name == COOKIE), "")

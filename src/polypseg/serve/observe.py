@@ -1,0 +1,126 @@
+"""What the service tells of itself: a line of JSON a request, and numbers for Prometheus; no name of any file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import secrets
+import time
+import traceback
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polypseg.serve.answers import error
+
+log = logging.getLogger("polypseg.serve")
+
+# The page has no script, style or font of elsewhere, and may talk to nobody else.
+HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+
+class Metrics:
+    """The service's numbers; ``registry`` holds them all."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "polypseg_requests", "Requests answered", ["method", "route", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "polypseg_request_seconds", "From a request's head to its answer's end", ["route"], registry=registry,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )  # fmt: skip
+        self.admitted = Gauge("polypseg_segment_requests", "Frames being waited for", registry=registry)
+        self.together = Histogram(
+            "polypseg_frames_together", "Frames that waited when computing began", registry=registry,
+            buckets=(1, 2, 4, 8, 16),
+        )  # fmt: skip
+        self.job_frames = Counter("polypseg_job_frames", "Frames of jobs computed", registry=registry)
+        self.jobs = Gauge("polypseg_jobs", "Jobs by their state", ["state"], registry=registry)
+
+
+class _Broken(Exception):
+    """The client broke the connection off, or HTTP's rules, so that nothing can be sent any more."""
+
+
+class Observed:
+    """Around the whole application: identifies, times, counts and logs requests, sets headers, answers for crashes."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        identity = secrets.token_hex(8)
+        started = time.perf_counter()
+        status = 0
+        sent = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = {name for name, _ in message["headers"]}
+                added = {**HEADERS, "x-request-id": identity, "cache-control": "no-store"}
+                pairs = ((name.encode(), value.encode()) for name, value in added.items())
+                message["headers"] = [*message["headers"], *(pair for pair in pairs if pair[0] not in own)]
+            else:
+                sent += len(message.get("body", b""))
+            try:
+                await send(message)
+            except Exception as error:  # what was sent is sound, so it is the connection
+                raise _Broken from error
+
+        try:
+            await self._app(scope, receive, sending)
+        except _Broken:
+            log.info("connection broken", extra={"fields": {"id": identity}})
+        except Exception as crash:
+            log.error("crash", extra={"fields": {"id": identity, **without_values(crash)}})
+            if not status:
+                line = f"the service failed at this; its log tells more under {identity}"
+                await error(500, line)(scope, receive, sending)
+        seconds = time.perf_counter() - started
+        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE") else "other"
+        route = getattr(scope.get("route"), "path", "") or "other"
+        self._metrics.requests.labels(method, route, status).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        fields = {"id": identity, "method": method, "route": route, "status": status, "bytes": sent}
+        log.info("request", extra={"fields": {**fields, "ms": round(1000 * seconds, 1)}})
+
+
+def without_values(crash: BaseException) -> dict[str, Any]:
+    """Of an error its kind and where it arose; not its words, which may quote what it worked on."""
+    places = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(crash.__traceback__)]
+    return {"error": type(crash).__name__, "at": places[-8:]}
+
+
+class JsonLines(logging.Formatter):
+    """A record as a line of JSON: ``time``, ``level``, ``event`` and the record's ``fields``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        entry: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
+        # Of others' messages only what stands in their source: what is filled in may be a file's name.
+        own = record.name == log.name
+        entry["event"] = record.getMessage() if own else f"{record.name}: {str(record.msg).partition(chr(10))[0]}"
+        entry |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[1] is not None:
+            entry |= without_values(record.exc_info[1])
+        return json.dumps(entry, ensure_ascii=False)

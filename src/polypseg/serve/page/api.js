@@ -1,0 +1,168 @@
+// The service, as the page calls it. Every failure is a ServiceError with one line for people.
+
+const TOKEN = "polypseg-token";
+
+export class ServiceError extends Error {
+  constructor(message, status = 0, retryAfter = 0) {
+    super(message);
+    this.status = status; // 0: no answer at all
+    this.retryAfter = retryAfter; // seconds
+  }
+
+  // Whether the same request may succeed later.
+  get passing() {
+    return this.status === 0 || this.status === 429 || this.status >= 502;
+  }
+}
+
+// --- the token: asked for once, kept until the tab is closed ---
+
+let ask = async () => null;
+let asking = null;
+
+// ask(again) gives the token that the user typed, or null; again: the last one was refused.
+export function onTokenNeeded(asker) {
+  ask = asker;
+}
+
+function authorization() {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+// <video> and plain links cannot send a header: a cookie for the files of jobs, gone with the tab.
+function lendToken(token) {
+  const path = new URL("v1/jobs", document.baseURI).pathname;
+  document.cookie = `polypseg_token=${token}; path=${path}; SameSite=Strict`;
+}
+addEventListener("pagehide", () => sessionStorage.getItem(TOKEN) && lendToken("; max-age=0"));
+addEventListener("pageshow", () => sessionStorage.getItem(TOKEN) && lendToken(sessionStorage.getItem(TOKEN)));
+
+// After a 401. Requests in flight together ask together.
+async function renewToken(refused) {
+  const known = sessionStorage.getItem(TOKEN);
+  if (known !== refused) return;
+  asking ??= ask(known !== null).finally(() => (asking = null));
+  const token = await asking;
+  if (!token) throw new ServiceError("This service needs its token; reload the page to enter it", 401);
+  sessionStorage.setItem(TOKEN, token);
+  lendToken(token);
+}
+
+// --- requests ---
+
+export const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+
+function failure(status, statusText, body, retryAfter) {
+  let line = "";
+  try {
+    const { error, detail } = JSON.parse(body);
+    line = error ?? (typeof detail === "string" ? detail : "");
+  } catch {
+    // Not from the service itself: a proxy's page, say.
+  }
+  return new ServiceError(line || `The service answered ${status} ${statusText}`.trim(), status, Number(retryAfter) || 0);
+}
+
+const unreachable = () => new ServiceError("The service does not answer; is it still running?");
+
+async function call(path, options = {}) {
+  for (;;) {
+    const token = sessionStorage.getItem(TOKEN);
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
+    } catch (error) {
+      throw error.name === "AbortError" ? error : unreachable();
+    }
+    if (response.ok) return response;
+    if (response.status !== 401) {
+      throw failure(response.status, response.statusText, await response.text(), response.headers.get("Retry-After"));
+    }
+    await renewToken(token);
+  }
+}
+
+const json = async (path, options) => (await call(path, options)).json();
+
+function form(parts) {
+  const body = new FormData();
+  for (const [name, value, filename] of parts) filename ? body.append(name, value, filename) : body.append(name, value);
+  return body;
+}
+
+export const model = () => json("v1/model");
+
+// The answer about one frame. accept: application/json (with the probability map) or image/jpeg (the overlay).
+// patient: a full queue is waited for.
+export async function segment(blob, name, { accept = "application/json", patient = true, signal } = {}) {
+  const path = accept === "application/json" ? "v1/segment?probability=true" : "v1/segment";
+  for (;;) {
+    try {
+      const body = form([["file", blob, name]]);
+      const response = await call(path, { method: "POST", body, headers: { Accept: accept }, signal });
+      return await (accept === "application/json" ? response.json() : response.blob());
+    } catch (error) {
+      if (error.status !== 429 || !patient) throw error;
+      await pause(error.retryAfter || 1);
+      signal?.throwIfAborted();
+    }
+  }
+}
+
+// --- jobs ---
+
+export const jobs = () => json("v1/jobs");
+export const job = (id) => json(`v1/jobs/${encodeURIComponent(id)}`);
+
+// The first DELETE cancels what has not ended; one of what has ended removes it with its files.
+export async function removeJob(id) {
+  const remove = () => call(`v1/jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
+  if ((await remove()).status !== 204) await remove();
+}
+export const jobFile = (id, name) => `v1/jobs/${encodeURIComponent(id)}/files/${encodeURIComponent(name)}`;
+export const download = async (path) => (await call(path)).blob();
+
+// Uploads a video; onProgress(0..1). XMLHttpRequest, because fetch does not tell how far it is.
+export async function submitJob(file, { onProgress, signal }) {
+  for (;;) {
+    const token = sessionStorage.getItem(TOKEN);
+    const request = new XMLHttpRequest();
+    const done = new Promise((resolve, reject) => {
+      request.addEventListener("load", resolve);
+      request.addEventListener("error", () => reject(unreachable()));
+      request.addEventListener("abort", () => reject(new DOMException("removed", "AbortError")));
+    });
+    request.upload.addEventListener("progress", (event) => onProgress(event.total ? event.loaded / event.total : 0));
+    const abort = () => request.abort();
+    signal.addEventListener("abort", abort, { once: true });
+    request.open("POST", "v1/jobs");
+    for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
+    request.send(form([["file", file, file.name]]));
+    await done.finally(() => signal.removeEventListener("abort", abort));
+    if (request.status === 401) {
+      await renewToken(token);
+    } else if (request.status === 429) {
+      await pause(Number(request.getResponseHeader("Retry-After")) || 1);
+      signal.throwIfAborted();
+    } else if (request.status >= 400) {
+      throw failure(request.status, request.statusText, request.responseText, 0);
+    } else {
+      return JSON.parse(request.responseText);
+    }
+  }
+}
+
+// --- corrections ---
+
+export const corrections = () => json("v1/corrections");
+export const correctionsZip = "v1/corrections.zip";
+export const saveCorrection = (frame, mask, name) =>
+  json("v1/corrections", {
+    method: "POST",
+    body: form([
+      ["frame", frame, "frame.png"],
+      ["mask", mask, "mask.png"],
+      ["name", name],
+    ]),
+  });

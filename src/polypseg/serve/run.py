@@ -1,0 +1,185 @@
+"""Starting and stopping the service."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import polypseg
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+NEEDED = {
+    "fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+}  # fmt: skip
+LONGEST_HEAD = 32 << 10  # bytes of a request's first line and headers
+HEAD_SECONDS = 20.0  # that a connection may take to send them
+MOST_CONNECTIONS = 256
+
+
+def serve(
+    settings: Settings,
+    host: str,
+    port: int,
+    model: str | None = None,
+    runtime: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    tta: str = "none",
+) -> None:
+    """Serve a model until SIGINT or SIGTERM; what was accepted is answered, a job in work is gone on with next time.
+
+    Args:
+        settings: limits and the state folder.
+        host: address to listen on.
+        port: TCP port; 0 takes a free one.
+        model: as ``polypseg.load`` takes it; likewise the further ones.
+
+    Raises:
+        UsageError: others can reach the address, and there is no token.
+        PolypsegError: the extra is missing, the port is in use, the state folder cannot be written, or the model
+            cannot be used.
+    """
+    if missing := [name for module, name in NEEDED.items() if find_spec(module) is None]:
+        raise PolypsegError(f"serve: needs {', '.join(missing)}; install the extra: pip install 'polypseg[serve]'")
+    from polypseg.serve.app import create_app
+
+    listening = _bind(host, port, settings)
+    with listening:
+        _prepare_state(settings)
+        _log_as_json()
+        segmenter = polypseg.load(model, runtime, device, precision, threads, tta)
+        app = create_app(segmenter, settings)
+        address, port = listening.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        _run(app, listening, settings, f"http://{shown}:{port}  {segmenter.bundle.name}: {segmenter.reason}")
+
+
+def _bind(host: str, port: int, settings: Settings) -> socket.socket:
+    """A socket that holds the address, but does not listen before the model is there."""
+    from polypseg.serve.guard import is_loopback
+
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: must be 0 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--host {host}: is no address of this computer ({error})") from error
+    if not is_loopback(str(address[0])) and settings.token is None:
+        raise UsageError(f"--host {host}: others can reach it, so a --token (or POLYPSEG_TOKEN) is needed")
+    listening = socket.socket(family, kind, protocol)
+    try:
+        if os.name != "nt":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise PolypsegError(f"port {port}: is in use; stop what uses it, or choose another --port") from error
+        raise PolypsegError(
+            f"{host}:{port}: cannot be listened on ({error}); choose another --host or --port"
+        ) from error
+    return listening
+
+
+def _prepare_state(settings: Settings) -> None:
+    """Make the state folder, for this user alone, and empty what holds uploads on their way in."""
+    temporary = settings.state / "temporary"
+    try:
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=temporary):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise PolypsegError(f"{settings.state}: cannot be written ({reason}); choose another --state") from error
+    tempfile.tempdir = str(temporary)  # forms that are being read, too: nothing of a patient lies elsewhere
+
+
+def _log_as_json() -> None:
+    from polypseg.serve.observe import JsonLines
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("polypseg").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    for name in ("pydicom", "highdicom", "libav", "py.warnings"):  # which quote what they read
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) -> None:
+    """Serve until a signal; prints the greeting when the port listens."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(greeting, flush=True)
+
+    config = uvicorn.Config(
+        app, http=_protocol(), ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, h11_max_incomplete_event_size=LONGEST_HEAD, limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=int(settings.timeout) + 30,
+    )  # fmt: skip
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    server = Server(config)
+    # uvicorn passes on the signal that stopped it; by then all is done.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    try:
+        server.run(sockets=[listening])
+    except OSError as error:
+        raise PolypsegError(f"cannot listen ({error.strerror}); choose another --port") from error
+    if not server.started:
+        raise PolypsegError("the service could not start; the line above says why")
+
+
+def _protocol() -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, with a time limit for a request's head."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._expect_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is not h11.IDLE:
+                self._expect_nothing()
+            elif self._deadline is None:
+                self._expect_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._expect_nothing()
+            super().connection_lost(exc)
+
+        def _expect_head(self) -> None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+        def _expect_nothing(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+    return Protocol

@@ -1,0 +1,51 @@
+"""What decides how the service behaves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from polypseg.catalog import MAX_PIXELS
+from polypseg.errors import UsageError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of the service, and where it keeps what it must not forget.
+
+    Args:
+        state: folder for the table of jobs, their files, and corrections.
+        token: what a request must carry as ``Authorization: Bearer``; None lets everyone in.
+        queue: requests to segment that are taken in at once; more are told to come again.
+        batch_size: frames that are computed at once, for the most.
+        timeout: seconds from a frame's arrival to its answer, for the most.
+        max_bytes: of a frame's file.
+        max_pixels: of a frame, whether alone, in a DICOM file or in a video.
+        max_job_bytes: of all files of a job.
+        max_video_seconds: of a video.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    state: Path
+    token: str | None = None
+    queue: int = 32
+    batch_size: int = 4
+    timeout: float = 30.0
+    max_bytes: int = 32 * MIB
+    max_pixels: int = 20_000_000
+    max_job_bytes: int = 4096 * MIB
+    max_video_seconds: float = 4 * 3600
+
+    def __post_init__(self) -> None:
+        for option in ("queue", "batch_size", "timeout", "max_mib", "max_pixels", "max_job_mib", "max_video_seconds"):
+            if not getattr(self, option.replace("mib", "bytes")) > 0:
+                raise UsageError(f"--{option}: must be above 0")
+        if self.max_pixels > MAX_PIXELS:
+            raise UsageError(f"--max_pixels {self.max_pixels}: frames of more than {MAX_PIXELS} are never read")
+        if self.token is not None and not re.fullmatch("[!-~]{16,}", self.token):
+            raise UsageError("--token: must be 16 ASCII characters or more, without spaces; as of openssl rand -hex 16")

@@ -1,0 +1,133 @@
+"""Files that strangers send: what they are called, what they are, and how much of them is decoded."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from starlette.exceptions import HTTPException
+
+from polypseg.catalog import read_frame
+from polypseg.errors import PolypsegError
+from polypseg.inference.dicom import read_dicom
+from polypseg.inference.sources import kind_of
+
+if TYPE_CHECKING:
+    from polypseg.inference.dicom import DicomFrames
+
+# Pillow reads more, some by programs that it starts.
+FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+READABLE = "send JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 or DICOM"
+LONGEST_NAME = 100  # bytes
+
+
+def own_name(filename: str | None) -> str:
+    """An upload's own name, as one harmless file name: without any path, control character or leading dot."""
+    name = unicodedata.normalize("NFC", (filename or "").encode("utf-8", "replace").decode())
+    name = re.split(r"[/\\]", name)[-1]
+    name = "".join("_" if char in '<>:"|?*%' or not char.isprintable() else char for char in name).strip(". ")
+    if len(name.encode()) > LONGEST_NAME:
+        ending = "".join(name.rpartition(".")[1:])
+        ending = ending if len(ending.encode()) <= 10 else ""
+        stem = name.removesuffix(ending).encode()[: LONGEST_NAME - len(ending.encode())]
+        name = stem.decode(errors="ignore").rstrip(". ") + ending
+    return name or "upload"
+
+
+@contextmanager
+def stored(upload: IO[bytes], folder: Path) -> Iterator[Path]:
+    """The upload as a file without a telling name, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="upload-", ignore_cleanup_errors=True) as temporary:
+        path = Path(temporary) / "upload"
+        with path.open("wb") as file:
+            shutil.copyfileobj(upload, file, 1 << 20)
+        yield path
+
+
+def told(error: PolypsegError, path: Path, name: str) -> str:
+    """An error's line as the sender may read it: with the upload's own name, without any path of this computer."""
+    line = str(error).replace(str(path), name).replace(f"{path.parent}/", "")
+    return re.sub(r"; (replace it or remove it|choose another --out|name a video file)$", "", line)
+
+
+def read_still(path: Path, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """The one frame of an image or DICOM file: H×W×3 uint8 RGB.
+
+    Raises:
+        HTTPException: 415 it is something else, 413 it has more than ``max_pixels``, 422 it is damaged or holds
+            several frames.
+    """
+    frames = open_still(path, name, max_pixels)
+    try:
+        if isinstance(frames, Path):
+            return read_frame(frames)
+        if len(frames) > 1:
+            raise HTTPException(422, f"{name}: holds {len(frames)} frames; send it to /v1/jobs")
+        return next(iter(frames))
+    except PolypsegError as error:
+        raise HTTPException(422, told(error, path, name)) from error
+
+
+def open_still(path: Path, name: str, max_pixels: int) -> Path | DicomFrames:
+    """Look at an image or DICOM file without decoding its pixels: the path of the one, the frames of the other.
+
+    Raises:
+        HTTPException: as ``read_still``.
+    """
+    kind = kind_of(path)
+    if kind == "video":
+        raise HTTPException(415, f"{name}: is a video; send it to /v1/jobs")
+    if kind == "dicom":
+        return _open_dicom(path, name, max_pixels)
+    if path.stat().st_size == 0:
+        raise HTTPException(422, f"{name}: is empty (0 bytes)")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            pixels = image.width * image.height
+            # Asked for here, because counting the pages of a hostile TIFF takes minutes.
+            several = image.format != "MPO" and getattr(image, "is_animated", False)
+    except UnidentifiedImageError:
+        raise HTTPException(415, f"{name}: is no image that can be read; {READABLE}") from None
+    except Image.DecompressionBombError:
+        pixels, several = max_pixels + 1, False
+    except Exception:  # a format's own code raises whatever it meets
+        raise HTTPException(422, f"{name}: is damaged and cannot be decoded") from None
+    _check_pixels(name, pixels, max_pixels)
+    if several:
+        raise HTTPException(422, f"{name}: holds several pictures; send the one that is meant")
+    return path
+
+
+def _open_dicom(path: Path, name: str, max_pixels: int) -> DicomFrames:
+    try:
+        if _is_deflated(path):  # inflated as a whole, by a factor of up to 1000
+            raise HTTPException(415, f"{name}: is deflated as a whole; send it uncompressed or as JPEG")
+        frames = read_dicom(path)
+    except PolypsegError as error:
+        raise HTTPException(422, told(error, path, name)) from error
+    _check_pixels(name, frames.width * frames.height, max_pixels)
+    return frames
+
+
+def _is_deflated(path: Path) -> bool:
+    try:
+        from pydicom.filereader import read_file_meta_info
+
+        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+        return bool(syntax is not None and syntax.is_deflated)
+    except Exception:  # no such header, or no pydicom: read_dicom says so
+        return False
+
+
+def _check_pixels(name: str, pixels: int, max_pixels: int) -> None:
+    if pixels > max_pixels:
+        raise HTTPException(413, f"{name}: has more than {max_pixels:,} pixels; send a smaller one")

@@ -1,0 +1,285 @@
+"""Jobs: what is accepted is worked through once and whole, whatever happens between."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.exceptions import HTTPException
+
+from polypseg.catalog import read_frame
+from polypseg.errors import PolypsegError
+from polypseg.inference.outputs import frame_record, with_shapes
+from polypseg.inference.video.predict import predict_video
+from polypseg.serve.jobs import MOST_STARTS, Job, Jobs, Table
+from polypseg.serve.settings import Settings
+
+
+class Held:
+    """A Segmenter that waits before each frame, from a certain one on, until it is let go."""
+
+    def __init__(self, segmenter: Any, after: int) -> None:
+        self._segmenter, self._after = segmenter, after
+        self.seen = 0
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._segmenter, name)
+
+    def probabilities(self, frames: Any, batch_size: int = 1) -> Iterator[Any]:
+        for probability in self._segmenter.probabilities(frames, batch_size):
+            self.seen += 1
+            if self.seen > self._after:
+                self.reached.set()
+                assert self.go.wait(30)
+            yield probability
+
+
+@contextmanager
+def working(segmenter: Any, state: Path, **limits: Any) -> Iterator[Jobs]:
+    jobs = Jobs(segmenter, Settings(state, **limits))
+    jobs.start()
+    try:
+        yield jobs
+    finally:
+        if isinstance(segmenter, Held):
+            segmenter.go.set()
+        jobs.stop(30)
+        assert not jobs._thread.is_alive()
+
+
+def submit(jobs: Jobs, *files: Path | tuple[str, bytes], smoothing: float = 0.0) -> Job:
+    pairs = [(file.name, file.read_bytes()) if isinstance(file, Path) else file for file in files]
+    return jobs.submit([(name, io.BytesIO(content)) for name, content in pairs], smoothing)
+
+
+def ended(jobs: Jobs, job: Job, seconds: float = 30) -> Job:
+    end = time.monotonic() + seconds
+    while (found := jobs.get(job.id)).state not in ("done", "failed", "cancelled"):
+        assert time.monotonic() < end, found
+        time.sleep(0.02)
+    return found
+
+
+def files_of(state: Path, job: Job) -> set[str]:
+    folder = state / "jobs" / job.id
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_video_becomes_what_predict_makes_of_it(segmenter: Any, clip: Path, tmp_path: Path) -> None:
+    with working(segmenter, tmp_path / "state") as jobs:
+        job = submit(jobs, clip, smoothing=0.5)
+        assert (job.kind, job.total, job.names) == ("video", 30, ["clip.mp4"])
+        found = ended(jobs, job)
+        assert (found.state, found.done, found.error) == ("done", 30, None)
+        assert set(found.files) == {"clip.mp4", "clip.jsonl", "clip.timeline.json"}
+        predict_video(segmenter, clip, tmp_path / "alone", smoothing=0.5)
+        for name in ("clip.jsonl", "clip.timeline.json"):
+            assert jobs.file(job.id, name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+        assert files_of(tmp_path / "state", job) == set(found.files)  # the upload is gone
+
+
+def test_a_batch_tells_of_what_it_could_not_read_and_goes_on(
+    segmenter: Any, clip: Path, frames: list[Path], tmp_path: Path
+) -> None:
+    broken = ("broken.png", frames[0].read_bytes()[:200])
+    with working(segmenter, tmp_path / "state") as jobs:
+        job = submit(jobs, frames[0], broken, clip, frames[1])
+        assert (job.kind, job.total) == ("batch", 33)
+        found = ended(jobs, job)
+        assert found.state == "done" and found.done == 33
+        assert found.error is not None and found.error.startswith("broken.png: ") and str(tmp_path) not in found.error
+        stems = [frames[0].stem, frames[1].stem]
+        stills = {f"{stem}{suffix}" for stem in stems for suffix in (".png", ".overlay.jpg", ".json")}
+        expected = stills | {"clip.mp4", "clip.jsonl", "clip.timeline.json", "coco.json", "predictions.csv"}
+        assert set(found.files) == expected
+        frame = read_frame(frames[1])
+        record = json.loads(jobs.file(job.id, f"{stems[1]}.json").read_text())
+        answer = segmenter.segment(frame)
+        alone = with_shapes(frame_record(answer, source=frames[1].name, model=segmenter.hash), answer)
+        assert {key: record[key] for key in alone} == alone
+        assert len(json.loads(jobs.file(job.id, "coco.json").read_text())["images"]) == 2
+
+
+def test_files_of_one_name_are_kept_apart(segmenter: Any, frames: list[Path], tmp_path: Path) -> None:
+    with working(segmenter, tmp_path / "state") as jobs:
+        contents = [frame.read_bytes() for frame in frames[:3]]
+        job = submit(jobs, ("a.jpg", contents[0]), ("a.jpg", contents[1]), ("coco.jpg", contents[2]))
+        found = ended(jobs, job)
+        assert found.error is None and {"a.json", "1-a.json", "coco.json", "2-coco.json"} >= {
+            name for name in found.files if name.endswith("a.json")
+        }
+        assert len(found.files) == 3 * 3 + 2 and found.done == 3
+        digests = {json.loads(jobs.file(job.id, name).read_text())["source_sha256"] for name in ("a.json", "1-a.json")}
+        assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status"),
+    [
+        ("a.txt", b"hello", 415),
+        ("a.mp4", b"\0\0\0\x18ftypisom", 422),
+        ("a.mp4", b"", 422),
+        ("../../x.sh", b"#!/bin/sh", 415),
+    ],
+)
+def test_what_is_no_video_or_image_is_not_taken_in(
+    segmenter: Any, tmp_path: Path, name: str, content: bytes, status: int
+) -> None:
+    with working(segmenter, tmp_path / "state") as jobs:
+        with pytest.raises(HTTPException) as refusal:
+            submit(jobs, (name, content))
+        assert refusal.value.status_code == status
+        assert str(tmp_path) not in str(refusal.value.detail)
+        assert jobs.all() == [] and list((tmp_path / "state" / "jobs").iterdir()) == []
+
+
+def test_limits_of_a_video(segmenter: Any, clip: Path, tmp_path: Path) -> None:
+    for limits, says in (({"max_video_seconds": 1.0}, "longer than 1 s"), ({"max_pixels": 3071}, "3,071 pixels")):
+        with working(segmenter, tmp_path / "state", **limits) as jobs:
+            with pytest.raises(HTTPException, match=says) as refusal:
+                submit(jobs, clip)
+            assert refusal.value.status_code == 413
+
+
+def test_a_job_is_cancelled_at_once_and_leaves_nothing_half_done(
+    segmenter: Any, clip: Path, frames: list[Path], tmp_path: Path
+) -> None:
+    held = Held(segmenter, after=10)
+    with working(held, tmp_path / "state") as jobs:
+        job, waiting = submit(jobs, frames[0], clip), submit(jobs, clip)
+        assert held.reached.wait(30)
+        assert jobs.get(job.id).state == "running" and len(jobs.get(job.id).files) == 3
+        assert [one.state for one in (jobs.cancel(waiting.id), jobs.cancel(job.id)) if one] == ["cancelled"] * 2
+        held.go.set()
+        end = time.monotonic() + 30
+        while files_of(tmp_path / "state", job) != set(jobs.get(job.id).files):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert len(jobs.get(job.id).files) == 3 and files_of(tmp_path / "state", waiting) == set()
+        assert jobs.cancel(job.id) is None
+        assert not (tmp_path / "state" / "jobs" / job.id).exists()
+        with pytest.raises(HTTPException):
+            jobs.get(job.id)
+        assert ended(jobs, submit(jobs, frames[1])).state == "done"  # and it works on
+
+
+def test_a_stopped_service_goes_on_where_it_was(segmenter: Any, clip: Path, tmp_path: Path) -> None:
+    held = Held(segmenter, after=13)
+    with working(held, tmp_path / "state") as jobs:
+        job = submit(jobs, clip)
+        assert held.reached.wait(30)
+        with jobs._changed:
+            jobs._stopping = True
+    again = Held(segmenter, after=1000)
+    with working(again, tmp_path / "state") as jobs:
+        found = ended(jobs, job)
+        assert (found.state, found.done) == ("done", 30)
+        assert again.seen < 30
+        predict_video(segmenter, clip, tmp_path / "alone")
+        assert jobs.file(job.id, "clip.jsonl").read_bytes() == (tmp_path / "alone" / "clip.jsonl").read_bytes()
+
+
+def test_with_another_model_a_job_begins_anew(segmenter: Any, exported: Any, clip: Path, tmp_path: Path) -> None:
+    import polypseg
+
+    held = Held(segmenter, after=13)
+    with working(held, tmp_path / "state") as jobs:
+        job = submit(jobs, clip)
+        assert held.reached.wait(30)
+        with jobs._changed:
+            jobs._stopping = True
+    other = polypseg.load(exported.folder, runtime="onnx")
+    with working(other, tmp_path / "state") as jobs:
+        assert ended(jobs, job).state == "done"
+        assert json.loads(jobs.file(job.id, "clip.timeline.json").read_text())["runtime"] == "onnx"
+
+
+def test_a_job_that_kills_the_service_again_and_again_is_given_up(segmenter: Any, clip: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    jobs = Jobs(segmenter, Settings(state))
+    job = submit(jobs, clip)
+    jobs._table.change(job.id, state="running", starts=MOST_STARTS)  # as those deaths left it
+    jobs._table.close()
+    with working(segmenter, state) as jobs:
+        found = ended(jobs, job)
+        assert found.state == "failed" and "stopped the service" in str(found.error)
+
+
+def test_a_crash_fails_its_job_only(segmenter: Any, frames: list[Path], tmp_path: Path) -> None:
+    class Broken(Held):
+        def probabilities(self, frames: Any, batch_size: int = 1) -> Iterator[Any]:
+            self.seen += 1
+            if self.seen == 1:
+                raise RuntimeError("the network broke")
+            return super().probabilities(frames, batch_size)
+
+    with working(Broken(segmenter, after=1000), tmp_path / "state") as jobs:
+        first, second = submit(jobs, frames[0]), submit(jobs, frames[1])
+        assert ended(jobs, first).state == "failed" and "RuntimeError" not in str(jobs.get(first.id).error)
+        assert ended(jobs, second).state == "done"
+
+
+def test_what_a_crash_left_without_a_row_is_removed(segmenter: Any, tmp_path: Path) -> None:
+    stray = tmp_path / "state" / "jobs" / "0123" / "in" / "0"
+    stray.mkdir(parents=True)
+    (stray / "patient.mp4").write_bytes(b"x")
+    with working(segmenter, tmp_path / "state"):
+        assert not stray.exists()
+
+
+def test_one_folder_is_worked_in_by_one_process(tmp_path: Path) -> None:
+    table = Table(tmp_path / "jobs.sqlite")
+    with pytest.raises(PolypsegError, match="another polypseg serve"):
+        Table(tmp_path / "jobs.sqlite")
+    table.close()
+    Table(tmp_path / "jobs.sqlite").close()
+    (tmp_path / "jobs.sqlite").write_bytes(b"garbage" * 1000)
+    with pytest.raises(PolypsegError, match="no table of jobs"):
+        Table(tmp_path / "jobs.sqlite")
+
+
+def test_a_full_disk_refuses_a_job_and_keeps_none_of_it(
+    segmenter: Any, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with working(segmenter, tmp_path / "state") as jobs:
+        monkeypatch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(PolypsegError, match="disk is full"):
+            submit(jobs, clip)
+        assert jobs.all() == [] and list((tmp_path / "state" / "jobs").iterdir()) == []
+
+
+def test_dicom_of_several_frames(segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.MultiFrameTrueColorSecondaryCaptureImageStorage, "1.2.3"
+    data.PatientName = "Secret^Name"
+    data.NumberOfFrames, data.Rows, data.Columns = pixels.shape[:3]
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.PixelData = pixels.tobytes()
+    pydicom.dcmwrite(tmp_path / "1.2.3", data, enforce_file_format=True)
+    with working(segmenter, tmp_path / "state") as jobs:
+        job = submit(jobs, tmp_path / "1.2.3")
+        found = ended(jobs, job)
+        assert (found.state, found.done, found.total) == ("done", 3, 3)
+        record = json.loads(jobs.file(job.id, "1.2-0002.json").read_text())
+        assert record["frame"] == 1
+        mask = read_frame(jobs.file(job.id, "1.2-0002.png"))[..., 0] > 127
+        assert (mask == segmenter.segment(pixels[1]).mask).all()
+        assert all(b"Secret" not in jobs.file(job.id, name).read_bytes() for name in found.files)
