@@ -21,13 +21,13 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("page") / "state"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(browser: Any, start: Callable[..., Any], model: Path, state: Path) -> Any:
     """A service with a small model; not to be stopped."""
     return start(state, "--model", model)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop must not run on in the tests after these
 def browser() -> Iterator[Any]:
     """Debian's Chromium, with a camera that shows a test picture. ``POLYPSEG_CHROMIUM`` names another one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

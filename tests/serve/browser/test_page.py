@@ -606,12 +606,14 @@ def test_a_token_is_asked_for_once_and_covers_videos(
         page.get_by_role("textbox", name="Token").fill(value)
         page.get_by_role("button", name="Continue").click()
     page.get_by_text("on cpu").wait_for()
-    give(page, frames[0])
+    give(page, frames[0], film)
+    look_at(page, film)
+    loaded = "(video) => new Promise((done) => { video.onloadeddata = () => done(true); video.load(); })"
+    assert page.locator("#video").evaluate(loaded)
     page.reload()
     page.get_by_text("on cpu").wait_for()  # not asked again
-    give(page, film)
     look_at(page, film)
-    page.locator("#video").evaluate("(video) => video.play()")
+    assert page.locator("#video").evaluate(loaded)
     assert guarded.web.get("/v1/jobs").status_code == 401
 
     guarded.end(signal.SIGTERM)
@@ -751,10 +753,10 @@ def test_grey_pngs_are_read_and_written_byte_for_byte(visit: Visit) -> None:
 def test_coco_of_a_polyp_with_a_hole_is_python_s(visit: Visit) -> None:
     page = visit()
     mask = np.zeros((40, 50), bool)
-    mask[0:30, 0:40] = True
+    mask[:, 0:40] = True  # whole columns, so that one's end is the next one's beginning
     mask[10:20, 12:25] = False
-    mask[30:40, 41:50] = True  # up to the frame's last pixel
-    mask[33:35, 44:46] = False
+    mask[30:, 42:] = True  # up to the frame's last pixel
+    mask[33:35, 45:47] = False
     found = Segmentation(mask, mask.astype(np.float32), 0.5)
     runs = page.evaluate(
         """async ([values, width, height]) => {
