@@ -8,9 +8,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from polypseg.data.dataset import Sample
 from polypseg.errors import PolypsegError
+from polypseg.models.depthwise import FasterDepthwise
 from polypseg.models.losses import segmentation_loss
 from polypseg.training.recipe import Recipe
 
@@ -48,10 +50,22 @@ class SegmentationModule(L.LightningModule):
         self._sums.pop("train", None)
 
     def training_step(self, batch: Sample, batch_index: int) -> torch.Tensor:
-        logits = self(batch["image"])
+        batch = self._resized(batch)
+        with FasterDepthwise():
+            logits = self(batch["image"])
         loss = segmentation_loss(logits, batch["mask"], self.recipe.loss)
         self._add("train", loss.detach(), logits.detach(), batch)
         return loss
+
+    def _resized(self, batch: Sample) -> Sample:
+        size = self.recipe.training_size(self.current_epoch)
+        if size == batch["image"].shape[-1]:
+            return batch
+        image, mask = (
+            interpolate(batch[name], (size, size), mode="bilinear", antialias=True)  # type: ignore[literal-required]
+            for name in ("image", "mask")
+        )
+        return {**batch, "image": image, "mask": mask}  # type: ignore[typeddict-item]
 
     def on_train_epoch_end(self) -> None:
         self._log("train")

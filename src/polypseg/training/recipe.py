@@ -20,6 +20,8 @@ class FramesConfig:
 
     Args:
         size: rows and columns of the network's input, pixels; a multiple of 32.
+        first_size: rows and columns in the first epochs of training, a multiple of 32; they grow in steps of 32 to size,
+            where the last quarter of the epochs trains. Validation is always at size. null: all epochs at size.
         interpolation: how frames are resized, linear or area (averages when shrinking).
         augmentation: none, seed (the known recipe's) or strong (ours).
         batch_size: frames in a batch, for each device.
@@ -29,6 +31,7 @@ class FramesConfig:
     """
 
     size: int = 256
+    first_size: int | None = None
     interpolation: Literal["linear", "area"] = "linear"
     augmentation: Literal["none", "seed", "strong"] = "seed"
     batch_size: int = 16
@@ -143,6 +146,11 @@ class Recipe:
                 self.frames.size < 32 or self.frames.size % 32,
                 f"frames.size {self.frames.size} is not a multiple of 32",
             ),
+            (
+                self.frames.first_size is not None
+                and (not 32 <= self.frames.first_size <= self.frames.size or self.frames.first_size % 32),
+                f"frames.first_size {self.frames.first_size} is not a multiple of 32 up to frames.size",
+            ),
             (self.frames.batch_size < 1, f"frames.batch_size {self.frames.batch_size} is less than 1"),
             (self.trainer.epochs < 1, f"trainer.epochs {self.trainer.epochs} is less than 1"),
             (
@@ -157,6 +165,15 @@ class Recipe:
         ):
             if wrong:
                 raise UsageError(message)
+
+    def training_size(self, epoch: int) -> int:
+        """Rows and columns that frames have in an epoch of training, counted from 0; see ``frames.first_size``.
+
+        Growing frames cost less and train as well or better (progressive learning: Tan and Le, EfficientNetV2, 2021).
+        """
+        smaller = range(self.frames.first_size or self.frames.size, self.frames.size, 32)
+        done = epoch / (0.75 * self.trainer.epochs)
+        return smaller[int(done * len(smaller))] if smaller and done < 1 else self.frames.size
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in plain types, as ``config.yaml`` and a bundle's metadata keep it."""
