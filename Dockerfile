@@ -4,6 +4,7 @@
 FROM python:3.12-slim
 
 ARG TORCH_INDEX=""
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir "torch>=2.6" "torchvision>=0.21" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 
 WORKDIR /build
