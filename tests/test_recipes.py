@@ -43,7 +43,7 @@ def test_one_epoch_of_each_recipe_runs(path: Path, phantom_folder: Path, tmp_pat
     recipe = replace(
         recipe,
         model=model,
-        frames=replace(recipe.frames, size=64, batch_size=14, workers=0),
+        frames=replace(recipe.frames, size=64, first_size=recipe.frames.first_size and 32, batch_size=14, workers=0),
         trainer=replace(recipe.trainer, epochs=1, loggers=()),
         split="seed",
     )
