@@ -20,8 +20,8 @@ class FramesConfig:
 
     Args:
         size: rows and columns of the network's input, pixels; a multiple of 32.
-        first_size: rows and columns in the first epochs of training, a multiple of 32; they grow in steps of 32 to size,
-            where the last quarter of the epochs trains. Validation is always at size. null: all epochs at size.
+        first_size: rows and columns in the first epochs of training, a multiple of 32; they grow in steps of 32 to
+            size, where the last quarter of the epochs trains. Validation is always at size. null: all epochs at size.
         interpolation: how frames are resized, linear or area (averages when shrinking).
         augmentation: none, seed (the known recipe's) or strong (ours).
         batch_size: frames in a batch, for each device.
