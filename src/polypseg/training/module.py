@@ -62,10 +62,10 @@ class SegmentationModule(L.LightningModule):
         if size == batch["image"].shape[-1]:
             return batch
         image, mask = (
-            interpolate(batch[name], (size, size), mode="bilinear", antialias=True)  # type: ignore[literal-required]
+            interpolate(batch[name], (size, size), mode="bilinear", antialias=True)
             for name in ("image", "mask")
         )
-        return {**batch, "image": image, "mask": mask}  # type: ignore[typeddict-item]
+        return {**batch, "image": image, "mask": mask}
 
     def on_train_epoch_end(self) -> None:
         self._log("train")
