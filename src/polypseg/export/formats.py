@@ -85,7 +85,8 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
     try:
         import nncf
 
-        nncf.set_log_level(logging.ERROR)
+        # Not nncf.set_log_level: it changes whatever handlers others have put there, too.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         if onnx_format:
             import onnx
 
