@@ -46,7 +46,9 @@ def test_without_a_first_size_all_epochs_are_alike(small_recipe: Callable[..., A
 
 @pytest.mark.parametrize("first_size", [48, 33, 128, 0, -32])
 def test_a_first_size_that_cannot_be(first_size: int, small_recipe: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match=rf"frames\.first_size {first_size} is not a multiple of 32 up to frames\.size"):
+    with pytest.raises(
+        UsageError, match=rf"frames\.first_size {first_size} is not a multiple of 32 up to frames\.size"
+    ):
         small_recipe(frames={"size": 96, "first_size": first_size})
 
 
