@@ -171,10 +171,11 @@ def train(
         resume: go on from the last complete epoch of the run in --out.
         overwrite: remove an earlier run in --out first.
     """
+    from polypseg.training.processes import is_first
     from polypseg.training.run import train as run
 
     folder = run(recipe, data, out, resume=resume, overwrite=overwrite)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, one speaks
+    if is_first():  # of several processes, one speaks
         print(folder)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -210,3 +212,14 @@ def test_no_training_batch_of_a_single_frame() -> None:
     assert [len(batch) for batch in EpochBatches(9, 4, True)] == [4, 4]
     assert [len(batch) for batch in EpochBatches(1, 4, True)] == [1]
     assert [len(batch) for batch in EpochBatches(9, 4, False)] == [4, 4, 1]
+
+
+def test_nobody_is_asked_for_a_version() -> None:
+    """Albumentations asks PyPI for its latest version when it is imported, unless it was told before not to."""
+    code = (
+        "import socket, sys\nasked = []\nsocket.getaddrinfo = lambda *where, **how: asked.append(where) or 1 / 0\n"
+        "import polypseg.data.dataset\nassert 'albumentations' in sys.modules\nprint(asked)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-import albumentations as A
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from polypseg.data.cache import FrameCache
 from polypseg.data.transforms import seed_pipeline
+
+if TYPE_CHECKING:
+    import albumentations as A  # transforms imports it first, having told it to ask nobody for its version
 
 
 class Key(NamedTuple):

@@ -14,6 +14,7 @@ from polypseg.catalog import Catalog
 from polypseg.data.cache import FrameCache
 from polypseg.data.dataset import EpochBatches, FrameDataset, Sample
 from polypseg.data.transforms import evaluation_pipeline, training_pipeline
+from polypseg.errors import PolypsegError
 from polypseg.training.recipe import Recipe
 
 
@@ -78,10 +79,20 @@ class FramesDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def batches(self, split: str) -> EpochBatches:
-        """The batches of a split that fall to this process; their number is ``len``."""
+        """The batches of a split that fall to this process; their number is ``len``.
+
+        Raises:
+            PolypsegError: there are fewer batches of training frames than processes.
+        """
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count, size = len(self.catalog.of_split(split)), self.recipe.frames.batch_size
-        return EpochBatches(count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch)
+        batches = EpochBatches(count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch)
+        if not len(batches):
+            raise PolypsegError(
+                f"{self.recipe.name}: {count} training frames in batches of {size} are fewer batches than the "
+                f"{world_size} processes; lower frames.batch_size or start fewer processes"
+            )
+        return batches
 
     def _loader(self, split: str) -> DataLoader[Sample]:
         dataset, batches = self.dataset(split), self.batches(split)

@@ -72,6 +72,11 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._sums.pop("val", None)
+        if self.trainer.world_size > 1:
+            # Each process has its own statistics of batch normalisation. A checkpoint holds the first one's, so these
+            # are validated.
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Sample, batch_index: int) -> None:
         logits = self(batch["image"])
@@ -120,12 +125,25 @@ class SegmentationModule(L.LightningModule):
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.recipe.trainer.epochs)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
         if settings.schedule == "one_cycle":
-            # Not the Trainer's estimated_stepping_batches: it starts an iteration of the training batches before
-            # a checkpoint has said which epoch to go on from.
-            batches = len(self.trainer.datamodule.batches("train"))  # type: ignore[attr-defined]
-            steps = math.ceil(batches / settings.accumulate) * self.recipe.trainer.epochs
             cycle = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=[encoder_rate, rate], total_steps=steps, pct_start=0.1, cycle_momentum=False
-            )
+                optimizer, max_lr=[encoder_rate, rate], total_steps=self._steps_an_epoch() * self.recipe.trainer.epochs,
+                pct_start=0.1, cycle_momentum=False,
+            )  # fmt: skip
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
         return optimizer
+
+    def _steps_an_epoch(self) -> int:
+        # Not the Trainer's estimated_stepping_batches: it starts an iteration of the training batches before
+        # a checkpoint has said which epoch to go on from.
+        batches = len(self.trainer.datamodule.batches("train"))  # type: ignore[attr-defined]
+        return math.ceil(batches / self.recipe.optimizer.accumulate)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Another number of processes takes another number of steps an epoch: the cycle goes on from the same epoch.
+        for schedule in checkpoint["lr_schedulers"] if self.recipe.optimizer.schedule == "one_cycle" else ():
+            steps = self._steps_an_epoch()
+            if schedule["total_steps"] != steps * self.recipe.trainer.epochs:
+                done = steps * (checkpoint["epoch"] + 1)
+                schedule.update(last_epoch=done, _step_count=done + 1)
+                for name in ("total_steps", "_schedule_phases"):  # those of the new cycle stand
+                    schedule.pop(name, None)

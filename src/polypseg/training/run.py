@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import sys
 import time
 import warnings
@@ -25,7 +26,8 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     TQDMProgressBar,
 )
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from polypseg.bundle import ModelBundle, Preprocessing
 from polypseg.catalog import Catalog
@@ -42,6 +44,7 @@ from polypseg.models.weights import WeightsOrigin, load_encoder_weights, normali
 from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
 from polypseg.training.datamodule import FramesDataModule
 from polypseg.training.module import SegmentationModule
+from polypseg.training.processes import Marker, first_sentence, from_first, gone, join, launched, lost_another, together
 from polypseg.training.recipe import Recipe, first_difference
 
 log = logging.getLogger("polypseg")
@@ -81,45 +84,69 @@ def train(
     """
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress
-    first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     started = time.monotonic()
-    if first_process:
-        _check_folder(folder, recipe, resume, overwrite)
+    _quiet_lightning()
     if recipe.trainer.threads:
         torch.set_num_threads(recipe.trainer.threads)
+        os.environ["OMP_NUM_THREADS"] = str(recipe.trainer.threads)  # or Lightning would set what it thinks best
+    trainer = _trainer(recipe, folder, show)
+    join(trainer)
+    first_process = trainer.is_global_zero
+    marker = Marker(folder / "cache" / "torchrun")
+    with together():
+        if first_process:
+            resume = resume or marker.is_ours()  # restarted by torchrun
+            _check_folder(folder, recipe, resume, overwrite)
+    last = folder / "checkpoints" / "last.ckpt"
+    resume, begun = from_first((resume, last.is_file()))
+    checkpoint = last if resume and begun else None
     L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
 
     # Everything that may be wrong with the data or the network is met before anything is written.
-    catalog, split_name = _split(recipe, data, folder, resume)
-    network = build(recipe.model.architecture)
-    mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
-    size = recipe.frames.size
-    preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
-    frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show)
-    for split in set(catalog.frames["split"]):
-        frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
-    last = folder / "checkpoints" / "last.ckpt"
-    checkpoint = last if resume and last.is_file() else None
-    origin = None
-    if checkpoint is None:  # a resumed run takes every weight from its checkpoint
-        origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
-    if first_process:
-        _start_folder(folder, recipe, catalog, origin)
+    with together():
+        catalog, split_name = _split(recipe, data, folder, resume)
+        network = build(recipe.model.architecture)
+        mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
+        size = recipe.frames.size
+        preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
+        frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show and first_process)
+        for split in set(catalog.frames["split"]):
+            frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
+        origin = None
+        if checkpoint is None:  # a resumed run takes every weight from its checkpoint
+            origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
+        elif not checkpoint.is_file():
+            raise PolypsegError(
+                f"{checkpoint}: is not seen on {socket.gethostname()}; the run folder must lie on storage that all "
+                "machines share"
+            )
+    split_hash = hash_split(catalog.frames)
+    same = split_hash == from_first(split_hash)
+    with together():
+        if not same:
+            raise PolypsegError(
+                f"{', '.join(map(str, data))}: {socket.gethostname()} finds other frames or another split there than "
+                "the first machine; give all the same data"
+            )
+        if first_process:
+            marker.write()
+            _start_folder(folder, recipe, catalog, origin)
+            trainer.loggers = _loggers(recipe, folder)
 
     with _logging_to(folder / "log.txt" if first_process else None):
         log.info("%d frames, split %s: %s", len(catalog), split_name, _counts(catalog))
+        if trainer.world_size > 1:
+            log.info("%d processes, machines: %d", trainer.world_size, trainer.num_nodes)
         if recipe.model.decoder_dropout and dropout_argument(recipe.model.name) is None:
             log.info(
                 "SMP's %s has no place for decoder dropout: the rate %g is not applied",
                 recipe.model.name, recipe.model.decoder_dropout,
             )  # fmt: skip
-        trainer, best = _trainer(recipe, folder, show)
         log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
         _fit(trainer, SegmentationModule(network, recipe), frames, checkpoint)
         if not trainer.is_global_zero:
             return folder
-        best_path = Path(best.best_model_path or folder / "checkpoints" / "best.ckpt")
-        bundle = _bundle(folder, best_path, recipe, preprocessing, catalog, split_name)
+        bundle = _bundle(folder, recipe, preprocessing, catalog, split_name)
         bundle = _choose(bundle, recipe, catalog, show)
         segmenter = Segmenter(bundle)
         _test(segmenter, recipe, catalog, folder, show)
@@ -173,7 +200,7 @@ def _weights(recipe: Recipe) -> str | None:
     return None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
 
 
-def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, ModelCheckpoint]:
+def _trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
     settings = recipe.trainer
     checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
@@ -196,11 +223,18 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, M
     # What Lightning warns of here is chosen on purpose: few workers on a CPU, logging each epoch only.
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-    return (
-        L.Trainer(
+    if "fsdp" in settings.strategy and (recipe.optimizer.ema_decay is not None or recipe.optimizer.gradient_clip):
+        raise UsageError("trainer.strategy fsdp goes neither with optimizer.ema_decay nor with optimizer.gradient_clip")
+    devices, machines = launched() or (settings.devices or "auto", settings.num_nodes)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    try:
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Lightning's own requeueing would go on from the middle of an epoch, which is not exact.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        return L.Trainer(
             accelerator=settings.accelerator,
-            devices=settings.devices or "auto",
-            num_nodes=settings.num_nodes,
+            devices=devices,
+            num_nodes=machines,
             strategy=settings.strategy,
             precision=precision,
             max_epochs=settings.epochs,
@@ -208,16 +242,19 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, M
             accumulate_grad_batches=recipe.optimizer.accumulate,
             use_distributed_sampler=False,  # EpochBatches deals out the batches itself
             num_sanity_val_steps=0,
-            logger=_loggers(recipe, folder),
+            logger=False,  # they come when the folder is known to be ours
             log_every_n_steps=1,
             callbacks=callbacks,
             enable_progress_bar=progress,
             enable_model_summary=False,
-            plugins=[AtomicCheckpointIO()],
+            plugins=plugins,
             default_root_dir=folder,
-        ),
-        best,
-    )
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise PolypsegError(
+            f"{recipe.name}: cannot be trained like this ({first_sentence(error)}); correct trainer.accelerator, "
+            "devices, num_nodes or strategy"
+        ) from error
 
 
 def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
@@ -244,6 +281,8 @@ def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModul
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
     except (RuntimeError, EOFError, KeyError) as error:
+        if trainer.world_size > 1 and lost_another(error):
+            raise gone(error) from error
         if checkpoint is not None and trainer.global_step == 0:
             raise PolypsegError(
                 f"{checkpoint}: cannot be resumed from ({_one_line(error)}); use --overwrite"
@@ -256,10 +295,10 @@ def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModul
 
 
 def _bundle(
-    folder: Path, best: Path, recipe: Recipe, preprocessing: Preprocessing, catalog: Catalog, split_name: str
+    folder: Path, recipe: Recipe, preprocessing: Preprocessing, catalog: Catalog, split_name: str
 ) -> ModelBundle:
     # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
-    checkpoint = torch.load(best, map_location="cpu", weights_only=False)
+    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=False)
     prefix = "network."
     state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     return ModelBundle.save(
@@ -345,12 +384,14 @@ def _pictures(segmenter: Segmenter, catalog: Catalog, folder: Path) -> None:
     draw_predictions(panels, folder / "predictions.png", title=f"{segmenter.bundle.name}, {split} split")
 
 
+def _quiet_lightning() -> None:
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 @contextlib.contextmanager
 def _logging_to(file: Path | None) -> Iterator[None]:
-    """Also write the log to a file, and keep Lightning's own chatter out."""
-    logging.getLogger("lightning").setLevel(logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Also write the log to a file."""
     if file is None:  # another process speaks
         log.setLevel(logging.WARNING)
         yield

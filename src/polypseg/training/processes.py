@@ -1,0 +1,145 @@
+"""The processes that train together, on one machine or several: who started them, and how they agree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
+
+from polypseg.errors import PolypsegError
+from polypseg.files import atomic_write
+
+T = TypeVar("T")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and writes; sure once the Trainer is made."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+
+
+def launched() -> tuple[int, int] | None:
+    """Processes on each machine, and machines, as torchrun or SLURM's srun started them; None where neither did."""
+    if TorchElasticEnvironment.detect():
+        each = int(os.environ["LOCAL_WORLD_SIZE"])
+        return each, int(os.environ["WORLD_SIZE"]) // each
+    if SLURMEnvironment.detect():
+        machines = int(os.environ.get("SLURM_NNODES", "1"))
+        return int(os.environ["SLURM_NTASKS"]) // machines, machines
+    return None
+
+
+def join(trainer: L.Trainer) -> None:
+    """Connect the processes that torchrun or srun started, so that they can agree before the work starts.
+
+    Those that Lightning itself starts connect later, in ``fit``.
+
+    Raises:
+        PolypsegError: they do not find each other.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is None or trainer.world_size == 1 or not environment.creates_processes_externally:
+        return
+    try:
+        environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+        trainer.strategy.setup_environment()
+    except (RuntimeError, ValueError) as error:
+        raise PolypsegError(
+            f"process {trainer.global_rank} of {trainer.world_size} on {socket.gethostname()}: does not find the "
+            f"others ({first_sentence(error)}); see that all machines started and reach the first one"
+        ) from error
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within it, a ``PolypsegError`` of one process is raised in all; else the others would wait for it."""
+    failure: PolypsegError | None = None
+    try:
+        yield
+    except PolypsegError as error:
+        failure = error
+    for rank, (host, message) in enumerate(_gather((socket.gethostname(), failure and str(failure)))):
+        if message is not None and failure is None:
+            raise PolypsegError(f"stopped, because process {rank} on {host} cannot start: {message}")
+    if failure is not None:
+        raise failure
+
+
+def from_first(value: T) -> T:
+    """What the first process gives here, in every process."""
+    first: T = _gather(value)[0]
+    return first
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error of a training says that another of its processes has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _gather(value: Any) -> list[Any]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    try:
+        dist.all_gather_object(values, value)
+    except RuntimeError as error:
+        raise gone(error) from error
+    return values
+
+
+def gone(error: BaseException) -> PolypsegError:
+    """The one line for an error by which ``lost_another``."""
+    return PolypsegError(
+        f"{socket.gethostname()}: another process of this training has gone ({first_sentence(error)}); its own last "
+        "line says why; --resume goes on from the last complete epoch"
+    )
+
+
+class Marker:
+    """A file in the run folder by which a worker that torchrun restarts knows the run that its job began.
+
+    The job is told by torchrun's own process, the parent of its workers, which outlives them. Not by
+    ``TORCHELASTIC_RESTART_COUNT``: it is 0 on a machine whose workers are restarted because those of another failed,
+    and above 0 when the first attempt ended because the folder holds somebody else's run.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def is_ours(self) -> bool:
+        """Whether the same torchrun that started this process began the run."""
+        job = self._job()
+        return job is not None and self.path.is_file() and self.path.read_text(encoding="utf-8") == job
+
+    def write(self) -> None:
+        """Mark the run as begun by the torchrun that started this process, if one did."""
+        job = self._job()
+        if job is not None:
+            with atomic_write(self.path, "w") as file:
+                file.write(job)
+
+    @staticmethod
+    def _job() -> str | None:
+        if not TorchElasticEnvironment.detect():
+            return None
+        parent = os.getppid()
+        started = ""
+        with contextlib.suppress(OSError):  # only Linux has it; process numbers are used again
+            started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {parent} {started}".strip()
+
+
+def first_sentence(error: BaseException) -> str:
+    """An error's first sentence, on one line, without the place in gloo's source that it may begin with."""
+    return re.sub(r"^\[[^\]]*\] ", "", " ".join(str(error).split())).partition(". ")[0][:200]

@@ -1,0 +1,92 @@
+"""Frames that grow over the epochs of training (``frames.first_size``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from polypseg.errors import UsageError
+from polypseg.training.callbacks import MetricsTable
+from polypseg.training.module import SegmentationModule
+from polypseg.training.run import train
+
+GROWING = {
+    "frames": {"size": 96, "first_size": 32},
+    "trainer": {"epochs": 4, "precision": "32-true", "threads": 1},
+}
+
+
+def sizes(recipe: Any) -> list[int]:
+    return [recipe.training_size(epoch) for epoch in range(recipe.trainer.epochs)]
+
+
+def test_sizes_grow_by_32_and_end_at_the_last_quarter(small_recipe: Callable[..., Any]) -> None:
+    made = small_recipe(frames={"size": 128, "first_size": 64}, trainer={"epochs": 8})
+    assert sizes(made) == [64, 64, 64, 96, 96, 96, 128, 128]
+    for epochs in (4, 7, 10, 23, 100):
+        for first, last in ((32, 64), (64, 256), (224, 352)):
+            found = sizes(small_recipe(frames={"size": last, "first_size": first}, trainer={"epochs": epochs}))
+            assert found == sorted(found) and found[0] == first and all(size % 32 == 0 for size in found)
+            assert all(size == last for size in found[-(epochs // 4) :])
+            assert found[: epochs * 3 // 4].count(last) == 0
+            if epochs == 100:
+                counts = [found.count(size) for size in range(first, last, 32)]
+                assert max(counts) - min(counts) <= 1
+
+
+def test_without_a_first_size_all_epochs_are_alike(small_recipe: Callable[..., Any]) -> None:
+    for frames in ({"size": 96}, {"size": 96, "first_size": 96}):
+        assert set(sizes(small_recipe(frames=frames, trainer={"epochs": 9}))) == {96}
+
+
+@pytest.mark.parametrize("first_size", [48, 33, 128, 0, -32])
+def test_a_first_size_that_cannot_be(first_size: int, small_recipe: Callable[..., Any]) -> None:
+    with pytest.raises(
+        UsageError, match=rf"frames\.first_size {first_size} is not a multiple of 32 up to frames\.size"
+    ):
+        small_recipe(frames={"size": 96, "first_size": first_size})
+
+
+@pytest.mark.slow
+def test_a_run_sees_these_sizes_and_goes_on_with_them(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(**GROWING)
+    seen: list[tuple[bool, int, int]] = []
+    forward, start = SegmentationModule.forward, MetricsTable.on_train_epoch_start
+
+    def watch(self: SegmentationModule, image: torch.Tensor) -> torch.Tensor:
+        seen.append((self.training, self.current_epoch, image.shape[-1]))
+        logits = forward(self, image)
+        assert logits.shape[-2:] == image.shape[-2:] == (image.shape[-1],) * 2
+        return logits
+
+    def interrupt(self: MetricsTable, trainer: Any, module: Any) -> None:
+        start(self, trainer, module)
+        if trainer.current_epoch == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SegmentationModule, "forward", watch)
+    whole = train(recipe, [phantom_folder], tmp_path / "whole")
+    expected = {(True, epoch, recipe.training_size(epoch)) for epoch in range(4)}
+    assert {size for _, _, size in expected} == {32, 64, 96}
+    assert set(seen) == expected | {(False, epoch, 96) for epoch in range(4)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsTable, "on_train_epoch_start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, [phantom_folder], tmp_path / "parts")
+    seen.clear()
+    parts = train(recipe, [phantom_folder], tmp_path / "parts", resume=True)
+    assert set(seen) == {(True, 3, 96), (False, 3, 96)}
+    one, other = (
+        torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"] for out in (whole, parts)
+    )
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    tables = [pd.read_csv(out / "metrics.csv").drop(columns="seconds") for out in (whole, parts)]
+    pd.testing.assert_frame_equal(*tables)
