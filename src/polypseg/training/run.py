@@ -45,7 +45,9 @@ from polypseg.training.module import SegmentationModule
 from polypseg.training.recipe import Recipe, first_difference
 
 log = logging.getLogger("polypseg")
-_CONFIG = "config.yaml"
+CONFIG = "config.yaml"
+PICTURES = "predictions.png"  # written last
+LICENCE = "Weights follow the terms of the data they were trained on; code Apache-2.0."
 _ORIGIN = "encoder_weights.yaml"
 
 
@@ -56,6 +58,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
+    split: tuple[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Train by a recipe and fill a run folder.
 
@@ -69,6 +72,7 @@ def train(
         resume: go on from the last complete checkpoint in ``out``; start anew where there is none.
         overwrite: remove an earlier run in ``out`` first.
         progress: show progress bars; by default where standard error is a terminal.
+        split: a split's name and table, taken in place of ``recipe.split``.
 
     Returns:
         The run folder: ``config.yaml``, ``split.csv``, ``metrics.csv``, ``curves.png``,
@@ -84,29 +88,16 @@ def train(
     first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     started = time.monotonic()
     if first_process:
-        _check_folder(folder, recipe, resume, overwrite)
-    if recipe.trainer.threads:
-        torch.set_num_threads(recipe.trainer.threads)
-    L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
-
+        check_folder(folder, recipe.to_dict(), resume, overwrite)
     # Everything that may be wrong with the data or the network is met before anything is written.
-    catalog, split_name = _split(recipe, data, folder, resume)
-    network = build(recipe.model.architecture)
-    mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
-    size = recipe.frames.size
-    preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
-    frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show)
-    for split in set(catalog.frames["split"]):
-        frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
+    catalog, split_name = split_frames(recipe, data, folder, resume, split)
     last = folder / "checkpoints" / "last.ckpt"
     checkpoint = last if resume and last.is_file() else None
-    origin = None
-    if checkpoint is None:  # a resumed run takes every weight from its checkpoint
-        origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
+    module, frames, origin = _prepare(recipe, catalog, folder, checkpoint, show)
     if first_process:
         _start_folder(folder, recipe, catalog, origin)
 
-    with _logging_to(folder / "log.txt" if first_process else None):
+    with logging_to(folder / "log.txt" if first_process else None):
         log.info("%d frames, split %s: %s", len(catalog), split_name, _counts(catalog))
         if recipe.model.decoder_dropout and dropout_argument(recipe.model.name) is None:
             log.info(
@@ -115,11 +106,11 @@ def train(
             )  # fmt: skip
         trainer, best = _trainer(recipe, folder, show)
         log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
-        _fit(trainer, SegmentationModule(network, recipe), frames, checkpoint)
+        _fit(trainer, module, frames, checkpoint)
         if not trainer.is_global_zero:
             return folder
         best_path = Path(best.best_model_path or folder / "checkpoints" / "best.ckpt")
-        bundle = _bundle(folder, best_path, recipe, preprocessing, catalog, split_name)
+        bundle = _bundle(folder, best_path, recipe, frames.preprocessing, catalog, split_name)
         bundle = _choose(bundle, recipe, catalog, show)
         segmenter = Segmenter(bundle)
         _test(segmenter, recipe, catalog, folder, show)
@@ -129,35 +120,86 @@ def train(
     return folder
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+def fit(recipe: Recipe, catalog: Catalog, folder: Path, callbacks: Sequence[Callback] = ()) -> float:
+    """Train alone: ``metrics.csv`` and checkpoints, but no bundle and no test.
+
+    Args:
+        recipe: what to do.
+        catalog: the frames of training and validation; its ``split`` column is filled.
+        folder: where the files go.
+        callbacks: further ones for Lightning's Trainer.
+
+    Returns:
+        The best validation Dice of an epoch, 0..1.
+
+    Raises:
+        PolypsegError: as ``train``.
+    """
+    module, frames, _ = _prepare(recipe, catalog, folder, None, False)
+    write_yaml(folder / CONFIG, recipe.to_dict())
+    trainer, best = _trainer(recipe, folder, False, callbacks)
+    _fit(trainer, module, frames, None)
+    assert best.best_model_score is not None
+    return float(best.best_model_score)
+
+
+def check_folder(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds something else than what was asked for; remove nothing yet but on request."""
-    config = folder / _CONFIG
+    config = folder / CONFIG
     if config.is_file() and overwrite and not resume:
         shutil.rmtree(folder)
     elif config.is_file():
         if not resume:
             raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
-        difference = first_difference(_read_yaml(config), recipe.to_dict())
+        difference = first_difference(_read_yaml(config), settings)
         if difference:
             raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
     elif folder.is_dir() and any(entry.name != "cache" for entry in folder.iterdir()):
         raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
 
 
+def _prepare(
+    recipe: Recipe, catalog: Catalog, folder: Path, checkpoint: Path | None, progress: bool
+) -> tuple[SegmentationModule, FramesDataModule, WeightsOrigin | None]:
+    """What a Trainer needs, with every frame decoded, and where the encoder's weights came from."""
+    if recipe.trainer.threads:
+        torch.set_num_threads(recipe.trainer.threads)
+    L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
+    network = build(recipe.model.architecture)
+    mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
+    size = recipe.frames.size
+    preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
+    frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", progress)
+    for split in set(catalog.frames["split"]):
+        frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
+    origin = None
+    if checkpoint is None:  # a resumed run takes every weight from its checkpoint
+        origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
+    return SegmentationModule(network, recipe), frames, origin
+
+
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
     """Write what is known before training starts."""
-    _write_yaml(folder / _CONFIG, recipe.to_dict())
+    write_yaml(folder / CONFIG, recipe.to_dict())
     write_split(catalog.frames, folder / "split.csv")
     if origin is not None:
-        _write_yaml(folder / _ORIGIN, origin.to_dict())
+        write_yaml(folder / _ORIGIN, origin.to_dict())
 
 
-def _split(recipe: Recipe, data: Sequence[str | Path], folder: Path, resume: bool) -> tuple[Catalog, str]:
-    """The Catalog with its splits, and the split's name."""
+def split_frames(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    folder: Path,
+    resume: bool,
+    split: tuple[str, pd.DataFrame] | None = None,
+) -> tuple[Catalog, str]:
+    """The Catalog with its splits, and the split's name: of the run that is resumed, the one given, or the recipe's."""
     catalog = read_all(data)
-    name = recipe.split
+    name = recipe.split if split is None else split[0]
     if resume and (folder / "split.csv").is_file():
         table = read_split(folder / "split.csv")
+    elif split is not None:
+        table = split[1]
     elif name.lower().endswith(".csv"):
         table = read_split(Path(name))
     else:
@@ -173,7 +215,9 @@ def _weights(recipe: Recipe) -> str | None:
     return None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
 
 
-def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, ModelCheckpoint]:
+def _trainer(
+    recipe: Recipe, folder: Path, progress: bool, further: Sequence[Callback] = ()
+) -> tuple[L.Trainer, ModelCheckpoint]:
     settings = recipe.trainer
     checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
@@ -182,7 +226,7 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> tuple[L.Trainer, M
     )  # fmt: skip
     # After the best one, so that what it knows of the best is in it.
     last = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks: list[Callback] = [MetricsTable(folder / "metrics.csv"), best, last]
+    callbacks: list[Callback] = [MetricsTable(folder / "metrics.csv"), best, last, *further]
     if recipe.optimizer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.optimizer.ema_decay))
     if settings.patience is not None:
@@ -277,7 +321,7 @@ def _bundle(
         split={"name": split_name, "hash": hash_split(catalog.frames)},
         commit=commit(),
         device=trainer_device(),
-        licence="Weights follow the terms of the data they were trained on; code Apache-2.0.",
+        licence=LICENCE,
     )
 
 
@@ -331,22 +375,27 @@ def _test(segmenter: Segmenter, recipe: Recipe, catalog: Catalog, folder: Path, 
 
 def _pictures(segmenter: Segmenter, catalog: Catalog, folder: Path) -> None:
     from polypseg.visualization.curves import draw_curves
-    from polypseg.visualization.gallery import Panel, draw_predictions
 
     draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png", title=segmenter.bundle.name)
     split = "test" if "test" in set(catalog.frames["split"]) else "val"
-    frames = catalog.of_split(split)
+    draw_examples(segmenter, catalog.of_split(split), folder / PICTURES, f"{segmenter.bundle.name}, {split} split")
+
+
+def draw_examples(segmenter: Segmenter, frames: Catalog, path: Path, title: str) -> None:
+    """Draw up to eight frames beside truth and prediction."""
+    from polypseg.visualization.gallery import Panel, draw_predictions
+
     step = max(1, len(frames) // 8)  # spread over the split; not picked by how well they went
     panels = []
     for index in range(0, len(frames), step)[:8]:
         frame, truth = frames.frame(index), frames.mask(index)
         mask = segmenter.segment(frame).mask
         panels.append(Panel(frames.row(index).frame_id, frame, truth, mask, dice=dice(mask, truth)))
-    draw_predictions(panels, folder / "predictions.png", title=f"{segmenter.bundle.name}, {split} split")
+    draw_predictions(panels, path, title=title)
 
 
 @contextlib.contextmanager
-def _logging_to(file: Path | None) -> Iterator[None]:
+def logging_to(file: Path | None) -> Iterator[None]:
     """Also write the log to a file, and keep Lightning's own chatter out."""
     logging.getLogger("lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -369,7 +418,7 @@ def _logging_to(file: Path | None) -> Iterator[None]:
         handler.close()
 
 
-def _write_yaml(path: Path, value: dict[str, Any]) -> None:
+def write_yaml(path: Path, value: dict[str, Any]) -> None:
     with atomic_write(path, "w") as file:
         yaml.safe_dump(value, file, sort_keys=False)
 
