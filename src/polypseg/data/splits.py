@@ -102,13 +102,16 @@ def make_split(
     return _table(catalog, np.where(parts == fold, "test", np.where(parts == val, "val", "train")))
 
 
-def make_folds(catalog: Catalog, folds: int, *, seed: int = 42) -> NDArray[np.int64]:
+def make_folds(
+    catalog: Catalog, folds: int, *, seed: int = 42, prints: Fingerprints | None = None
+) -> NDArray[np.int64]:
     """Deal a Catalog's frames out to folds, stratified as ``kfold``'s; a group is never parted.
 
     Args:
         catalog: the frames, decoded once for their groups and polyp area.
         folds: their number, at least 2.
         seed: of the order of equally large groups.
+        prints: the Catalog's fingerprints where the caller has them, to spare the decoding.
 
     Returns:
         The fold of each frame, 0..folds-1, in the Catalog's order.
@@ -119,7 +122,7 @@ def make_folds(catalog: Catalog, folds: int, *, seed: int = 42) -> NDArray[np.in
     """
     if folds < 2:
         raise UsageError(f"--folds {folds}: must be 2 or more")
-    prints = fingerprints(catalog)
+    prints = fingerprints(catalog) if prints is None else prints
     names = np.array(groups(catalog, prints))
     if (count := len(set(names))) < folds:
         raise PolypsegError(

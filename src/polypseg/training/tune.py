@@ -280,7 +280,7 @@ class _Search:
         arguments = {"connect_args": {"timeout": 100}} if self.url.startswith("sqlite") else {"pool_pre_ping": True}
         try:
             storage = RDBStorage(
-                self.url, arguments, heartbeat_interval=SILENT_S // 6, grace_period=SILENT_S,
+                self.url, arguments, heartbeat_interval=max(1, SILENT_S // 6), grace_period=SILENT_S,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
             )  # fmt: skip
             study = optuna.create_study(
