@@ -402,3 +402,131 @@ def test_compact_is_the_same_model_in_half_the_bytes(tmp_path: Path) -> None:
     answers = [Segmenter(one, "torch", "cpu", "fp32").segment(frame).probability for one in (full, small)]
     assert 0 < np.abs(answers[0] - answers[1]).max() < 0.01
     assert full.metadata["metrics"] == ModelBundle.load(full.folder).metadata["metrics"]
+
+
+# ---- ensembles ------------------------------------------------------------------------------------------
+
+
+def join(folder: Path, count: int = 3, **details: Any) -> ModelBundle:
+    """An ensemble of ``count`` tiny bundles, which lie in ``folder``."""
+    members = {f"fold-{k}": save(folder / f"run-{k}", k, epoch=k) for k in range(1, count + 1)}
+    return ModelBundle.join(folder / "bundle", members, **{"name": "all", "threshold": 0.35, **details})
+
+
+def test_an_ensemble_holds_its_members_whole(tmp_path: Path) -> None:
+    saved = join(tmp_path, licence="x", postprocessing={"min_area": 0.01, "fill_holes": True})
+    single = [ModelBundle.load(tmp_path / f"run-{k}") for k in (1, 2, 3)]
+    shutil.move(tmp_path / "bundle", tmp_path / "elsewhere" / "bundle")
+    for one in single:
+        shutil.rmtree(one.folder)
+    loaded = ModelBundle.load(tmp_path / "elsewhere")
+    assert loaded.hash == saved.hash
+    assert (loaded.name, loaded.threshold, loaded.metadata["licence"]) == ("all", 0.35, "x")
+    assert (loaded.postprocessing.min_area, loaded.preprocessing) == (0.01, PREPROCESSING)
+    assert [one.hash for one in loaded.members] == [one.hash for one in single]
+    assert loaded.networks == loaded.members and single[0].networks == (single[0],)
+    assert [one.metadata["epoch"] for one in loaded.members] == [1, 2, 3]
+    assert names(loaded.folder) == ["fold-1", "fold-2", "fold-3", "metadata.json"]
+    assert sorted(loaded.files) == sorted(
+        file.relative_to(loaded.folder).as_posix() for file in loaded.folder.rglob("*") if file.is_file()
+    )
+    for seed, one in enumerate(loaded.members, 1):
+        assert all(torch.equal(one.weights()[key], value) for key, value in state(seed).items())
+
+
+def test_an_ensembles_hash_is_of_all_that_decides_its_answer(tmp_path: Path) -> None:
+    one = join(tmp_path / "one")
+    assert join(tmp_path / "two", name="other").hash == one.hash
+    changed = [
+        join(tmp_path / "fewer", 2),
+        join(tmp_path / "threshold", threshold=0.36),
+        join(tmp_path / "post-processing", postprocessing={"min_area": 0.1, "fill_holes": False}),
+    ]
+    members = {f"fold-{k}": save(tmp_path / f"warm-{k}", k, temperature=1.0 + (k == 2)) for k in (1, 2, 3)}
+    changed.append(ModelBundle.join(tmp_path / "warm", members, name="all", threshold=0.35))
+    assert len({item.hash for item in [one, *changed]}) == 5
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "weights": (lambda folder: flip(folder / "fold-2" / "model.safetensors"), "fold-2/model.safetensors", "is not the"),
+    "another threshold": (lambda folder: change(folder / "fold-2", threshold=0.9), "fold-2", "is not the member that"),
+    "another member": (
+        lambda folder: (shutil.rmtree(folder / "fold-2"), shutil.copytree(folder / "fold-1", folder / "fold-2")),
+        "fold-2", "is not the member that",
+    ),
+    "no member": (lambda folder: shutil.rmtree(folder / "fold-3"), "fold-3/metadata.json", "is missing"),
+    "an ensemble as member": (
+        lambda folder: shutil.copytree(join(folder.parent / "x").folder, folder / "fold-2", dirs_exist_ok=True),
+        "fold-2", "is not the member that",
+    ),
+    "no members": (lambda folder: change(folder, members={}), "metadata.json", "unusable value"),
+    "members of another type": (lambda folder: change(folder, members=["fold-1"]), "metadata.json", "unusable value"),
+    "a member outside": (lambda folder: change(folder, members={"../run-1": "0"}), "metadata.json", "unusable value"),
+    "no threshold": (changing(threshold=None), "metadata.json", "lacks threshold"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_tampered_ensemble_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    folder = join(tmp_path).folder
+    damage, file, says = TAMPERED[name]
+    damage(folder)
+    with pytest.raises(PolypsegError, match=says) as error:
+        ModelBundle.load(folder)
+    message = str(error.value)
+    assert message.startswith(f"{folder / file}: ") and message.endswith("copy the bundle again")
+    assert len(message.splitlines()) == 1
+
+
+def test_what_needs_one_network_refuses_an_ensemble(tmp_path: Path) -> None:
+    from polypseg.evaluation.calibrate import calibrate
+    from polypseg.export.run import export
+
+    bundle = join(tmp_path)
+    for call, says in (
+        (bundle.weights, "take its members one by one"),
+        (lambda: bundle.compact(tmp_path / "small"), "take its members one by one"),
+        (
+            lambda: export(bundle.folder, "openvino", "fp32"),
+            f"export its members one by one: {bundle.members[0].folder}",
+        ),
+        (lambda: calibrate(bundle.folder, ["nowhere"]), "calibrate a single network"),
+    ):
+        with pytest.raises(PolypsegError, match=says) as error:
+            call()
+        assert str(error.value).startswith(f"{bundle.folder}: is an ensemble; ")
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_joining_what_cannot_be_joined(tmp_path: Path) -> None:
+    bundle = join(tmp_path)
+    for members in ({}, {"../x": bundle.members[0]}, {"fold-1": bundle}):
+        with pytest.raises(ValueError, match="member"):
+            ModelBundle.join(tmp_path / "new", members, name="x", threshold=0.5)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(PolypsegError, match="thesis: holds something that is no bundle"):
+        ModelBundle.join(tmp_path / "thesis", {"a": bundle.members[0]}, name="x", threshold=0.5)
+    assert names(tmp_path / "thesis") == ["chapter.txt"]
+
+
+def test_an_ensemble_takes_the_place_of_an_earlier_one_or_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = join(tmp_path)
+    again = ModelBundle.join(old.folder, {"a": old.members[0]}, name="a", threshold=0.5)
+    assert names(again.folder) == ["a", "metadata.json"]
+    copy = shutil.copyfile
+
+    def full(source: Path, target: Path) -> Path:
+        if "b" in Path(target).parts:
+            raise OSError(28, "No space left on device")
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    single = ModelBundle.load(tmp_path / "run-1")
+    with pytest.raises(PolypsegError, match="the disk is full"):
+        ModelBundle.join(old.folder, {"a": single, "b": single}, name="b", threshold=0.5)
+    assert ModelBundle.load(old.folder).hash == again.hash
+    assert names(tmp_path) == ["bundle", "run-1", "run-2", "run-3"]

@@ -73,6 +73,11 @@ def test_every_option_is_on_the_command_lines_page_with_its_default_and_meaning(
         verb: table for verb, table in options(build_parser([*DATA_STEPS, *VERBS])).items() if verb not in ("", "data")
     }
     assert sections.keys() == expected.keys()
+    # The recipe's fields are told once, at train.
+    fields_of_it = [f"--{field.name}" for field in fields(Recipe)]
+    recipe = {name for name in expected["train"] if name.partition(".")[0] in fields_of_it}
+    assert recipe <= expected["tune"].keys() and "every field of the recipe" in sections["tune"]
+    expected["tune"] = {name: row for name, row in expected["tune"].items() if name not in recipe}
     for verb, table in expected.items():
         written = {name: tuple(cells) for name, cells in rows(sections[verb]).items()}
         assert written == table, verb

@@ -300,6 +300,41 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytes
         assert time.monotonic() - start < 5
 
 
+def joined(folder: Path) -> ModelBundle:
+    """An ensemble of two, the second with an export."""
+    second = with_exports(save(folder / "second", 2), openvino__int8_xml=b"<net/>", openvino__int8_bin=b"123")
+    members = {"fold-1": save(folder / "first", 1), "fold-2": second}
+    return ModelBundle.join(folder / "own", members, name="both", threshold=0.45)
+
+
+def test_an_ensemble_goes_to_the_hub_and_comes_back_whole(hub: Hub, tmp_path: Path) -> None:
+    bundle = joined(tmp_path)
+    reference = polypseg.push_to_hub(bundle, NAME)
+    card = {"README.md": hub.repositories[NAME][-1]["README.md"]}
+    assert hub.repositories[NAME][-1] == {**contents(bundle.folder), **card}
+    hub.repositories[NAME][-1]["fold-1/model.pkl"] = b"pickle"
+    loaded = ModelBundle.load(f"hf://{NAME}")
+    assert loaded.hash == bundle.hash
+    assert contents(loaded.folder) == contents(bundle.folder)
+    loaded.members[1].exports[0].verify()
+    asked = len(hub.requests)
+    commit = loaded.folder.name
+    assert ModelBundle.load(f"hf://{NAME}@{commit}").hash == bundle.hash
+    assert len(hub.requests) == asked, "a commit that is here needs no network"
+    assert reference.startswith(f"hf://{NAME}@")
+    for one in (loaded, *loaded.members):
+        with pytest.raises(PolypsegError, match="is a published model"):
+            one.update(threshold=0.1)
+
+
+@pytest.mark.parametrize("name", ["..", "../../x", "/etc", ".git", "a/b"])
+def test_a_member_that_is_none_is_not_fetched(hub: Hub, tmp_path: Path, name: str) -> None:
+    metadata = {**joined(tmp_path).metadata, "members": {name: "0"}}
+    hub.repositories[NAME] = [{"metadata.json": json.dumps(metadata).encode()}]
+    refused(f"hf://{NAME}", repr(name), "do not use it")
+    assert all(request.endswith("main/metadata.json") for request in hub.requests)
+
+
 @pytest.mark.parametrize(
     "name", ["../../evil.xml", "/etc/passwd", "openvino/../x.xml", "openvino/model.pkl", "pytorch_model.bin"]
 )

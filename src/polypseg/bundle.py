@@ -4,16 +4,20 @@
 post-processing and where they come from. Exports of the same network lie beside them, ``openvino/`` and ``onnx/``,
 each named with its hash in ``metadata.json``. There is no pickle and no code inside. Torch is imported only to read
 the weights.
+
+An ensemble is a bundle too. It holds whole bundles, its members, instead of weights, and names them with their hashes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
 import platform
+import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +39,9 @@ ZOO = Path(__file__).parent / "zoo"  # the models that ship with the package
 DEFAULT_MODEL = "polypseg-realtime"
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 _REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
-_DECIDING = ("weights_sha256", "architecture", "preprocessing", "threshold", "temperature", "postprocessing")
+_DECIDING = (
+    "weights_sha256", "members", "architecture", "preprocessing", "threshold", "temperature", "postprocessing",
+)  # fmt: skip
 # What ``save`` writes by itself, and what was found with these very weights.
 _WRITTEN = (*_REQUIRED, "intended_use", "versions", "compacted_from")
 _MEASURED = ("exports", "metrics", "metric_definitions", "evaluations", "speed", "failures")
@@ -215,10 +221,12 @@ class ModelBundle:
     Attributes:
         folder: where ``model.safetensors`` and ``metadata.json`` lie.
         metadata: the content of ``metadata.json``.
+        members: of an ensemble, whose ``folder`` has theirs and no ``model.safetensors``; none of a single network.
     """
 
     folder: Path
     metadata: dict[str, Any] = field(repr=False)
+    members: tuple[ModelBundle, ...] = field(default=(), repr=False)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> ModelBundle:
@@ -242,7 +250,8 @@ class ModelBundle:
         version = metadata.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise PolypsegError(f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg")
-        missing = [key for key in _REQUIRED if key not in metadata]
+        ensemble = "members" in metadata
+        missing = [key for key in _REQUIRED if key not in metadata and not (ensemble and key == "weights_sha256")]
         if missing:
             raise PolypsegError(f"{file}: lacks {', '.join(missing)}; {remedy}")
         if version != SCHEMA_VERSION:
@@ -253,6 +262,8 @@ class ModelBundle:
             _ = bundle.postprocessing, bundle.exports
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise PolypsegError(f"{file}: holds an unusable value ({error}); {remedy}") from error
+        if ensemble:
+            return replace(bundle, members=_members(bundle, remedy))
         weights = folder / WEIGHTS_FILE
         if not weights.is_file():
             raise PolypsegError(f"{weights}: is missing; {remedy}")
@@ -297,39 +308,67 @@ class ModelBundle:
         from safetensors.torch import save
 
         folder = Path(folder)
-        if folder.exists() and not (folder / METADATA_FILE).is_file() and not _is_empty(folder):
-            raise PolypsegError(f"{folder}: holds something that is no bundle, which is left alone; name another")
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         payload = save({key: _halved(value) for key, value in tensors.items()} if half else tensors)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-                fresh = Path(temporary) / "new"
-                fresh.mkdir()
-                (fresh / WEIGHTS_FILE).write_bytes(payload)
-                metadata = {
-                    "schema_version": SCHEMA_VERSION,
-                    "name": name,
-                    "intended_use": INTENDED_USE,
-                    "architecture": asdict(architecture),
-                    "preprocessing": asdict(preprocessing),
-                    "threshold": threshold,
-                    "weights_sha256": sha256_file(fresh / WEIGHTS_FILE),
-                    **details,
-                    "versions": versions(),
-                }
-                write_json(fresh / METADATA_FILE, metadata)
-                old = Path(temporary) / "old"
-                if folder.exists():
-                    folder.rename(old)
-                try:
-                    fresh.rename(folder)
-                except OSError:
-                    if old.exists():
-                        old.rename(folder)
-                    raise
-        except OSError as error:
-            raise disk_error(folder, error) from error
+        with _replacing(folder) as fresh:
+            (fresh / WEIGHTS_FILE).write_bytes(payload)
+            metadata = {
+                "schema_version": SCHEMA_VERSION,
+                "name": name,
+                "intended_use": INTENDED_USE,
+                "architecture": asdict(architecture),
+                "preprocessing": asdict(preprocessing),
+                "threshold": threshold,
+                "weights_sha256": sha256_file(fresh / WEIGHTS_FILE),
+                **details,
+                "versions": versions(),
+            }
+            write_json(fresh / METADATA_FILE, metadata)
+        return cls.load(folder)
+
+    @classmethod
+    def join(
+        cls, folder: str | Path, members: Mapping[str, ModelBundle], *, name: str, threshold: float, **details: Any
+    ) -> ModelBundle:
+        """Write an ensemble, which answers by the mean of its members' probabilities; as ``save``.
+
+        The members are copied whole, with their exports. The first one's network size is the ensemble's; the members'
+        own temperatures count, their thresholds and post-processing do not.
+
+        Args:
+            folder: where to write it; what lies there must be a bundle or empty.
+            members: single networks, by the name of the sub-folder each will have, as ``fold-1``.
+            name: the ensemble's name.
+            threshold: mean probability, 0..1, at and above which a pixel is polyp.
+            details: further entries of ``metadata.json``: postprocessing, threshold_split, metrics, …
+
+        Raises:
+            PolypsegError: the disk is full, the folder cannot be written, or something else lies there.
+            ValueError: there are no members, one is an ensemble itself, or its name is no plain folder's.
+        """
+        folder = Path(folder)
+        if not members or not all(hub.MEMBER.fullmatch(one) for one in members):
+            raise ValueError(f"members {', '.join(members) or 'none'}: name each like a folder, as fold-1")
+        if any(one.members for one in members.values()):
+            raise ValueError("a member of an ensemble is a single network")
+        first = next(iter(members.values()))
+        with _replacing(folder) as fresh:
+            for one, bundle in members.items():
+                for file in bundle.files:
+                    (fresh / one / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(bundle.folder / file, fresh / one / file)
+            metadata = {
+                "schema_version": SCHEMA_VERSION,
+                "name": name,
+                "intended_use": INTENDED_USE,
+                "members": {one: bundle.hash for one, bundle in members.items()},
+                "architecture": first.metadata["architecture"],
+                "preprocessing": first.metadata["preprocessing"],
+                "threshold": threshold,
+                **details,
+                "versions": versions(),
+            }
+            write_json(fresh / METADATA_FILE, metadata)
         return cls.load(folder)
 
     def update(self, **details: Any) -> ModelBundle:
@@ -348,10 +387,23 @@ class ModelBundle:
         Raises:
             PolypsegError: it is one of those.
         """
-        if self.folder.parent == ZOO or hub.is_fetched(self.folder):
+        if _is_shipped(self.folder) or hub.is_fetched(_whole(self.folder)):
             raise PolypsegError(
                 f"{self.folder}: is a published model, which stays as it is; copy the folder and name the copy"
             )
+
+    def check_single(self, what: str = "") -> None:
+        """Refuse an ensemble where one network is needed.
+
+        Args:
+            what: what is to be done instead; by default to take its members one by one.
+
+        Raises:
+            PolypsegError: it is one.
+        """
+        if self.members:
+            names = ", ".join(str(one.folder) for one in self.members)
+            raise PolypsegError(f"{self.folder}: is an ensemble; {what or f'take its members one by one: {names}'}")
 
     def compact(self, folder: str | Path, name: str | None = None) -> ModelBundle:
         """Write the same model with its kernels as float16 (``save``'s ``half``), and return it.
@@ -408,8 +460,24 @@ class ModelBundle:
         return Postprocessing(**self.metadata.get("postprocessing", {}))
 
     @property
+    def networks(self) -> tuple[ModelBundle, ...]:
+        """The bundles that hold weights: its members, or itself."""
+        return self.members or (self,)
+
+    @property
+    def files(self) -> list[str]:
+        """The files of the whole bundle, by their names in its folder; the model card is none of them."""
+        names = [METADATA_FILE]
+        for member in self.members:
+            names += [f"{member.folder.name}/{file}" for file in member.files]
+        if not self.members:
+            names += [WEIGHTS_FILE, *(file for export in self.exports for file in export.record["files"])]
+        return names
+
+    @property
     def exports(self) -> list[Export]:
-        """Its exports, as ``metadata.json`` names them; those of other weights are left out."""
+        """Its exports, as ``metadata.json`` names them; those of other weights are left out. An ensemble's members have
+        theirs."""
         return [
             Export(str(record["runtime"]), str(record["precision"]), self.folder / next(iter(record["files"])), record)
             for record in self.metadata.get("exports", [])
@@ -426,8 +494,9 @@ class ModelBundle:
         """The network's ``state_dict``, on the CPU; float32 and int64, also where the file holds float16.
 
         Raises:
-            PolypsegError: the file is damaged.
+            PolypsegError: the file is damaged, or it is an ensemble, whose members have the weights.
         """
+        self.check_single()
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -459,7 +528,7 @@ def _find(path: str | Path | None) -> Path:
     if not (folder / METADATA_FILE).is_file() and (folder / "bundle" / METADATA_FILE).is_file():
         folder = folder / "bundle"
     if not (folder / METADATA_FILE).is_file():
-        remedy = _remedy(folder) if folder.parent == ZOO else "name a bundle or a run folder"
+        remedy = _remedy(folder) if _is_shipped(folder) else "name a bundle or a run folder"
         raise PolypsegError(f"{path}: is no model bundle (no {METADATA_FILE}); {remedy}")
     return folder
 
@@ -475,11 +544,66 @@ def _shipped_name(name: str) -> str:
 
 def _remedy(folder: Path, otherwise: str = "") -> str:
     """What to do about a bundle that is not whole."""
-    if folder.parent == ZOO:
+    folder = _whole(folder)
+    if _is_shipped(folder):
         return "reinstall it: pip install --force-reinstall --no-deps polypseg"
     if hub.is_fetched(folder):
         return f"remove {folder.parents[1]} to have it fetched again, or tell its owner"
     return f"copy the bundle again{otherwise}"
+
+
+def _is_shipped(folder: Path) -> bool:
+    return ZOO in (folder.parent, folder.parent.parent)
+
+
+def _whole(folder: Path) -> Path:
+    """The folder of the ensemble that a bundle is a member of; its own where it is none."""
+    return folder.parent if (folder.parent / METADATA_FILE).is_file() else folder
+
+
+def _members(bundle: ModelBundle, remedy: str) -> tuple[ModelBundle, ...]:
+    """The members of an ensemble, each the very one that its ``metadata.json`` describes."""
+    file, recorded = bundle.folder / METADATA_FILE, bundle.metadata["members"]
+    if not isinstance(recorded, dict) or not recorded or not all(hub.MEMBER.fullmatch(name) for name in recorded):
+        raise PolypsegError(f"{file}: holds an unusable value (members); {remedy}")
+    members = []
+    for name, expected in recorded.items():
+        folder = bundle.folder / name
+        if not (folder / METADATA_FILE).is_file():
+            raise PolypsegError(f"{folder / METADATA_FILE}: is missing; {remedy}")
+        member = ModelBundle.load(folder)
+        if member.members or member.hash != expected:
+            raise PolypsegError(f"{folder}: is not the member that {file} describes; {remedy}")
+        members.append(member)
+    return tuple(members)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then takes the place of a bundle's.
+
+    Raises:
+        PolypsegError: the disk is full, the folder cannot be written, or something that is no bundle lies there.
+    """
+    if folder.exists() and not (folder / METADATA_FILE).is_file() and not _is_empty(folder):
+        raise PolypsegError(f"{folder}: holds something that is no bundle, which is left alone; name another")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            fresh = Path(temporary) / "new"
+            fresh.mkdir()
+            yield fresh
+            old = Path(temporary) / "old"
+            if folder.exists():
+                folder.rename(old)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise disk_error(folder, error) from error
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:

@@ -160,7 +160,12 @@ def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: i
 
 
 def train(
-    recipe: Recipe, data: list[str], out: str | None = None, resume: bool = False, overwrite: bool = False
+    recipe: Recipe,
+    data: list[str],
+    out: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    folds: int | None = None,
 ) -> None:
     """Train a network by a recipe, test it once, and write a run folder with its bundle.
 
@@ -170,13 +175,46 @@ def train(
         out: the run folder; runs/NAME by default.
         resume: go on from the last complete epoch of the run in --out.
         overwrite: remove an earlier run in --out first.
+        folds: train as many networks, each on all folds of the frames but one, and make one ensemble of them.
     """
     from polypseg.training.processes import is_first
-    from polypseg.training.run import train as run
 
-    folder = run(recipe, data, out, resume=resume, overwrite=overwrite)
+    if folds is None:
+        from polypseg.training.run import train as run
+
+        folder = run(recipe, data, out, resume=resume, overwrite=overwrite)
+    else:
+        from polypseg.training.folds import train_folds
+
+        folder = train_folds(recipe, data, folds, out, resume=resume, overwrite=overwrite)
     if is_first():  # of several processes, one speaks
         print(folder)
+
+
+def tune(
+    recipe: Recipe,
+    data: list[str],
+    trials: int = 30,
+    space: str | None = None,
+    storage: str | None = None,
+    study: str | None = None,
+    out: str | None = None,
+) -> None:
+    """Search a recipe's fields for the best validation Dice, and write the best as a recipe; needs polypseg[tune].
+
+    Args:
+        recipe: what is not searched.
+        data: folder of a data set, with images/ and masks/; may be given several times.
+        trials: trials of the study in all, those of earlier calls and of other processes among them.
+        space: a YAML file of fields and their values; null searches learning rates, weight decay, averaging, loss,
+            augmentation and batch size.
+        storage: URL of the study's database, as SQLAlchemy takes it; a file in --out by default.
+        study: the study's name in the database; the recipe's by default.
+        out: folder for best.yaml, trials.csv and the trials; runs/STUDY-tune by default.
+    """
+    from polypseg.training.tune import tune as run
+
+    print(run(recipe, data, trials, space=space, storage=storage, study=study, out=out))
 
 
 def evaluate(
@@ -482,6 +520,7 @@ DATA_STEPS = {
 }
 VERBS = {
     "train": train,
+    "tune": tune,
     "evaluate": evaluate,
     "calibrate": calibrate,
     "compare": compare,
@@ -534,8 +573,8 @@ def _verb(function: Any) -> ArgumentParser:
         parser.add_argument(name, nargs=count, help=meaning)
         skip.add(name)
     parser.add_function_arguments(function, skip=skip)
-    if function is train:
-        parser.usage = "polypseg train --config RECIPE --data DIR [--out DIR] [options]"
+    if function in (train, tune):
+        parser.usage = f"polypseg {function.__name__} --config RECIPE --data DIR [--out DIR] [options]"
         parser.add_class_arguments(Recipe, None)
     return parser
 
@@ -553,7 +592,7 @@ def _run(arguments: list[str]) -> int:
     else:
         chosen, function = options[options.verb], VERBS[options.verb]
     values = {key: value for key, value in vars(chosen).items() if key not in ("config", "step")}
-    if function is train:
+    if function in (train, tune):
         recipe = {key: values.pop(key) for key in list(values) if key in Recipe.__dataclass_fields__}
         values["recipe"] = Recipe(**recipe)
     status = function(**values)
@@ -607,7 +646,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print(
-            "polypseg: interrupted; what was complete is kept, train and predict go on with --resume", file=sys.stderr
+            "polypseg: interrupted; what was complete is kept, train and predict go on with --resume, tune as it is",
+            file=sys.stderr,
         )
         return 1
 

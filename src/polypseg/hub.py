@@ -1,8 +1,8 @@
 """Models on the Hugging Face hub: ``hf://owner/name[@revision]`` to a folder, and files to a repository.
 
 The hub is asked only about such a name. Of its repository nothing is fetched but ``metadata.json``, the weights and the
-exports that it names: formats that hold no code. The token is huggingface_hub's own matter (``hf auth login`` or
-HF_TOKEN); it is neither read nor written here.
+exports that it names, and the same of an ensemble's members: formats that hold no code. The token is huggingface_hub's
+own matter (``hf auth login`` or HF_TOKEN); it is neither read nor written here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _TIMEOUT = 10.0  # seconds without an answer
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+MEMBER = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # an ensemble's, each in a folder of its name
 _EXPORT = re.compile(r"(openvino|onnx)/\w[\w-]*\.(xml|bin|onnx)", re.ASCII)  # a .bin elsewhere may be a pickle
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -56,13 +57,22 @@ def fetch(reference: str) -> Path:
             hub.get_hf_file_metadata(hub.hf_hub_url(repository, METADATA_FILE, revision=revision), timeout=_TIMEOUT)
         metadata = Path(_download(hub, repository, METADATA_FILE, revision))
         commit = metadata.parent.name  # the cache keeps files as snapshots/COMMIT/NAME
-        for name in (WEIGHTS_FILE, *_exports(read_json(metadata), reference)):
-            try:
-                _download(hub, repository, name, commit)
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                continue  # opening the bundle tells what it lacks
+
+        def take(names: Iterable[str]) -> None:
+            for name in names:
+                try:
+                    _download(hub, repository, name, commit)
+                except LocalEntryNotFoundError:
+                    raise
+                except EntryNotFoundError:
+                    continue  # opening the bundle tells what it lacks
+
+        members = _members(read_json(metadata), reference)
+        take(f"{member}/{METADATA_FILE}" for member in members)
+        for part in members or [""]:
+            file = metadata.parent / part / METADATA_FILE
+            exports = _exports(read_json(file), reference) if file.is_file() else []
+            take(f"{part}/{name}".lstrip("/") for name in (WEIGHTS_FILE, *exports))
     except PolypsegError:
         raise
     except Exception as error:  # the hub's transport errors share no base class across its versions
@@ -133,6 +143,16 @@ def _cached(hub: Any, repository: str, revision: str) -> Path | None:
     """The ``metadata.json`` that an earlier call fetched."""
     file = hub.try_to_load_from_cache(repository, METADATA_FILE, revision=revision)
     return Path(file) if isinstance(file, str) else None
+
+
+def _members(metadata: Any, reference: str) -> list[str]:
+    """The members that an ensemble's ``metadata.json`` names; none of a single network."""
+    found = metadata.get("members") if isinstance(metadata, dict) else None
+    names = [str(name) for name in found] if isinstance(found, dict) else []
+    for name in names:
+        if not MEMBER.fullmatch(name):
+            raise PolypsegError(f"{reference}: its {METADATA_FILE} names {name!r}, which no member is; do not use it")
+    return names
 
 
 def _exports(metadata: Any, reference: str) -> list[str]:

@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from polypseg.catalog import Catalog
 from polypseg.data import read, read_all
 from polypseg.data.duplicates import SIDE, Fingerprints, fingerprints, groups
-from polypseg.data.splits import AREA_BINS, hash_split, make_split, read_split, write_split
+from polypseg.data.splits import AREA_BINS, hash_split, make_folds, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 
 
@@ -122,6 +122,24 @@ def test_grouped_is_stratified_by_area_and_repeatable() -> None:
     assert counts["val"].tolist() == [3, 6, 9, 12]
     pd.testing.assert_frame_equal(table, make_split("grouped", catalog, prints=prints))
     assert hash_split(table) != hash_split(make_split("grouped", catalog, prints=prints, seed=1))
+
+
+def test_folds_part_no_group_and_are_stratified_by_area() -> None:
+    names = [f"{k:03}" for k in range(200)]
+    group = [f"g{k // 3}" if k < 60 else f"own{k}" for k in range(200)]
+    catalog = catalog_of(names, group=group)
+    area = np.where(np.arange(200) % 4 == 0, 0.01, 0.1)
+    fold = make_folds(catalog, 4, prints=prints_of(catalog, area))
+    table = pd.DataFrame({"group": group, "fold": fold, "small": area < 0.02})
+    assert table.groupby("group")["fold"].nunique().max() == 1
+    assert table["fold"].value_counts().to_dict() == {0: 50, 1: 50, 2: 50, 3: 50}
+    assert (table.groupby("fold")["small"].sum() - 12.5).abs().max() < 1
+    few = catalog_of(names[:6], group=["a", "a", "b", "b", "c", "c"], folder=Path("/x/data"))
+    assert set(make_folds(few, 3, prints=prints_of(few))) == {0, 1, 2}
+    with pytest.raises(PolypsegError, match=r"/x/data: holds 3 groups .* too few for --folds 4; lower it"):
+        make_folds(few, 4, prints=prints_of(few))
+    with pytest.raises(UsageError, match="--folds 1: must be 2 or more"):
+        make_folds(few, 1, prints=prints_of(few))
 
 
 def test_grouped_of_few_large_groups_leaves_no_part_empty() -> None:

@@ -55,3 +55,48 @@ def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path)
     np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.5))
     twins = polypseg.load([exported.folder, tmp_path / "same"], **options)
     assert np.abs(twins.probability(FRAMES[0]) - single[0].probability(FRAMES[0])).max() < 1e-6
+
+
+def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
+    exported: ModelBundle, phantom_folder: Path, tmp_path: Path
+) -> None:
+    from polypseg.data import read_all
+    from polypseg.evaluation.scoring import at_network_size
+    from polypseg.evaluation.speed import ways
+    from polypseg.metrics.overlap import dice
+    from polypseg.models.losses import LossConfig
+
+    weights = {key: value * 0.9 if "conv" in key else value for key, value in exported.weights().items()}
+    other = ModelBundle.save(
+        tmp_path / "other", weights, name="other", architecture=exported.architecture, temperature=2.0,
+        preprocessing=Preprocessing(96, 64, (0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), threshold=0.9,
+    )  # fmt: skip
+    ModelBundle.join(
+        tmp_path / "run" / "bundle", {"one": exported, "two": other}, name="both", threshold=0.35,
+        postprocessing={"min_area": 0.03, "fill_holes": False},
+    )  # fmt: skip
+    options = {"runtime": "torch", "device": "cpu", "precision": "fp32"}
+    listed = polypseg.load([exported.folder, other.folder], **options)
+    both = polypseg.load(tmp_path / "run", **options)
+    assert (both.threshold, both.postprocessing.min_area) == (0.35, 0.03)
+    assert both.hash == ModelBundle.load(tmp_path / "run").hash
+    assert both.reason.startswith("2 networks, the first by torch on cpu")
+    for frame, found, expected in zip(FRAMES, both.probabilities(FRAMES), listed.probabilities(FRAMES), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        answer = both.segment(frame)
+        np.testing.assert_array_equal(answer.mask, both.postprocessing.apply(answer.probability >= np.float32(0.35)))
+    # what is scored at the network's size is the mean too, not the first network
+    catalog = read_all([phantom_folder])
+    truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]
+    maps = [both.probability(catalog.frame(index)) for index in range(len(catalog))]
+    by_hand = np.mean([dice(one > 0.5, mask) for one, mask in zip(maps, truth, strict=True)])
+    assert at_network_size(both, catalog, LossConfig())["dice_network_size"] == pytest.approx(by_hand, abs=1e-6)
+    assert at_network_size(listed, catalog, LossConfig()) == at_network_size(both, catalog, LossConfig())
+    # a runtime serves it where every member has an export
+    members = ModelBundle.load(tmp_path / "run").members
+    assert {one.precision for one in ways(members[0], ["openvino"])} == {"fp32", "bf16", "int8"}
+    assert [one.precision for one in ways(ModelBundle.load(tmp_path / "run"), ["openvino"])] == ["fp32"]
+    exact = ModelBundle.join(tmp_path / "twins", {"one": exported, "two": exported}, name="twins", threshold=0.4)
+    fast = polypseg.load(exact.folder, runtime="openvino", precision="fp32")
+    alone = polypseg.load(exported.folder, runtime="openvino", precision="fp32")
+    assert np.abs(fast.probability(FRAMES[0]) - alone.probability(FRAMES[0])).max() < 1e-6

@@ -102,6 +102,35 @@ def make_split(
     return _table(catalog, np.where(parts == fold, "test", np.where(parts == val, "val", "train")))
 
 
+def make_folds(
+    catalog: Catalog, folds: int, *, seed: int = 42, prints: Fingerprints | None = None
+) -> NDArray[np.int64]:
+    """Deal a Catalog's frames out to folds, stratified as ``kfold``'s; a group is never parted.
+
+    Args:
+        catalog: the frames, decoded once for their groups and polyp area.
+        folds: their number, at least 2.
+        seed: of the order of equally large groups.
+        prints: the Catalog's fingerprints where the caller has them, to spare the decoding.
+
+    Returns:
+        The fold of each frame, 0..folds-1, in the Catalog's order.
+
+    Raises:
+        UsageError: there are fewer folds than 2.
+        PolypsegError: there are fewer groups than folds, or a frame cannot be decoded.
+    """
+    if folds < 2:
+        raise UsageError(f"--folds {folds}: must be 2 or more")
+    prints = fingerprints(catalog) if prints is None else prints
+    names = np.array(groups(catalog, prints))
+    if (count := len(set(names))) < folds:
+        raise PolypsegError(
+            f"{_folder(catalog)}: holds {count} groups of frames to learn from, too few for --folds {folds}; lower it"
+        )
+    return _partition(names, _strata(catalog, prints), (1 / folds,) * folds, seed, _folder(catalog))
+
+
 def hash_split(table: pd.DataFrame) -> str:
     """SHA-256 of a split, independent of the order of its rows: a header line, then the sorted rows."""
     rows = sorted(",".join(row) for row in table[COLUMNS].astype(str).itertuples(index=False))

@@ -65,6 +65,7 @@ def calibrate(
     show = sys.stderr.isatty() if progress is None else progress
     opened = ModelBundle.load(bundle)
     opened.check_own()
+    opened.check_single("its threshold was chosen on frames that its members had not seen; calibrate a single network")
     frames, provenance = select(read_all(data), split, split_file, opened)
     temperature = _temperature(Segmenter(opened, temperature=1.0), frames, show)
     segmenter = Segmenter(opened, temperature=temperature)

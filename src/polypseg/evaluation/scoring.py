@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,14 @@ POSTPROCESSINGS = tuple(
 SMALLEST_GAIN = 0.0005  # of mean Dice; what gains less on validation is chance, and is left out
 
 
+class Answers(Protocol):
+    """A Segmenter, or what else answers frames in order."""
+
+    def stream(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[Segmentation]:
+        """One Segmentation for each H×W×3 uint8 RGB frame."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a Segmenter scored.
@@ -64,6 +73,19 @@ def score(segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bo
     Raises:
         PolypsegError: a frame or a mask cannot be read.
     """
+    per_image, dice_global = score_masks(segmenter, catalog, progress)
+    summary = {
+        "n": len(per_image),
+        "dice": float(per_image["dice"].mean()),
+        "iou": float(per_image["iou"].mean()),
+        "dice_global": dice_global,
+        **at_network_size(segmenter, catalog, loss),
+    }
+    return Scores(summary, per_image)
+
+
+def score_masks(segmenter: Answers, catalog: Catalog, progress: bool = True) -> tuple[pd.DataFrame, float]:
+    """``Scores.per_image``, and the Dice of all images' pixels pooled. Raises as ``score``."""
     rows = []
     pooled = Confusion()
     frames = (catalog.frame(index) for index in range(len(catalog)))
@@ -81,15 +103,7 @@ def score(segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bo
                 "area": float(truth.mean()),
             }
         )
-    per_image = pd.DataFrame(rows)
-    summary = {
-        "n": len(per_image),
-        "dice": float(per_image["dice"].mean()),
-        "iou": float(per_image["iou"].mean()),
-        "dice_global": pooled.dice,
-        **at_network_size(segmenter, catalog, loss),
-    }
-    return Scores(summary, per_image)
+    return pd.DataFrame(rows), pooled.dice
 
 
 def at_network_size(segmenter: Segmenter, catalog: Catalog, loss: LossConfig) -> dict[str, float]:
@@ -118,7 +132,7 @@ def at_network_size(segmenter: Segmenter, catalog: Catalog, loss: LossConfig) ->
     }
 
 
-def choose_threshold(segmenter: Segmenter, catalog: Catalog, progress: bool = True) -> tuple[float, dict[str, Any]]:
+def choose_threshold(segmenter: Answers, catalog: Catalog, progress: bool = True) -> tuple[float, dict[str, Any]]:
     """The threshold of ``THRESHOLDS`` with the best mean per-image Dice at original size.
 
     Returns:
@@ -142,7 +156,7 @@ def choose_threshold(segmenter: Segmenter, catalog: Catalog, progress: bool = Tr
 
 
 def choose_postprocessing(
-    segmenter: Segmenter, catalog: Catalog, threshold: float, progress: bool = True
+    segmenter: Answers, catalog: Catalog, threshold: float, progress: bool = True
 ) -> tuple[Postprocessing, list[dict[str, Any]]]:
     """The one of ``POSTPROCESSINGS`` with the best mean per-image Dice at original size; none for a chance gain.
 

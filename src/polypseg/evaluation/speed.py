@@ -101,7 +101,8 @@ def ways(bundle: ModelBundle, runtimes: Sequence[str] = USUAL) -> list[Way]:
                 found.append(Way("torch", device, precisions[-1], channels_last=True, compile=True))
     for runtime in ("openvino", "onnx"):
         if runtime in runtimes:
-            exported = [export.precision for export in bundle.exports if export.runtime == runtime]
+            of_each = [[one.precision for one in net.exports if one.runtime == runtime] for net in bundle.networks]
+            exported = [one for one in of_each[0] if all(one in others for others in of_each)]
             found += [Way(runtime, "cpu", precision) for precision in exported or ["fp32"]]
     return found
 

@@ -48,6 +48,7 @@ def render(bundle: ModelBundle) -> str:
         recipe=yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True) if "recipe" in metadata else "",
         evaluations=metadata.get("evaluations") or [],
         test=(metadata.get("metrics") or {}).get("test"),
+        out_of_fold=(metadata.get("metrics") or {}).get("out_of_fold"),
         definitions=metadata.get("metric_definitions") or {},
         failures=metadata.get("failures") or [],
         speed=metadata.get("speed") or {},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polypseg import hub
-from polypseg.bundle import METADATA_FILE, WEIGHTS_FILE, ModelBundle
+from polypseg.bundle import ModelBundle
 from polypseg.errors import PolypsegError
 from polypseg.export.card import CARD_FILE, render, write_card
 from polypseg.files import read_json
@@ -53,7 +53,7 @@ def record_results(
 
 
 def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: bool = True) -> str:
-    """Upload a bundle with its exports and its model card to the Hugging Face hub.
+    """Upload a bundle with its members, its exports and its model card to the Hugging Face hub.
 
     The card is the bundle's ``README.md``, which may have been edited; it is written anew where there is none. The rest
     of the folder stays here. ``metadata.json`` is uploaded as it is, with the recipe and the paths in it.
@@ -71,10 +71,9 @@ def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: b
         PolypsegError: the bundle is not whole, or the hub cannot be reached or refuses.
     """
     opened = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
-    for export in opened.exports:
+    for export in (export for network in opened.networks for export in network.exports):
         export.verify()
-    names = [METADATA_FILE, WEIGHTS_FILE, *(name for export in opened.exports for name in export.record["files"])]
-    files: dict[str, Path | bytes] = {name: opened.folder / name for name in names}
+    files: dict[str, Path | bytes] = {name: opened.folder / name for name in opened.files}
     card = opened.folder / CARD_FILE
     files[CARD_FILE] = card if card.is_file() else render(opened).encode()
     return hub.upload(files, repository, private=private, message=f"{opened.name}, bundle {opened.hash[:12]}")

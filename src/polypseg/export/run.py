@@ -76,6 +76,8 @@ def export(
         raise UsageError(f"--calibration_frames {calibration_frames}: must be 1 or more")
     opened = ModelBundle.load(bundle)
     opened.check_own()
+    names = " ".join(str(one.folder) for one in opened.members)
+    opened.check_single(f"export its members one by one: {names}")
     if not overwrite and any((one.runtime, one.precision) == (format, precision) for one in opened.exports):
         raise PolypsegError(f"{opened.folder}: holds an export to {format} {precision} already; use --overwrite")
     show = sys.stderr.isatty() if progress is None else progress

@@ -21,8 +21,9 @@ from polypseg.segmentation import Segmentation
 class Segmenter:
     """Runs one bundle's network, or an ensemble's, by the runtime that suits the machine. Thread-safe.
 
-    Of several bundles the probabilities are averaged, at the first one's network size; the mean of their thresholds
-    and the first one's post-processing make the mask.
+    Of several bundles, or of an ensemble's members, the probabilities are averaged, each network's with the same
+    weight, at the first one's network size; the mean of the bundles' thresholds and the first one's post-processing
+    make the mask.
 
     Args:
         bundle: an opened bundle, what ``ModelBundle.load`` takes, or a list of those; None is the shipped default.
@@ -73,11 +74,13 @@ class Segmenter:
             raise UsageError(f"--threshold {threshold:g}: must lie in 0..1")
         self.threshold = threshold
         self._members: list[_Member] = []
-        for one in self.bundles:
+        for one in (network for bundle in self.bundles for network in bundle.networks):
             opened, reason = open_runtime(one, runtime, device, precision, threads, compile, channels_last)
             if not self._members:
                 self.runtime, self.reason = opened, reason
             self._members.append(_Member(one, opened, tta, one.temperature if temperature is None else temperature))
+        if len(self._members) > 1:
+            self.reason = f"{len(self._members)} networks, the first by {self.reason}"
 
     @property
     def temperature(self) -> float:
@@ -179,8 +182,18 @@ class Segmenter:
             yield np.mean([self.preprocessing.restore(one, height, width) for one in maps], axis=0, dtype=np.float32)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """N×h×w×3 uint8 of the network's size to the (first) network's N×h×w float32 logits, before temperature."""
-        return self.runtime.logits(images)
+        """N×h×w×3 uint8 of the network's size to N×h×w float32 logits, before temperature.
+
+        Of an ensemble the log-odds of its mean probability, after temperature.
+        """
+        if len(self._members) == 1:
+            return self.runtime.logits(images)
+        maps = [member.together(images) for member in self._members]
+        height, width = self.preprocessing.height, self.preprocessing.width
+        restored = [[self.preprocessing.restore(one, height, width) for one in of_member] for of_member in maps]
+        mean = np.mean(restored, axis=0, dtype=np.float32).clip(1e-7, 1 - 1e-7)
+        logits: NDArray[np.float32] = np.log(mean) - np.log1p(-mean)
+        return logits
 
 
 class _Member:
@@ -200,6 +213,11 @@ class _Member:
             if not maps:
                 return
             yield maps[0] if len(maps) == 1 else np.mean(maps, axis=0, dtype=np.float32)
+
+    def together(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """N×H×W×3 uint8 to the N×h×w float32 probability maps of one batch, without test-time augmentation."""
+        resized = np.stack([self.preprocessing.resize_frame(image) for image in images])
+        return self._sigmoid(self.runtime.logits(resized))
 
     def _images(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         for frame in frames:

@@ -5,6 +5,8 @@ Importing this needs no torch, so that the command line can print and check a re
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -196,20 +198,47 @@ def load_recipe(path: str | Path) -> Recipe:
         UsageError: the file holds no settings, an unknown one, or a value of the wrong type or range.
         PolypsegError: the file cannot be read.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise PolypsegError(f"{path}: cannot be read ({reason}); name a recipe, a YAML file") from error
+    try:
+        return _parse(text)
+    except UsageError as error:
+        raise UsageError(f"{path}: is no recipe that can be used ({error}); correct it") from error
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values, checked as those of a file are.
+
+    Args:
+        recipe: is not changed.
+        values: by name, as ``optimizer.learning_rate``.
+
+    Raises:
+        UsageError: there is no such field, or a value is of the wrong type or range.
+    """
+    changed = recipe.to_dict()
+    for name, value in values.items():
+        section, _, field_name = name.rpartition(".")
+        inner = changed.get(section) if section else changed
+        if not isinstance(inner, dict) or field_name not in inner or isinstance(inner[field_name], dict):
+            raise UsageError(f"{name}: is no field of a recipe, as optimizer.learning_rate")
+        inner[field_name] = value
+    return _parse(json.dumps(changed))
+
+
+def _parse(text: str) -> Recipe:
+    """A Recipe from YAML, of which JSON is a part."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, None)
     try:
         return Recipe(**vars(parser.instantiate(parser.parse_string(text))))
     except (ArgumentError, UsageError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: is no recipe that can be used ({reason}); correct it") from error
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def shipped_recipe(name: str) -> Path:

@@ -48,7 +48,9 @@ from polypseg.training.processes import Marker, first_sentence, from_first, gone
 from polypseg.training.recipe import Recipe, first_difference
 
 log = logging.getLogger("polypseg")
-_CONFIG = "config.yaml"
+CONFIG = "config.yaml"
+PICTURES = "predictions.png"  # written last
+LICENCE = "Weights follow the terms of the data they were trained on; code Apache-2.0."
 _ORIGIN = "encoder_weights.yaml"
 
 
@@ -59,6 +61,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
+    split: tuple[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Train by a recipe and fill a run folder.
 
@@ -72,6 +75,7 @@ def train(
         resume: go on from the last complete checkpoint in ``out``; start anew where there is none.
         overwrite: remove an earlier run in ``out`` first.
         progress: show progress bars; by default where standard error is a terminal.
+        split: a split's name and table, taken in place of ``recipe.split``.
 
     Returns:
         The run folder: ``config.yaml``, ``split.csv``, ``metrics.csv``, ``curves.png``,
@@ -87,35 +91,24 @@ def train(
     started = time.monotonic()
     _quiet_lightning()
     if recipe.trainer.threads:
-        torch.set_num_threads(recipe.trainer.threads)
         os.environ["OMP_NUM_THREADS"] = str(recipe.trainer.threads)  # or Lightning would set what it thinks best
-    trainer = _trainer(recipe, folder, show)
+    trainer, _ = _trainer(recipe, folder, show)
     join(trainer)
     first_process = trainer.is_global_zero
     marker = Marker(folder / "cache" / "torchrun")
     with together():
         if first_process:
             resume = resume or marker.is_ours()  # restarted by torchrun
-            _check_folder(folder, recipe, resume, overwrite)
+            check_folder(folder, recipe.to_dict(), resume, overwrite)
     last = folder / "checkpoints" / "last.ckpt"
     resume, begun = from_first((resume, last.is_file()))
     checkpoint = last if resume and begun else None
-    L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
 
     # Everything that may be wrong with the data or the network is met before anything is written.
     with together():
-        catalog, split_name = _split(recipe, data, folder, resume)
-        network = build(recipe.model.architecture)
-        mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
-        size = recipe.frames.size
-        preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
-        frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", show and first_process)
-        for split in set(catalog.frames["split"]):
-            frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
-        origin = None
-        if checkpoint is None:  # a resumed run takes every weight from its checkpoint
-            origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
-        elif not checkpoint.is_file():
+        catalog, split_name = split_frames(recipe, data, folder, resume, split)
+        module, frames, origin = _prepare(recipe, catalog, folder, checkpoint, show and first_process)
+        if checkpoint is not None and not checkpoint.is_file():
             raise PolypsegError(
                 f"{checkpoint}: is not seen on {socket.gethostname()}; the run folder must lie on storage that all "
                 "machines share"
@@ -133,7 +126,7 @@ def train(
             _start_folder(folder, recipe, catalog, origin)
             trainer.loggers = _loggers(recipe, folder)
 
-    with _logging_to(folder / "log.txt" if first_process else None):
+    with logging_to(folder / "log.txt" if first_process else None):
         log.info("%d frames, split %s: %s", len(catalog), split_name, _counts(catalog))
         if trainer.world_size > 1:
             log.info("%d processes, machines: %d", trainer.world_size, trainer.num_nodes)
@@ -143,10 +136,10 @@ def train(
                 recipe.model.name, recipe.model.decoder_dropout,
             )  # fmt: skip
         log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
-        _fit(trainer, SegmentationModule(network, recipe), frames, checkpoint)
+        _fit(trainer, module, frames, checkpoint)
         if not trainer.is_global_zero:
             return folder
-        bundle = _bundle(folder, recipe, preprocessing, catalog, split_name)
+        bundle = _bundle(folder, recipe, frames.preprocessing, catalog, split_name)
         bundle = _choose(bundle, recipe, catalog, show)
         segmenter = Segmenter(bundle)
         _test(segmenter, recipe, catalog, folder, show)
@@ -156,35 +149,87 @@ def train(
     return folder
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+def fit(recipe: Recipe, catalog: Catalog, folder: Path, callbacks: Sequence[Callback] = ()) -> float:
+    """Train alone: ``metrics.csv`` and checkpoints, but no bundle and no test.
+
+    Args:
+        recipe: what to do.
+        catalog: the frames of training and validation; its ``split`` column is filled.
+        folder: where the files go.
+        callbacks: further ones for Lightning's Trainer.
+
+    Returns:
+        The best validation Dice of an epoch, 0..1.
+
+    Raises:
+        PolypsegError: as ``train``.
+    """
+    _quiet_lightning()
+    module, frames, _ = _prepare(recipe, catalog, folder, None, False)
+    write_yaml(folder / CONFIG, recipe.to_dict())
+    trainer, best = _trainer(recipe, folder, False, callbacks)
+    _fit(trainer, module, frames, None)
+    assert best.best_model_score is not None
+    return float(best.best_model_score)
+
+
+def check_folder(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds something else than what was asked for; remove nothing yet but on request."""
-    config = folder / _CONFIG
+    config = folder / CONFIG
     if config.is_file() and overwrite and not resume:
         shutil.rmtree(folder)
     elif config.is_file():
         if not resume:
             raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
-        difference = first_difference(_read_yaml(config), recipe.to_dict())
+        difference = first_difference(_read_yaml(config), settings)
         if difference:
             raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
     elif folder.is_dir() and any(entry.name != "cache" for entry in folder.iterdir()):
         raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
 
 
+def _prepare(
+    recipe: Recipe, catalog: Catalog, folder: Path, checkpoint: Path | None, progress: bool
+) -> tuple[SegmentationModule, FramesDataModule, WeightsOrigin | None]:
+    """What a Trainer needs, with every frame decoded, and where the encoder's weights came from."""
+    if recipe.trainer.threads:
+        torch.set_num_threads(recipe.trainer.threads)
+    L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
+    network = build(recipe.model.architecture)
+    mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
+    size = recipe.frames.size
+    preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
+    frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", progress)
+    for split in set(catalog.frames["split"]):
+        frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
+    origin = None
+    if checkpoint is None:  # a resumed run takes every weight from its checkpoint
+        origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
+    return SegmentationModule(network, recipe), frames, origin
+
+
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
     """Write what is known before training starts."""
-    _write_yaml(folder / _CONFIG, recipe.to_dict())
+    write_yaml(folder / CONFIG, recipe.to_dict())
     write_split(catalog.frames, folder / "split.csv")
     if origin is not None:
-        _write_yaml(folder / _ORIGIN, origin.to_dict())
+        write_yaml(folder / _ORIGIN, origin.to_dict())
 
 
-def _split(recipe: Recipe, data: Sequence[str | Path], folder: Path, resume: bool) -> tuple[Catalog, str]:
-    """The Catalog with its splits, and the split's name."""
+def split_frames(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    folder: Path,
+    resume: bool,
+    split: tuple[str, pd.DataFrame] | None = None,
+) -> tuple[Catalog, str]:
+    """The Catalog with its splits, and the split's name: of the run that is resumed, the one given, or the recipe's."""
     catalog = read_all(data)
-    name = recipe.split
+    name = recipe.split if split is None else split[0]
     if resume and (folder / "split.csv").is_file():
         table = read_split(folder / "split.csv")
+    elif split is not None:
+        table = split[1]
     elif name.lower().endswith(".csv"):
         table = read_split(Path(name))
     else:
@@ -200,7 +245,9 @@ def _weights(recipe: Recipe) -> str | None:
     return None if recipe.model.encoder_weights.lower() in ("none", "null", "") else recipe.model.encoder_weights
 
 
-def _trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
+def _trainer(
+    recipe: Recipe, folder: Path, progress: bool, further: Sequence[Callback] = ()
+) -> tuple[L.Trainer, ModelCheckpoint]:
     settings = recipe.trainer
     checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(
@@ -209,7 +256,7 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> L.Trainer:
     )  # fmt: skip
     # After the best one, so that what it knows of the best is in it.
     last = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks: list[Callback] = [MetricsTable(folder / "metrics.csv"), best, last]
+    callbacks: list[Callback] = [MetricsTable(folder / "metrics.csv"), best, last, *further]
     if recipe.optimizer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.optimizer.ema_decay))
     if settings.patience is not None:
@@ -316,7 +363,7 @@ def _bundle(
         split={"name": split_name, "hash": hash_split(catalog.frames)},
         commit=commit(),
         device=trainer_device(),
-        licence="Weights follow the terms of the data they were trained on; code Apache-2.0.",
+        licence=LICENCE,
     )
 
 
@@ -370,18 +417,23 @@ def _test(segmenter: Segmenter, recipe: Recipe, catalog: Catalog, folder: Path, 
 
 def _pictures(segmenter: Segmenter, catalog: Catalog, folder: Path) -> None:
     from polypseg.visualization.curves import draw_curves
-    from polypseg.visualization.gallery import Panel, draw_predictions
 
     draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png", title=segmenter.bundle.name)
     split = "test" if "test" in set(catalog.frames["split"]) else "val"
-    frames = catalog.of_split(split)
+    draw_examples(segmenter, catalog.of_split(split), folder / PICTURES, f"{segmenter.bundle.name}, {split} split")
+
+
+def draw_examples(segmenter: Segmenter, frames: Catalog, path: Path, title: str) -> None:
+    """Draw up to eight frames beside truth and prediction."""
+    from polypseg.visualization.gallery import Panel, draw_predictions
+
     step = max(1, len(frames) // 8)  # spread over the split; not picked by how well they went
     panels = []
     for index in range(0, len(frames), step)[:8]:
         frame, truth = frames.frame(index), frames.mask(index)
         mask = segmenter.segment(frame).mask
         panels.append(Panel(frames.row(index).frame_id, frame, truth, mask, dice=dice(mask, truth)))
-    draw_predictions(panels, folder / "predictions.png", title=f"{segmenter.bundle.name}, {split} split")
+    draw_predictions(panels, path, title=title)
 
 
 def _quiet_lightning() -> None:
@@ -390,7 +442,7 @@ def _quiet_lightning() -> None:
 
 
 @contextlib.contextmanager
-def _logging_to(file: Path | None) -> Iterator[None]:
+def logging_to(file: Path | None) -> Iterator[None]:
     """Also write the log to a file."""
     if file is None:  # another process speaks
         log.setLevel(logging.WARNING)
@@ -410,7 +462,7 @@ def _logging_to(file: Path | None) -> Iterator[None]:
         handler.close()
 
 
-def _write_yaml(path: Path, value: dict[str, Any]) -> None:
+def write_yaml(path: Path, value: dict[str, Any]) -> None:
     with atomic_write(path, "w") as file:
         yaml.safe_dump(value, file, sort_keys=False)
 

@@ -38,7 +38,7 @@ def shipped() -> list[ShippedModel]:
     models = []
     for name in sorted(shipped_names(), key=lambda name: (name != DEFAULT_MODEL, name)):
         bundle = ModelBundle.load(ZOO / name)
-        for export in bundle.exports:
+        for export in (export for network in bundle.networks for export in network.exports):
             export.verify()
         size = sum(file.stat().st_size for file in bundle.folder.rglob("*") if file.is_file())
         models.append(ShippedModel(bundle, size, headlines(bundle.metadata)))
@@ -66,11 +66,12 @@ def table(models: list[ShippedModel]) -> str:
     lines = []
     for model in models:
         bundle = model.bundle
-        runs = ", ".join(["torch", *(f"{one.runtime} {one.precision}" for one in bundle.exports)])
+        runs = ", ".join(["torch", *(f"{one.runtime} {one.precision}" for one in bundle.networks[0].exports)])
+        count = f"{len(bundle.members)} × " if bundle.members else ""
         size = f"{bundle.preprocessing.width}×{bundle.preprocessing.height}"
         lines.append(
             f"{bundle.name}{' (default)' if model.is_default else ''}: {model.bytes / 1e6:.1f} MB, "
-            f"{bundle.architecture.name} {bundle.architecture.encoder} at {size}; {runs}"
+            f"{count}{bundle.architecture.name} {bundle.architecture.encoder} at {size}; {runs}"
         )
         for one in model.dice:
             interval = "" if one["low"] is None else f" ({one['low']:.4f} to {one['high']:.4f})"

@@ -1,0 +1,322 @@
+"""From a Recipe and a number of folds to as many runs, and one ensemble of their networks.
+
+The frames outside the test split are dealt out to folds. Each fold is the validation split of one run, whose network
+learns from the others; so every frame is answered by one network that has not learnt from it, and what the ensemble
+needs is chosen on those answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+
+from polypseg.bundle import ModelBundle, Postprocessing
+from polypseg.catalog import Catalog
+from polypseg.data.splits import COLUMNS, hash_split, make_folds
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.evaluation.scoring import DEFINITIONS, choose_postprocessing, choose_threshold, score, score_masks
+from polypseg.files import atomic_write, commit, write_json
+from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.statistics import Interval, bootstrap_interval, compare
+from polypseg.segmentation import Segmentation
+from polypseg.training.recipe import Recipe
+from polypseg.training.run import (
+    CONFIG,
+    LICENCE,
+    PICTURES,
+    check_folder,
+    draw_examples,
+    logging_to,
+    split_frames,
+    train,
+    trainer_device,
+    write_yaml,
+)
+
+log = logging.getLogger("polypseg")
+TABLE = "folds.csv"  # written last
+_COLUMNS = (
+    "name", "val_n", "val_dice", "val_low", "val_high", "test_n", "test_dice", "test_low", "test_high", "p_value",
+)  # fmt: skip
+
+
+def train_folds(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    folds: int,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Path:
+    """Train one network a fold, and make one bundle of them all.
+
+    ``recipe.split`` decides the test frames; all others are dealt out to the folds, groups of near duplicates and
+    sequences together. Threshold and post-processing of the ensemble are chosen on the out-of-fold answers, where the
+    recipe leaves the threshold open; then the test frames are scored once.
+
+    Args:
+        recipe: what to do in each fold; the seed of fold 1 is ``trainer.seed``, of the next one more.
+        data: folders of data sets.
+        folds: their number, at least 2.
+        out: the folder for all; ``runs/<recipe.name>`` by default.
+        resume: keep the folds that are complete, and go on with the others.
+        overwrite: remove an earlier run in ``out`` first.
+        progress: show progress bars; by default where standard error is a terminal.
+
+    Returns:
+        The folder: ``config.yaml``, ``split.csv``, ``fold-1/`` … (run folders), ``bundle/`` (the ensemble),
+        ``test.json``, ``per_image.csv``, ``folds.csv``, ``predictions.png``, ``log.txt``.
+
+    Raises:
+        UsageError: there are fewer folds than 2.
+        PolypsegError: as ``train``; or there are fewer groups of frames than folds.
+        KeyboardInterrupt: it was interrupted; ``resume`` goes on.
+    """
+    if folds < 2:
+        raise UsageError(f"--folds {folds}: must be 2 or more")
+    folder = Path(out) if out is not None else Path("runs") / recipe.name
+    show = sys.stderr.isatty() if progress is None else progress
+    first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    started = time.monotonic()
+    settings = {**recipe.to_dict(), "folds": folds}
+    if first_process:
+        check_folder(folder, settings, resume, overwrite)
+    catalog, split_name, fold = _deal(recipe, data, folds, folder, resume)
+    if first_process:
+        write_yaml(folder / CONFIG, settings)
+        _write_folds(catalog, fold, folder / "split.csv")
+    names = [f"fold-{number}" for number in range(1, folds + 1)]
+    with logging_to(folder / "log.txt" if first_process else None):
+        complete = [name for name in names if (folder / name / PICTURES).is_file()]
+        for number, name in enumerate(names, 1):
+            if name in complete:
+                log.info("fold %d of %d is complete", number, folds)
+                continue
+            log.info("fold %d of %d", number, folds)
+            table = catalog.frames[COLUMNS].assign(split=catalog.frames["split"].where(fold != number, "val"))
+            train(
+                replace(
+                    recipe, name=f"{recipe.name}-{name}", split=str(folder / name / "split.csv"),
+                    trainer=replace(recipe.trainer, seed=recipe.trainer.seed + number - 1),
+                ),
+                data, folder / name, resume=True, progress=show, split=(f"{split_name}-{name}", table),
+            )  # fmt: skip
+        if not first_process or (complete == names and (folder / TABLE).is_file()):
+            return folder
+        _join(
+            recipe, catalog, split_name, fold, {name: ModelBundle.load(folder / name) for name in names}, folder, show
+        )
+        log.info("done in %.0f s: %s", time.monotonic() - started, folder)
+    return folder
+
+
+def _deal(
+    recipe: Recipe, data: Sequence[str | Path], folds: int, folder: Path, resume: bool
+) -> tuple[Catalog, str, NDArray[np.int64]]:
+    """The frames, ``train`` or ``test``; the split's name; and each frame's fold from 1, 0 for test frames."""
+    catalog, name = split_frames(recipe, data, folder, resume)
+    frames = catalog.frames.reset_index(drop=True)
+    test = (frames["split"] == "test").to_numpy()
+    catalog = Catalog(frames.assign(split=np.where(test, "test", "train")))
+    fold = np.zeros(len(frames), np.int64)
+    if resume and (folder / "split.csv").is_file():
+        fold = _read_folds(folder / "split.csv", catalog, folds)
+    elif test.all():
+        raise PolypsegError(f"split {name}: leaves no frames to learn from; give another --split")
+    else:
+        fold[~test] = 1 + make_folds(Catalog(frames[~test].reset_index(drop=True)), folds)
+    return catalog, name, fold
+
+
+def _write_folds(catalog: Catalog, fold: NDArray[np.int64], path: Path) -> None:
+    """A split's CSV with one column more."""
+    table = catalog.frames[COLUMNS].assign(fold=[str(one) if one else "" for one in fold])
+    with atomic_write(path, "w") as file:
+        table.to_csv(file, index=False, lineterminator="\n")
+
+
+def _read_folds(path: Path, catalog: Catalog, folds: int) -> NDArray[np.int64]:
+    wanted = {"", *(str(number) for number in range(1, folds + 1))}
+    with path.open(encoding="utf-8", newline="") as file:
+        of_frame = {(row["dataset"], row["frame_id"]): row.get("fold") or "" for row in csv.DictReader(file)}
+    found = [of_frame[row.dataset, row.frame_id] for row in catalog]
+    for row, one in zip(catalog, found, strict=True):
+        if one not in wanted or (one == "") != (row.split == "test"):
+            raise PolypsegError(f"{path}: frame {row.frame_id} has the fold {one!r}; restore it, or use --overwrite")
+    return np.array([int(one or 0) for one in found])
+
+
+class _OutOfFold:
+    """Answers the frames of fold after fold, each fold's by the network that has not learnt from them."""
+
+    def __init__(self, segmenters: Sequence[Segmenter], counts: Sequence[int]) -> None:
+        self.segmenters = segmenters
+        self.counts = counts
+
+    def stream(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[Segmentation]:
+        coming = iter(frames)
+        for segmenter, count in zip(self.segmenters, self.counts, strict=True):
+            yield from segmenter.stream(itertools.islice(coming, count))
+
+
+def _join(
+    recipe: Recipe,
+    catalog: Catalog,
+    split_name: str,
+    fold: NDArray[np.int64],
+    bundles: dict[str, ModelBundle],
+    folder: Path,
+    progress: bool,
+) -> None:
+    """Make the ensemble, choose on the out-of-fold answers, test it, and write what was found."""
+    order = np.argsort(fold, kind="stable")[np.count_nonzero(fold == 0) :]
+    pooled = Catalog(catalog.frames.iloc[order].reset_index(drop=True))
+    counts = [int(np.count_nonzero(fold == number)) for number in range(1, len(bundles) + 1)]
+    chosen = _choose(recipe, bundles, pooled, counts, progress)
+    out_of_fold = _segmenters(bundles, chosen["threshold"], Postprocessing(**chosen.get("postprocessing", {})))
+    answered, _ = score_masks(_OutOfFold(out_of_fold, counts), pooled, progress)
+    first = next(iter(bundles.values())).metadata
+    ensemble = ModelBundle.join(
+        folder / "bundle", bundles, name=recipe.name, **chosen,
+        encoder_weights=first["encoder_weights"],
+        recipe=recipe.to_dict(),
+        data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
+        split={"name": split_name, "hash": hash_split(catalog.frames)},
+        commit=commit(),
+        device=trainer_device(),
+        licence=LICENCE,
+    )  # fmt: skip
+    tables = [answered.assign(split="out-of-fold", fold=fold[order])]
+    metrics: dict[str, Any] = {
+        "out_of_fold": {"n": len(answered), "dice": answered["dice"].mean(), "iou": answered["iou"].mean()}
+    }
+    log.info("out of fold (n = %d): dice %.4f  iou %.4f", *metrics["out_of_fold"].values())
+    segmenter = Segmenter(ensemble)
+    if "test" in set(catalog.frames["split"]):
+        test = catalog.of_split("test")
+        scores = score(segmenter, test, recipe.loss, progress)
+        metrics["test"] = scores.summary
+        tables.append(scores.per_image.assign(split="test", fold=""))
+        values = "  ".join(f"{name} {value:.4f}" for name, value in scores.summary.items() if name != "n")
+        log.info("ensemble, test (n = %d): %s", scores.summary["n"], values)
+        draw_examples(segmenter, test, folder / PICTURES, f"{ensemble.name}, test split")
+    definitions = {name: text for name, text in DEFINITIONS.items() if any(name in one for one in metrics.values())}
+    provenance = {
+        "bundle_hash": ensemble.hash, "split": ensemble.metadata["split"], "data": ensemble.metadata["data"],
+        "threshold": ensemble.threshold, "commit": commit(), "device": trainer_device(),
+        "precision": segmenter.precision,
+    }  # fmt: skip
+    write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
+    ensemble.update(metrics=metrics, metric_definitions=definitions)
+    with atomic_write(folder / "per_image.csv", "w") as file:
+        pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
+    rows = _rows(catalog, {name: _per_image(folder / name / "per_image.csv") for name in bundles}, tables)
+    with atomic_write(folder / TABLE, "w") as file:
+        table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"val_n": "Int64", "test_n": "Int64"})
+        table.to_csv(file, index=False, float_format="%.6f")
+    for row in rows:
+        log.info("%s", _line(row))
+
+
+def _segmenters(
+    bundles: dict[str, ModelBundle], threshold: float | None = None, postprocessing: Postprocessing | None = None
+) -> list[Segmenter]:
+    segmenters = [Segmenter(bundle, threshold=threshold) for bundle in bundles.values()]
+    for segmenter in segmenters:
+        segmenter.postprocessing = segmenter.postprocessing if postprocessing is None else postprocessing
+    return segmenters
+
+
+def _choose(
+    recipe: Recipe, bundles: dict[str, ModelBundle], pooled: Catalog, counts: Sequence[int], progress: bool
+) -> dict[str, Any]:
+    """The ensemble's threshold and post-processing, as ``metadata.json`` holds them."""
+    if recipe.threshold is not None:
+        return {"threshold": recipe.threshold, "threshold_split": None}
+    answers = _OutOfFold(_segmenters(bundles), counts)
+    threshold, tried = choose_threshold(answers, pooled, progress)
+    log.info("threshold %.2f, chosen out of fold (Dice %.4f there)", threshold, tried[f"{threshold:.2f}"])
+    postprocessing, processed = choose_postprocessing(answers, pooled, threshold, progress)
+    log.info(
+        "post-processing, chosen there: smallest region %g of the frame, holes %s",
+        postprocessing.min_area, "filled" if postprocessing.fill_holes else "kept",
+    )  # fmt: skip
+    return {
+        "threshold": threshold,
+        "threshold_split": "out-of-fold frames",
+        "threshold_choice": tried,
+        "postprocessing": asdict(postprocessing),
+        "postprocessing_choice": processed,
+    }
+
+
+def _per_image(path: Path) -> pd.DataFrame:
+    """A run's ``per_image.csv``, every name the string that it is."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return table[["dataset", "frame_id", "split", "dice"]].astype({"dice": float})
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise PolypsegError(f"{path}: is not what a training wrote ({reason}); remove its folder and resume") from error
+
+
+def _rows(catalog: Catalog, of_fold: dict[str, pd.DataFrame], ours: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
+    """The rows of ``folds.csv``: every fold, their mean, the ensemble, and what it gains over the mean.
+
+    Whole groups are drawn for the intervals. The folds' own test scores are those of their runs, at their own
+    thresholds; they are paired with the ensemble's frame by frame.
+    """
+    key = ["dataset", "frame_id"]
+    groups = catalog.frames[[*key, "group"]]
+    rows: list[dict[str, Any]] = []
+    on_test = []
+    for name, table in of_fold.items():
+        row: dict[str, Any] = {"name": name}
+        for split in ("val", "test"):
+            scores = groups.merge(table[table["split"] == split], on=key)  # in the Catalog's order
+            if len(scores):
+                row |= _cells(split, bootstrap_interval(scores["dice"], groups=scores["group"].tolist()))
+                if split == "test":
+                    on_test.append(scores["dice"].to_numpy())
+        rows.append(row)
+    pooled = groups.merge(ours[0], on=key)
+    interval = bootstrap_interval(pooled["dice"], groups=pooled["group"].tolist())
+    rows.append({"name": "out of fold", **_cells("val", interval)})
+    if len(ours) > 1:
+        ensemble = groups.merge(ours[1], on=key)
+        labels, mean = ensemble["group"].tolist(), np.mean(on_test, axis=0)
+        found = compare(ensemble["dice"], mean, labels)
+        rows += [
+            {"name": "mean of folds", **_cells("test", bootstrap_interval(mean, groups=labels))},
+            {"name": "ensemble", **_cells("test", bootstrap_interval(ensemble["dice"], groups=labels))},
+            {"name": "ensemble - mean of folds", **_cells("test", found.difference), "p_value": found.p_value},
+        ]
+    return rows
+
+
+def _cells(split: str, found: Interval) -> dict[str, float]:
+    return {f"{split}_n": found.n, f"{split}_dice": found.value, f"{split}_low": found.low, f"{split}_high": found.high}
+
+
+def _line(row: dict[str, Any]) -> str:
+    parts = [f"{row['name']:24}"]
+    for split in ("val", "test"):
+        if f"{split}_n" in row:
+            parts.append(
+                f"{split} {row[f'{split}_dice']:.4f} ({row[f'{split}_low']:.4f} to {row[f'{split}_high']:.4f}), "
+                f"n = {row[f'{split}_n']}"
+            )
+    return "  ".join(parts)
