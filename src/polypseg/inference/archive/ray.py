@@ -55,7 +55,7 @@ def run(job: Job, todo: Sequence[int], add: Callable[[Done], object], address: s
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo)), max_tasks_in_flight_per_actor=IN_QUEUE),
             num_cpus=threads,
             num_gpus=1 if gpus else None,
-            max_task_retries=ATTEMPTS - 1,
+            ray_remote_args_fn=lambda: {"max_task_retries": ATTEMPTS - 1},
         )
         try:
             for answer in answers.iter_rows():
@@ -101,6 +101,7 @@ def import_ray() -> Any:
         PolypsegError: it is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it has to say comes as exceptions too
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; says so itself otherwise
     try:
         import ray

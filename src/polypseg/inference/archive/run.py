@@ -93,6 +93,8 @@ def predict_archive(
     start = time.perf_counter()
     chosen: Sequence[str] = ("mask", "json") if save is None else save
     _check(chosen, engine, address, workers, partition, memory, batch_size, resume, overwrite)
+    if engine == "ray" and any(name.startswith("memory://") for name in (out, *sources)):
+        raise UsageError("memory://: is one process's own; --engine ray has many")
     rows.import_arrow()
     digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
     store = Store(out)
