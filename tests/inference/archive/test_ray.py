@@ -169,7 +169,7 @@ def test_an_address_where_nothing_answers(
     closed = socket.socket()
     closed.bind(("127.0.0.1", 0))  # and does not listen
     with closed:
-        address = "127.0.0.1:%d" % closed.getsockname()[1]
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
         status, line = told("--address", address)
         assert status == 1 and line.startswith(f"polypseg: {address}: no Ray cluster answers there")
         monkeypatch.setenv("RAY_ADDRESS", address)

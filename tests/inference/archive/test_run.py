@@ -229,7 +229,7 @@ def test_what_is_not_ours_is_left_alone(frames: list[Path], tmp_path: Path, answ
         ({"engine": "spark"}, "--engine spark"), ({"workers": 2}, "--workers: is for --engine ray"),
         ({"address": "auto", "engine": None}, "--address: is for --engine ray"), ({"partition": 0}, "--partition 0"),
         ({"memory": 0}, "--memory 0"), ({"save": ["overlay"]}, "--save overlay"), ({"live": True}, "--live"),
-        ({"smoothing": 0.5}, "--smoothing"), ({"engine": "ray", "out": "memory://a"}, "memory://: is one process's own"),
+        ({"smoothing": 0.5}, "--smoothing"), ({"engine": "ray", "out": "memory://a"}, "memory://: is one"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_go_together(

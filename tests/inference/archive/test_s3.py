@@ -57,7 +57,8 @@ class Shop:
 def server() -> Iterator[tuple[Shop, str]]:
     """The store, and its address."""
     shop = Shop()
-    listening = serving.make_server("127.0.0.1", 0, shop, threaded=True)
+    silent = type("Silent", (serving.WSGIRequestHandler,), {"log": lambda *_: None})
+    listening = serving.make_server("127.0.0.1", 0, shop, threaded=True, request_handler=silent)
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
     yield shop, f"http://127.0.0.1:{listening.server_port}"

@@ -45,7 +45,7 @@ def test_what_can_only_be_an_archive(name: str, answer: bool) -> None:
 
 
 def test_a_folder_with_all_below_it_in_natural_order(tmp_path: Path, picture: Picture) -> None:
-    names = ["2.png", "10.PNG", "a/1.jpg", "a/b/c.tif", "z.bmp"]
+    names = ["a/b/c.tif", "a/1.jpg", "z.bmp", "2.png", "10.PNG"]
     for name in reversed(names):
         picture(tmp_path / name)
     (tmp_path / "a" / ".hidden.png").write_text("")

@@ -122,7 +122,8 @@ class Listing:
         try:
             if glob.has_magic(path):
                 for found in sorted(fs.glob(path), key=natural_order):
-                    yield from self._if_image(fs.unstrip_protocol(found))
+                    if not found.rpartition("/")[2].startswith("."):
+                        yield from self._if_image(fs.unstrip_protocol(found))
                 return
             if fs.info(path)["type"] != "directory":
                 yield from self._if_image(source, alone=True)

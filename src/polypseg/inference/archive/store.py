@@ -62,8 +62,11 @@ def _options(protocol: str) -> dict[str, Any]:
     retries: dict[str, Any] = {"mode": "standard"}  # waits longer each time, at 503 and the like
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["max_attempts"] = 8
-    # A listing that is kept would hold every name of a bucket.
-    return {"use_listings_cache": False, "config_kwargs": {"retries": retries, "connect_timeout": 10}}
+    return {
+        "config_kwargs": {"retries": retries, "connect_timeout": 10},
+        "use_listings_cache": False,  # it would hold every name of a bucket
+        "max_concurrency": 1,  # for one object: else each is asked for its size first
+    }
 
 
 def read_bytes(name: str) -> bytes:
@@ -126,7 +129,10 @@ class Store:
     def __init__(self, root: str) -> None:
         self.root = plain(root)
         self._remote = is_url(root)
-        self._fs, self._path = filesystem(self.root) if self._remote else (None, self.root)
+        self._fs: Any = None
+        self._path = self.root
+        if self._remote:
+            self._fs, self._path = filesystem(self.root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.root,)
