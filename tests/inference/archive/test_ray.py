@@ -33,15 +33,17 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def processes() -> dict[int, tuple[int, str]]:
-    """Of each process its parent and its command line."""
+    """Of each process that runs its parent and its command line."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                found[int(entry.name)] = parent, (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (OSError, IndexError):
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, ValueError):
                 continue
+            if state != "Z":  # ended, and not yet told to its parent
+                found[int(entry.name)] = int(parent), line
     return found
 
 

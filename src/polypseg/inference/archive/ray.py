@@ -121,12 +121,17 @@ def _connected(ray: Any, address: str | None, cpus: int) -> Iterator[None]:
         address: of a cluster; None starts Ray on this machine, for this run alone.
         cpus: started here, it has at least so many.
     """
+    if ray.is_initialized():  # by the program that we are called from
+        yield
+        return
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     if address is None:
-        ray.init(
-            "local", num_cpus=max(usable_cores(), cpus), include_dashboard=False, object_store_memory=OBJECTS,
-            _node_ip_address="127.0.0.1", **quiet,
-        )  # fmt: skip
+        here = {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
+        try:
+            ray.init("local", num_cpus=max(usable_cores(), cpus), **here, **quiet)
+        except (Exception, SystemExit) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PolypsegError(f"--engine ray: Ray cannot be started on this machine ({reason})") from error
     else:
         _reach(address)
         _in_time(lambda: ray.init(address, **quiet), address)

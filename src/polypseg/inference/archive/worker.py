@@ -28,7 +28,7 @@ MIB = 2**20
 BYTES_A_PIXEL = 12  # of a frame in flight: 3 itself, 4 its probability, 1 its mask, 4 the regions' labels
 TRANSFERS = 16  # at once: an object store answers late, but many at a time
 AHEAD = 16  # frames that are fetched before they are needed, and masks that wait to be written
-CODERS = 2  # threads that decode frames and encode masks
+CODERS = 2  # threads that decode frames and encode masks, at least
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class Worker:
         self._schema = rows.schema(self.plan.columns)
         self._progress = progress
         self._one_thread = job.threads == 1 and self.segmenter.device == "cpu"
+        self.coders = 1 if self._one_thread else max(CODERS, job.threads)
         # More frames in flight than threads gain nothing on a CPU; a GPU is busy only with many.
         usual = 16 if self.segmenter.device != "cpu" else 1 if self._one_thread else 4
         self._most = job.batch_size or usual
@@ -142,7 +143,7 @@ class Worker:
             return done
         if self.job.masks:
             self.store.sweep(mask_folder(number))
-        coders: Executor = Inline() if self._one_thread else ThreadPoolExecutor(CODERS, "polypseg-code")
+        coders: Executor = Inline() if self._one_thread else ThreadPoolExecutor(self.coders, "polypseg-code")
         with ThreadPoolExecutor(TRANSFERS, "polypseg-transfer") as transfers, coders:
             try:
                 found = _Partition(self, number, transfers, coders).answer()
@@ -217,7 +218,7 @@ class _Partition:
         while True:
             while len(fetching) < AHEAD and (one := next(coming, None)) is not None:
                 fetching.append(self.transfers.submit(self._fetch, *one))
-            while fetching and len(decoding) < CODERS:
+            while fetching and len(decoding) < self.worker.coders:
                 decoding.append(self.coders.submit(self._decode, fetching.popleft().result()))
             if not decoding:
                 return
@@ -240,7 +241,7 @@ class _Partition:
 
         for probability in self.worker.segmenter.probabilities(pixels(), batch_size):
             self.coding.append(self.coders.submit(self._encode, waiting.popleft(), probability))
-            if len(self.coding) > CODERS:
+            if len(self.coding) > self.worker.coders:
                 self._write_mask()
 
     def _encode(self, read: _Read, probability: NDArray[np.float32]) -> tuple[int, str | None, bytes]:
