@@ -42,7 +42,8 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
         {
             "sources": ["a.png", "some folder", "*.mp4", "0"], "model": (), "out": "predictions", "save": None,
             "runtime": "auto", "device": "auto", "precision": "auto", "threads": 0, "tta": "none", "batch_size": None,
-            "smoothing": 0.0, "resume": False, "overwrite": False, "live": False,
+            "smoothing": 0.0, "resume": False, "overwrite": False, "live": False, "engine": None, "address": None,
+            "workers": 0, "partition": 128, "memory": 512,
         }
     ]  # fmt: skip
 
@@ -63,6 +64,7 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
         ("a.png --batch_size 3 --smoothing 0.5 --threads 2", {"batch_size": 3, "smoothing": 0.5, "threads": 2}),
         ("a.png --runtime torch --precision int8", {"runtime": "torch", "precision": "int8"}),
         ("a.png --device cuda --tta flips", {"device": "cuda", "tta": "flips"}),
+        ("s3://a --engine ray --workers 3 --address h:1", {"engine": "ray", "workers": 3, "address": "h:1"}),
     ],
 )  # fmt: skip
 def test_options(words: str, expected: dict[str, Any], called: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,8 +30,12 @@ MAX_PIXELS = 80_000_000  # a frame larger than this is refused before it is deco
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Open an image file lazily (its header only) and check that it holds one picture of a sane size.
+
+    Args:
+        path: the file.
+        content: its bytes, where something else has read them; ``path``, perhaps a URL, then only names it in errors.
 
     Returns:
         A Pillow image, not yet decoded, EXIF orientation not yet applied.
@@ -39,11 +44,12 @@ def open_image(path: str | Path) -> Image.Image:
         PolypsegError: the file is missing, empty, no image, larger than ``MAX_PIXELS``, holds several
             pictures (an animation, pages), or has samples without a defined 8-bit meaning.
     """
-    path = Path(path)
+    file = Path(path) if content is None else io.BytesIO(content)
     try:
-        if path.stat().st_size == 0:
+        size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
+        if size == 0:
             raise PolypsegError(f"{path}: is empty (0 bytes); restore it or remove it")
-        image = Image.open(path)
+        image = Image.open(file)
         # A JPEG of a camera may carry its own preview as a second picture (MPO): the first is the frame.
         pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except PolypsegError:
@@ -105,11 +111,15 @@ def _has_late_exif(path: Path) -> bool:
     return False
 
 
-def read_frame(path: str | Path) -> NDArray[np.uint8]:
+def read_frame(path: str | Path, content: bytes | None = None) -> NDArray[np.uint8]:
     """Read a frame as 8-bit RGB: EXIF orientation applied, any bit depth and channel count.
 
     16-bit samples keep their high byte, grey becomes three equal channels, an alpha channel is dropped,
     CMYK and palette images are converted; 32-bit and floating-point samples are refused.
+
+    Args:
+        path: the file.
+        content: as in ``open_image``.
 
     Returns:
         H×W×3 uint8, RGB, 0..255.
@@ -117,7 +127,7 @@ def read_frame(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         PolypsegError: the file cannot be read, or its sample format has no defined 8-bit meaning.
     """
-    return np.array(_decode(path, "RGB"), dtype=np.uint8)
+    return np.array(_decode(path, "RGB", content), dtype=np.uint8)
 
 
 def read_mask(path: str | Path) -> NDArray[np.bool_]:
@@ -137,8 +147,8 @@ def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
     return np.array(_decode(path, "L"), dtype=np.uint8)
 
 
-def _decode(path: str | Path, mode: str) -> Image.Image:
-    with open_image(path) as image:
+def _decode(path: str | Path, mode: str, content: bytes | None = None) -> Image.Image:
+    with open_image(path, content) as image:
         try:
             if isinstance(image, TiffImageFile):
                 image.filename = ""  # else Pillow 13 maps the file into memory, and mangles one that EXIF turns

@@ -353,8 +353,13 @@ def predict(
     resume: bool = False,
     overwrite: bool = False,
     live: bool = False,
+    engine: Literal["local", "ray"] | None = None,
+    address: str | None = None,
+    workers: int = 0,
+    partition: int = 128,
+    memory: int = 512,
 ) -> int:
-    """Segment images, folders, globs, videos, DICOM files or what a camera sees.
+    """Segment images, folders, globs, videos, DICOM files, what a camera sees, or whole archives.
 
     Args:
         sources: what is segmented.
@@ -375,13 +380,19 @@ def predict(
         overwrite: replace outputs that are there already.
         live: drop late frames rather than lag, and print latency, as for a camera anyway; a video is played like one;
             the first camera is meant where SOURCES names none.
+        engine: of an archive: local (this process) or ray (many, here or on a cluster; needs polypseg[ray]); given, or
+            with a manifest or a URL among SOURCES, the outputs are Parquet partitions and masks; null is local.
+        address: of a Ray cluster, host:6379 or auto; null is RAY_ADDRESS, or else Ray is started here for the run.
+        workers: with --engine ray, processes with a model each; 0 is one a GPU, or as many as the CPUs allow.
+        partition: archives only, frames of a partition: what is done again, for the most, after a crash.
+        memory: archives only, what the frames in flight in one worker may take, MiB.
     """
     from polypseg.inference.predict import predict as run
 
     return run(
         sources, model=model or (), out=out, save=save, runtime=runtime, device=device, precision=precision,
         threads=threads, tta=tta, batch_size=batch_size, smoothing=smoothing, resume=resume, overwrite=overwrite,
-        live=live,
+        live=live, engine=engine, address=address, workers=workers, partition=partition, memory=memory,
     )  # fmt: skip
 
 
@@ -542,8 +553,8 @@ POSITIONAL = {
     predict: (
         "sources",
         "*",
-        "images, videos, DICOM files, folders (their own files, or those of their images/), globs ('**' too), or a "
-        "camera (camera:0, 0 or a URL)",
+        "images, videos, DICOM files, folders (their own files, or those of their images/), globs ('**' too), a "
+        "camera (camera:0, 0 or a URL), or archives (s3://bucket/prefix or any URL of fsspec; manifest.csv)",
     ),
 }
 

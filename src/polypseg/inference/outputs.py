@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -101,13 +102,14 @@ def write_frame(
     """
     paths = {output: folder / f"{stem}{suffix}" for output, suffix in FRAME_SUFFIXES.items() if output in save}
     if "mask" in paths:
-        _write_picture(paths["mask"], segmentation.mask.astype(np.uint8) * np.uint8(255))
+        _write_picture(paths["mask"], mask_picture(paths["mask"], segmentation.mask))
     if "probability" in paths:
         levels = np.rint(segmentation.probability * np.float32(65535)).astype(np.uint16)
-        _write_picture(paths["probability"], levels)
+        _write_picture(paths["probability"], _picture(paths["probability"], levels))
     if "overlay" in paths:
         boxes = [polyp.box for polyp in segmentation.polyps]
-        _write_picture(paths["overlay"], overlay(frame, segmentation.mask, boxes=boxes)[..., ::-1])  # BGR
+        drawn = overlay(frame, segmentation.mask, boxes=boxes)[..., ::-1]  # BGR
+        _write_picture(paths["overlay"], _picture(paths["overlay"], drawn))
     if "contours" in paths:
         _write_compact_json(paths["contours"], geojson(segmentation))
     if "json" in paths:
@@ -271,17 +273,26 @@ def _csv_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     ] or [frame]
 
 
-def _write_picture(path: Path, pixels: NDArray[Any]) -> None:
-    """Write H×W or H×W×3 (BGR) pixels in the format that the name ends with."""
+def mask_picture(path: str | Path, mask: NDArray[np.bool_]) -> bytes:
+    """A mask as the PNG that ``path`` is to hold: 0 and 255."""
+    return _picture(path, mask.astype(np.uint8) * np.uint8(255))
+
+
+def _write_picture(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _picture(path: str | Path, pixels: NDArray[Any]) -> bytes:
+    """H×W or H×W×3 (BGR) pixels in the format that the name ends with."""
     try:
-        done, content = cv2.imencode(path.suffix, np.ascontiguousarray(pixels))
+        done, content = cv2.imencode(os.path.splitext(path)[1], np.ascontiguousarray(pixels))
     except cv2.error:
         done = False
     if not done:
         height, width = pixels.shape[:2]
         raise PolypsegError(f"{path}: {width}×{height} pixels are too many for this format; leave it out of --save")
-    with atomic_write(path) as file:
-        file.write(content)
+    return content.tobytes()
 
 
 def _write_compact_json(path: Path, value: Any) -> None:

@@ -21,6 +21,7 @@ import polypseg
 from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import disk_error, read_json, sha256_file
+from polypseg.inference.archive.sources import is_archive
 from polypseg.inference.outputs import (
     DEFAULT_OUTPUTS,
     FRAME_SUFFIXES,
@@ -64,6 +65,11 @@ def predict(
     resume: bool = False,
     overwrite: bool = False,
     live: bool = False,
+    engine: str | None = None,
+    address: str | None = None,
+    workers: int = 0,
+    partition: int = 128,
+    memory: int = 512,
     progress: bool = True,
 ) -> int:
     """Segment images, DICOM files and videos, or what a camera sees, and write the chosen outputs.
@@ -87,6 +93,9 @@ def predict(
         overwrite: replace outputs that are there already.
         live: drop late frames and tell latency, as it is done with a camera anyway; for a video that is to be played
             like one. Without sources, the first camera is meant.
+        engine: ``local`` or ``ray`` make an archive's results of the sources, as ``predict_archive`` does, which is
+            also done where one is a manifest or a URL; None, of files, what is said above.
+        address: archives only, as ``predict_archive`` takes it; likewise ``workers``, ``partition`` and ``memory``.
         progress: show a progress bar on stderr, if that is a terminal.
 
     Returns:
@@ -98,6 +107,18 @@ def predict(
             output is there already, or was not made as ``resume`` would make it; the model cannot be used; the disk
             refuses.
     """
+    if engine is not None or any(is_archive(name) for name in sources):
+        from polypseg.inference.archive.run import predict_archive
+
+        if live or smoothing:
+            raise UsageError(f"--{'live' if live else 'smoothing'}: is for videos; an archive holds images")
+        return predict_archive(
+            sources, model=model, out=str(out), save=save, runtime=runtime, device=device, precision=precision,
+            threads=threads, tta=tta, batch_size=batch_size, engine=engine, address=address, workers=workers,
+            partition=partition, memory=memory, resume=resume, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    if address is not None or workers:
+        raise UsageError(f"--{'address' if address is not None else 'workers'}: is for --engine ray")
     out = Path(out)
     chosen = DEFAULT_OUTPUTS if save is None else tuple(save)
     overlay = save is None or "overlay" in save  # of videos

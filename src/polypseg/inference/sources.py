@@ -89,6 +89,11 @@ def gather(named: Sequence[str], out: Path) -> list[Source]:
     return sources
 
 
+def is_camera(name: str) -> bool:
+    """Whether a source is a camera's number or URL."""
+    return _camera(name) is not None
+
+
 def kind_of(path: Path) -> Kind | None:
     """What a file is: by its first bytes; where they say nothing, by its name, and its reader says what is wrong."""
     from polypseg.inference.dicom import is_dicom

@@ -1,0 +1,193 @@
+"""Ray: many workers at once, on this machine or a cluster. Ray Data hands them the partitions, and starts them anew."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.inference.archive.rows import Done
+from polypseg.inference.archive.worker import Job, Worker
+from polypseg.inference.runtimes import usable_cores
+
+log = logging.getLogger("polypseg")
+
+PATIENCE = 30  # seconds until a cluster must have answered
+ATTEMPTS = 4  # at a partition: what kills a worker so often will kill the next one too
+IN_QUEUE = 2  # partitions that a worker is given ahead
+BLOCKS = 10_000  # Ray Data's own books grow with these; more partitions share them
+OBJECTS = 80 * 2**20  # bytes: nothing but numbers of partitions passes through Ray's memory
+
+
+def run(job: Job, todo: Sequence[int], add: Callable[[Done], object], address: str | None, workers: int) -> None:
+    """Have partitions answered by workers.
+
+    Args:
+        job: what a worker needs to know.
+        todo: the partitions' numbers.
+        add: called with each one that is written, in the order in which that happens.
+        address: of a cluster; else ``RAY_ADDRESS``; without either, Ray is started here for this run.
+        workers: how many; 0 takes one a GPU, or as many as the CPUs allow.
+
+    Raises:
+        PolypsegError: Ray is not installed, the cluster does not answer or has no room for a worker, or a worker
+            cannot go on: what it said.
+    """
+    ray = import_ray()
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    with _connected(ray, address, max(1, job.threads) * workers):
+        gpus, workers = _share(ray, job, workers)
+        threads = job.threads or 1
+        log.info("ray: %d worker%s, %s each", workers, "s" * (workers > 1),
+                 "one GPU" if gpus else f"{threads} thread{'s' * (threads > 1)}")  # fmt: skip
+        data = ray.data.from_items([{"partition": number} for number in todo],
+                                   override_num_blocks=min(len(todo), BLOCKS))  # fmt: skip
+        answers = data.map_batches(
+            _Actor,
+            fn_constructor_args=({**asdict(job), "threads": threads, "device": "cuda" if gpus else job.device},),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo)), max_tasks_in_flight_per_actor=IN_QUEUE),
+            num_cpus=threads,
+            num_gpus=1 if gpus else None,
+            ray_remote_args_fn=lambda: {"max_task_retries": ATTEMPTS - 1},
+        )
+        try:
+            for answer in answers.iter_rows():
+                if answer["trouble"]:
+                    raise PolypsegError(answer["trouble"])
+                add(Done(**{name: value for name, value in answer.items() if name != "trouble"}))
+        except PolypsegError:
+            raise
+        except Exception as error:  # whatever Ray raises of a worker that it gave up
+            reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())[:300]
+            raise PolypsegError(f"--engine ray: a worker failed ({reason}); run it again with --resume") from error
+
+
+class _Actor:
+    """A worker in a process of Ray's. What goes wrong is an answer, not an exception: it needs no second attempt."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        import cv2
+
+        cv2.setNumThreads(job["threads"])
+        self._trouble = ""
+        try:
+            self._worker = Worker(Job(**job))
+        except PolypsegError as error:
+            self._trouble = str(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        (number,) = batch["partition"].tolist()
+        done = Done(number, 0, 0, 0, 0)
+        trouble = self._trouble
+        if not trouble:
+            try:
+                done = self._worker.commit(number)
+            except PolypsegError as error:
+                trouble = str(error)
+        return {name: [value] for name, value in {**asdict(done), "trouble": trouble}.items()}
+
+
+def import_ray() -> Any:
+    """The ``ray`` package with ``ray.data``, silent, and without its usage reports: nothing here phones home.
+
+    Raises:
+        PolypsegError: it is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it has to say comes as exceptions too
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; says so itself otherwise
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise PolypsegError(f"--engine ray: Ray is not installed ({error}); pip install 'polypseg[ray]'") from error
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, address: str | None, cpus: int) -> Iterator[None]:
+    """Ray, for as long as it is needed.
+
+    Args:
+        address: of a cluster; None starts Ray on this machine, for this run alone.
+        cpus: started here, it has at least so many.
+    """
+    if ray.is_initialized():  # by the program that we are called from
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
+    if address is None:
+        here = {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
+        try:
+            ray.init("local", num_cpus=max(usable_cores(), cpus), **here, **quiet)
+        except (Exception, SystemExit) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PolypsegError(f"--engine ray: Ray cannot be started on this machine ({reason})") from error
+    else:
+        _reach(address)
+        _in_time(lambda: ray.init(address, **quiet), address)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise if nothing listens at ``host:port``: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        if address != "auto":
+            raise UsageError(f"--address {address}: is none; write host:6379, or auto")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise PolypsegError(f"{address}: no Ray cluster answers there ({error.strerror or error})") from error
+
+
+def _in_time(connect: Callable[[], object], address: str) -> None:
+    """Connect, or raise when that takes too long."""
+    failed: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            connect()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        raise PolypsegError(f"{address}: no Ray cluster answers there (in {PATIENCE} s)")
+    if failed:
+        reason = " ".join(str(failed[0]).split())[:200]
+        raise PolypsegError(f"{address}: no Ray cluster answers there ({reason})") from failed[0]
+
+
+def _share(ray: Any, job: Job, workers: int) -> tuple[bool, int]:
+    """Whether workers have a GPU each, and how many there are.
+
+    Raises:
+        PolypsegError: not one finds room.
+    """
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0))
+    on_gpu = job.device.startswith("cuda") or (job.device == "auto" and job.runtime in ("auto", "torch") and gpus > 0)
+    if on_gpu and not gpus:
+        raise PolypsegError("--device cuda: the cluster has no GPU; use --device cpu")
+    room = gpus if on_gpu else int(there.get("CPU", 0)) // (job.threads or 1)
+    if not room:
+        raise PolypsegError(f"--threads {job.threads}: the cluster has {int(there.get('CPU', 0))} CPUs")
+    return on_gpu, workers or room
