@@ -62,8 +62,7 @@ class SegmentationModule(L.LightningModule):
         if size == batch["image"].shape[-1]:
             return batch
         image, mask = (
-            interpolate(batch[name], (size, size), mode="bilinear", antialias=True)
-            for name in ("image", "mask")
+            interpolate(batch[name], (size, size), mode="bilinear", antialias=True) for name in ("image", "mask")
         )
         return {**batch, "image": image, "mask": mask}
 
