@@ -321,6 +321,7 @@ export SLURM_JOB_ID=4711 SLURM_JOB_NAME=polyps SLURM_NTASKS=2 SLURM_NTASKS_PER_N
 export SLURM_NODELIST='node[1-2]' SLURM_LOCALID=0
 {tasks}
 for task in "${{tasks[@]}}"; do wait $task || status=1; done
+cat {folder}/task-0 {folder}/task-1 >&2
 exit $status
 """
 
@@ -329,8 +330,8 @@ def sbatch_script(hosts: Hosts, folder: Path, arguments: list[str]) -> Path:
     """The page's script, with our options, and the srun that it calls."""
     (script,) = blocks("sh")
     words = [shlex.join(hosts.words(n, f"exec polypseg train {arguments[n - 1]}")) for n in (1, 2)]
-    tasks = [f"SLURM_PROCID={n} SLURM_NODEID={n} {words[n]} & tasks+=($!)" for n in (0, 1)]
-    hosts.program("srun", SRUN.format(tasks="\n".join(tasks)))
+    tasks = [f"SLURM_PROCID={n} SLURM_NODEID={n} {words[n]} 2>{folder}/task-{n} & tasks+=($!)" for n in (0, 1)]
+    hosts.program("srun", SRUN.format(tasks="\n".join(tasks), folder=folder))
     file = folder / "polyps.sbatch"
     file.write_text(script)
     return file
@@ -405,7 +406,7 @@ def test_a_restarted_worker_resumes_its_own_run_alone(
         with pytest.raises(KeyboardInterrupt):
             train(recipe, [frames], out)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "getppid", lambda: 1)  # another torchrun
+        patch.setattr(os, "getppid", os.getpid)  # another torchrun
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         with pytest.raises(PolypsegError, match="holds a run already"):
             train(recipe, [frames], out)
