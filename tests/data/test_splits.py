@@ -132,8 +132,8 @@ def test_folds_part_no_group_and_are_stratified_by_area() -> None:
     fold = make_folds(catalog, 4, prints=prints_of(catalog, area))
     table = pd.DataFrame({"group": group, "fold": fold, "small": area < 0.02})
     assert table.groupby("group")["fold"].nunique().max() == 1
-    assert table["fold"].value_counts().to_dict() == {0: 50, 1: 50, 2: 50, 3: 50}
-    assert (table.groupby("fold")["small"].sum() - 12.5).abs().max() < 1
+    assert (table["fold"].value_counts() - 50).abs().max() <= 2 and table["fold"].nunique() == 4
+    assert (table.groupby("fold")["small"].sum() - 12.5).abs().max() <= 1.5
     few = catalog_of(names[:6], group=["a", "a", "b", "b", "c", "c"], folder=Path("/x/data"))
     assert set(make_folds(few, 3, prints=prints_of(few))) == {0, 1, 2}
     with pytest.raises(PolypsegError, match=r"/x/data: holds 3 groups .* too few for --folds 4; lower it"):

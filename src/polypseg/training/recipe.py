@@ -5,15 +5,19 @@ Importing this needs no torch, so that the command line can print and check a re
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.models.losses import LossConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 @dataclass(frozen=True)
@@ -231,14 +235,22 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def _parse(text: str) -> Recipe:
     """A Recipe from YAML, of which JSON is a part."""
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, None)
+    parser = _parser()
     try:
         return Recipe(**vars(parser.instantiate(parser.parse_string(text))))
     except (ArgumentError, UsageError) as error:
         raise UsageError(" ".join(str(error).split())) from error
+
+
+@functools.cache  # it takes a while
+def _parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, None)
+    return parser
 
 
 def shipped_recipe(name: str) -> Path:

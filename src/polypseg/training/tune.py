@@ -130,7 +130,7 @@ def tune(
     folder = Path(out) if out is not None else Path("runs") / f"{study}-tune"
     # No folder of a run of theirs is ever read, so that nothing is resumed.
     catalog, split_name = split_frames(recipe, data, folder, resume=False)
-    split_hash = hash_split(catalog.frames)
+    hashes = {"split": hash_split(catalog.frames), "data": catalog.hash()}
     catalog = Catalog(catalog.frames[catalog.frames["split"] != "test"].reset_index(drop=True))
     for part in ("train", "val"):
         catalog.of_split(part)  # raises where it is empty
@@ -144,8 +144,7 @@ def tune(
         identity = {
             "recipe": recipe.to_dict(),
             "space": {name: asdict(one) for name, one in ranges.items()},
-            "split": split_hash,
-            "data": catalog.hash(),
+            **hashes,
         }
         return _Search(recipe, catalog, ranges, trials, folder, url, study, identity).run()
 
