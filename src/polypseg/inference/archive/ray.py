@@ -19,6 +19,7 @@ from polypseg.inference.runtimes import usable_cores
 log = logging.getLogger("polypseg")
 
 PATIENCE = 30  # seconds until a cluster must have answered
+STARTS = 2  # of Ray on this machine, until it is given up
 ATTEMPTS = 4  # at a partition: what kills a worker so often will kill the next one too
 IN_QUEUE = 2  # partitions that a worker is given ahead
 BLOCKS = 10_000  # Ray Data's own books grow with these; more partitions share them
@@ -126,12 +127,17 @@ def _connected(ray: Any, address: str | None, cpus: int) -> Iterator[None]:
         return
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     if address is None:
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine takes longer than Ray expects
         here = {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
-        try:
-            ray.init("local", num_cpus=max(usable_cores(), cpus), **here, **quiet)
-        except (Exception, SystemExit) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PolypsegError(f"--engine ray: Ray cannot be started on this machine ({reason})") from error
+        for attempt in range(STARTS):
+            try:
+                ray.init("local", num_cpus=max(usable_cores(), cpus), **here, **quiet)
+                break
+            except (Exception, SystemExit) as error:
+                ray.shutdown()
+                if attempt == STARTS - 1:
+                    reason = " ".join(str(error).split())[:200]
+                    raise PolypsegError(f"--engine ray: Ray cannot be started on this machine ({reason})") from error
     else:
         _reach(address)
         _in_time(lambda: ray.init(address, **quiet), address)
