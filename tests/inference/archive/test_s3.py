@@ -117,7 +117,11 @@ def run(
             status = main(["predict", *map(str, arguments), *options, "--threads", "1"])
         captured = capsys.readouterr()
         told = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
-        return status, captured.out, told + captured.err.splitlines()
+        return (
+            status,
+            captured.out,
+            told + [line for line in captured.err.splitlines() if line.startswith("polypseg: ")],
+        )
 
     return call
 

@@ -19,6 +19,7 @@ from polypseg.inference.runtimes import usable_cores
 log = logging.getLogger("polypseg")
 
 PATIENCE = 30  # seconds until a cluster must have answered
+STARTS = 2  # of Ray on this machine, which gives up early where that is busy
 ATTEMPTS = 4  # at a partition: what kills a worker so often will kill the next one too
 IN_QUEUE = 2  # partitions that a worker is given ahead
 BLOCKS = 10_000  # Ray Data's own books grow with these; more partitions share them
@@ -39,7 +40,7 @@ def run(job: Job, todo: Sequence[int], add: Callable[[Done], object], address: s
         PolypsegError: Ray is not installed, the cluster does not answer or has no room for a worker, or a worker
             cannot go on: what it said.
     """
-    ray = import_ray()
+    ray = prepare(address)
     address = address or os.environ.get("RAY_ADDRESS") or None
     with _connected(ray, address, max(1, job.threads) * workers):
         gpus, workers = _share(ray, job, workers)
@@ -67,6 +68,20 @@ def run(job: Job, todo: Sequence[int], add: Callable[[Done], object], address: s
         except Exception as error:  # whatever Ray raises of a worker that it gave up
             reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())[:300]
             raise PolypsegError(f"--engine ray: a worker failed ({reason}); run it again with --resume") from error
+
+
+def prepare(address: str | None) -> Any:
+    """What can be said before anything is written: the ``ray`` package, if a cluster may be at ``address``.
+
+    Raises:
+        UsageError: the address is none.
+        PolypsegError: Ray is not installed, or nothing listens there.
+    """
+    ray = import_ray()
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _reach(address)
+    return ray
 
 
 class _Actor:
@@ -127,13 +142,16 @@ def _connected(ray: Any, address: str | None, cpus: int) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     if address is None:
         here = {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
-        try:
-            ray.init("local", num_cpus=max(usable_cores(), cpus), **here, **quiet)
-        except (Exception, SystemExit) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PolypsegError(f"--engine ray: Ray cannot be started on this machine ({reason})") from error
+        for attempt in range(STARTS):
+            try:
+                ray.init("local", num_cpus=max(usable_cores(), cpus), **here, **quiet)
+                break
+            except (Exception, SystemExit) as error:
+                ray.shutdown()
+                if attempt == STARTS - 1:
+                    reason = " ".join(str(error).split())[:200]
+                    raise PolypsegError(f"--engine ray: Ray cannot be started on this machine ({reason})") from error
     else:
-        _reach(address)
         _in_time(lambda: ray.init(address, **quiet), address)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -95,6 +95,10 @@ def predict_archive(
     _check(chosen, engine, address, workers, partition, memory, batch_size, resume, overwrite)
     if engine == "ray" and any(name.startswith("memory://") for name in (out, *sources)):
         raise UsageError("memory://: is one process's own; --engine ray has many")
+    if engine == "ray":
+        from polypseg.inference.archive.ray import prepare, run
+
+        prepare(address)
     rows.import_arrow()
     digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
     store = Store(out)
@@ -112,8 +116,6 @@ def predict_archive(
     todo = account.begin()
     with logging_redirect_tqdm(), account:
         if todo and engine == "ray":
-            from polypseg.inference.archive.ray import run
-
             run(job, todo, account.add, address, workers)
         elif todo:
             worker = Worker(job, account.tick)
