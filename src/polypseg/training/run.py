@@ -278,7 +278,7 @@ def _trainer(
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Lightning's own requeueing would go on from the middle of an epoch, which is not exact.
             plugins.append(SLURMEnvironment(auto_requeue=False))
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=devices,
             num_nodes=machines,
@@ -302,6 +302,7 @@ def _trainer(
             f"{recipe.name}: cannot be trained like this ({first_sentence(error)}); correct trainer.accelerator, "
             "devices, num_nodes or strategy"
         ) from error
+    return trainer, best
 
 
 def _loggers(recipe: Recipe, folder: Path) -> list[Any]:

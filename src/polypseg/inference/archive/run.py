@@ -102,7 +102,7 @@ def predict_archive(
     rows.import_arrow()
     digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
     store = Store(out)
-    made_with = {
+    made_with: dict[str, Any] = {
         "sources": [plain(name) for name in sources],
         "model": digest, "runtime": runtime, "device": device, "precision": precision, "tta": tta,
         "masks": "mask" in chosen, "contours": "contours" in chosen, "partition": partition,
