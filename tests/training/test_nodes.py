@@ -24,7 +24,7 @@ import pandas as pd
 import pytest
 import torch
 
-from polypseg.errors import PolypsegError
+from polypseg.errors import PolypsegError, UsageError
 from polypseg.training.callbacks import MetricsTable
 from polypseg.training.recipe import Recipe
 from polypseg.training.run import train
@@ -414,6 +414,17 @@ def test_a_restarted_worker_resumes_its_own_run_alone(
     train(recipe, [frames], out, overwrite=True)  # as the job was begun: it does not throw its own epochs away
     assert (out / "log.txt").read_text().count("epoch 1/") == 1
     assert list(table(out)["epoch"]) == list(range(EPOCHS))
+
+
+def test_fsdp_says_what_it_needs(frames: Path, small_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    settings = {"accelerator": "cpu", "devices": 2, "strategy": "fsdp"}
+    with pytest.raises(PolypsegError, match="requires a GPU accelerator") as caught:
+        train(small_recipe(trainer=settings), [frames], tmp_path / "run")
+    assert str(caught.value).removeprefix("small: ") in PAGE.read_text(encoding="utf-8")
+    for setting in ({"ema_decay": 0.9}, {"gradient_clip": 1.0}):
+        with pytest.raises(UsageError, match=r"fsdp goes neither with optimizer\.ema_decay nor"):
+            train(small_recipe(trainer=settings, optimizer=setting), [frames], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_fewer_batches_than_processes_are_told(frames: Path, small_recipe: Callable[..., Any]) -> None:

@@ -66,11 +66,15 @@ def together() -> Iterator[None]:
         yield
     except PolypsegError as error:
         failure = error
-    for rank, (host, message) in enumerate(_gather((socket.gethostname(), failure and str(failure)))):
-        if message is not None and failure is None:
-            raise PolypsegError(f"stopped, because process {rank} on {host} cannot start: {message}")
+    try:
+        answers = _gather((socket.gethostname(), failure and str(failure)))
+    except PolypsegError as lost:
+        raise failure or lost from lost.__cause__
     if failure is not None:
         raise failure
+    for rank, (host, message) in enumerate(answers):
+        if message is not None:
+            raise PolypsegError(f"stopped, because process {rank} on {host} cannot start: {message}")
 
 
 def from_first(value: T) -> T:
