@@ -432,6 +432,29 @@ def test_an_ensemble_holds_its_members_whole(tmp_path: Path) -> None:
     )
     for seed, one in enumerate(loaded.members, 1):
         assert all(torch.equal(one.weights()[key], value) for key, value in state(seed).items())
+    # what decides no answer may be added to a member, as an export of it is
+    loaded.members[1].update(speed={"rows": []})
+    again = ModelBundle.load(tmp_path / "elsewhere")
+    assert again.hash == saved.hash and again.members[1].metadata["speed"] == {"rows": []}
+
+
+def test_a_shipped_ensemble_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from polypseg import bundle as bundle_module
+    from polypseg import zoo
+
+    join(tmp_path).folder.rename(tmp_path / "several")
+    monkeypatch.setattr(bundle_module, "ZOO", tmp_path)
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    monkeypatch.setattr(zoo, "shipped_names", lambda: ["several"])
+    (model,) = zoo.shipped()
+    assert model.bytes > sum(one.stat().st_size for one in tmp_path.glob("several/*/model.safetensors"))
+    assert "3 × Unet mobilenet_v2 at 96×64; torch" in zoo.table([model])
+    for one in (model.bundle, *model.bundle.members):
+        with pytest.raises(PolypsegError, match="is a published model"):
+            one.update(threshold=0.1)
+    flip(tmp_path / "several" / "fold-1" / "model.safetensors")
+    with pytest.raises(PolypsegError, match=r"fold-1/model\.safetensors: is not the file .* reinstall it"):
+        zoo.shipped()
 
 
 def test_an_ensembles_hash_is_of_all_that_decides_its_answer(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Path
 
 @pytest.fixture(scope="module")
 def recipe(small_recipe: Callable[..., Any]) -> Any:
-    return small_recipe(threshold=None, split="grouped", trainer=STRICT, optimizer={"learning_rate": 3e-3})
+    return small_recipe(
+        threshold=None, split="grouped", trainer=STRICT, optimizer={"learning_rate": 5e-3}, frames={"batch_size": 3}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_each_frame_is_validated_once_and_no_group_is_parted(finished: Path, dat
         config = yaml.safe_load((finished / f"fold-{number}" / "config.yaml").read_text())
         assert config["trainer"]["seed"] == recipe.trainer.seed + number - 1
     counts = whole["fold"].value_counts().drop("")
-    assert len(counts) == FOLDS and counts.max() - counts.min() <= 2
+    assert len(counts) == FOLDS and counts.min() >= 11
 
 
 def test_the_ensemble_is_chosen_out_of_fold(finished: Path, data: Path) -> None:

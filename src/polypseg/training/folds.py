@@ -101,6 +101,8 @@ def train_folds(
     names = [f"fold-{number}" for number in range(1, folds + 1)]
     with logging_to(folder / "log.txt" if first_process else None):
         complete = [name for name in names if (folder / name / PICTURES).is_file()]
+        if first_process and complete != names:
+            (folder / TABLE).unlink(missing_ok=True)  # of an ensemble that will be made again
         for number, name in enumerate(names, 1):
             if name in complete:
                 log.info("fold %d of %d is complete", number, folds)

@@ -243,6 +243,8 @@ class _Search:
                     study.optimize(self._trial, n_trials=1, catch=(PolypsegError,))
                 finally:
                     self._write(study)
+            found = self._write(study)
+            running = sum(one.state.name == "RUNNING" for one in study.get_trials(deepcopy=False))
         except _HopelessError as error:
             raise PolypsegError(str(error)) from error
         except (StorageInternalError, SQLAlchemyError) as error:
@@ -250,13 +252,12 @@ class _Search:
             raise PolypsegError(
                 f"{self._shown()}: the study's database fails ({reason}); mend it and give the same command"
             ) from error
-        running = sum(one.state.name == "RUNNING" for one in study.get_trials(deepcopy=False))
         if running:
             log.info(
                 "%d trials are running in other processes; if one was killed, the same command begins it anew after "
                 "%d s", running, SILENT_S,
             )  # fmt: skip
-        if not (self.folder / BEST).is_file():
+        if not found:
             raise PolypsegError(f"{self.folder / TABLE}: no trial is complete; see there, and raise --trials")
         return self.folder / BEST
 
@@ -352,8 +353,8 @@ class _Search:
         log.info("trial %d: validation Dice %.4f", trial.number, found)
         return found
 
-    def _write(self, study: optuna.Study) -> None:
-        """Write ``trials.csv``, and the best trial so far as ``best.yaml``."""
+    def _write(self, study: optuna.Study) -> bool:
+        """Write ``trials.csv``, and the best trial so far as ``best.yaml``; False where none is complete."""
         from optuna.trial import TrialState
 
         trials = study.get_trials(deepcopy=False)
@@ -370,12 +371,13 @@ class _Search:
                     ]
                 )  # fmt: skip
         if not any(one.state == TrialState.COMPLETE for one in trials):
-            return
+            return False
         best_trial = study.best_trial
         recipe = with_values(self.recipe, best_trial.params)
         with atomic_write(self.folder / BEST, "w") as file:
             file.write(f"# Trial {best_trial.number} of study {self.name}: validation Dice {best_trial.value:.4f}.\n")
             yaml.safe_dump(recipe.to_dict(), file, sort_keys=False)
+        return True
 
 
 class _HopelessError(Exception):
