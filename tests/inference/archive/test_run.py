@@ -203,6 +203,8 @@ def test_another_run_in_the_same_place_is_refused(
         answer(*frames[:3], **{"out": out, "engine": "local", "partition": 2, **change})
     with pytest.raises(PolypsegError, match="another sources"):
         answer(*frames[:4], out=out, engine="local", partition=2, resume=True)
+    with pytest.raises(PolypsegError, match="is missing"):
+        answer(tmp_path / "gone", out=out, engine="local", overwrite=True)
     assert content(out) == before
     assert answer(frames[5], out=out, engine="local", overwrite=True) == 0
     assert {name.partition("/")[0] for name in content(out)} == {

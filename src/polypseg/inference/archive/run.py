@@ -107,6 +107,8 @@ def predict_archive(
         "model": digest, "runtime": runtime, "device": device, "precision": precision, "tta": tta,
         "masks": "mask" in chosen, "contours": "contours" in chosen, "partition": partition,
     }  # fmt: skip
+    if overwrite:  # nothing is removed for sources that are not there
+        next(iter(Listing(sources, store.root)))
     record = _earlier(store, made_with, resume, overwrite) or _begin(store, sources, made_with)
     job = Job(
         store.root, record["plan"], digest, tuple(_from_anywhere(one) for one in model), runtime, device, precision,
