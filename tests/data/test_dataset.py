@@ -105,7 +105,9 @@ def test_each_frame_is_decoded_once(
 ) -> None:
     decoded: list[str] = []
     decode = catalog_module._decode
-    monkeypatch.setattr(catalog_module, "_decode", lambda path, mode: decoded.append(str(path)) or decode(path, mode))
+    monkeypatch.setattr(
+        catalog_module, "_decode", lambda path, *others: decoded.append(str(path)) or decode(path, *others)
+    )
     cache = FrameCache(frames, SMALL, kind, folder=tmp_path / "cache", progress=False)  # type: ignore[arg-type]
     for _ in range(3):
         for index in range(6):

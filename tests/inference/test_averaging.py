@@ -88,7 +88,8 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     # what is scored at the network's size is the mean too, not the first network
     catalog = read_all([phantom_folder])
     truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]
-    maps = [both.probability(catalog.frame(index)) for index in range(len(catalog))]
+    resize = both.preprocessing.resize_frame
+    maps = [both.probability(resize(catalog.frame(index))) for index in range(len(catalog))]
     by_hand = np.mean([dice(one > 0.5, mask) for one, mask in zip(maps, truth, strict=True)])
     assert at_network_size(both, catalog, LossConfig())["dice_network_size"] == pytest.approx(by_hand, abs=1e-6)
     assert at_network_size(listed, catalog, LossConfig()) == at_network_size(both, catalog, LossConfig())

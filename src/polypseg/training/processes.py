@@ -46,7 +46,7 @@ def join(trainer: L.Trainer) -> None:
         PolypsegError: they do not find each other.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if environment is None or trainer.world_size == 1 or not environment.creates_processes_externally:
+    if environment is None or trainer.world_size == 1 or launched() is None:
         return
     try:
         environment.validate_settings(trainer.num_devices, trainer.num_nodes)

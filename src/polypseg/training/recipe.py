@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -273,15 +273,17 @@ _MAY_DIFFER = {
 }  # fmt: skip
 
 
-def first_difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
+def first_difference(
+    before: dict[str, Any], now: dict[str, Any], prefix: str = "", may_differ: Collection[str] = _MAY_DIFFER
+) -> str | None:
     """The first setting, as ``frames.size: 256 then, 352 now``, in which two recipes would train differently."""
     for key in {**before, **now}:
         name = f"{prefix}{key}"
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found = first_difference(old, new, f"{name}.")
+            found = first_difference(old, new, f"{name}.", may_differ)
             if found:
                 return found
-        elif old != new and name not in _MAY_DIFFER:
+        elif old != new and name not in may_differ:
             return f"{name}: {old} then, {new} now"
     return None

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -279,10 +280,17 @@ class _Search:
         # Another process that writes at this moment is waited for.
         arguments = {"connect_args": {"timeout": 100}} if self.url.startswith("sqlite") else {"pool_pre_ping": True}
         try:
-            storage = RDBStorage(
-                self.url, arguments, heartbeat_interval=max(1, SILENT_S // 6), grace_period=SILENT_S,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )  # fmt: skip
+            for left in reversed(range(4)):
+                try:
+                    storage = RDBStorage(
+                        self.url, arguments, heartbeat_interval=max(1, SILENT_S // 6), grace_period=SILENT_S,
+                        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                    )  # fmt: skip
+                    break
+                except SQLAlchemyError:  # of two processes that make the tables at once, one fails
+                    if not left:
+                        raise
+                    time.sleep(1)
             study = optuna.create_study(
                 storage=storage, study_name=self.name, direction="maximize", load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(FEWEST, max(1, self.recipe.trainer.epochs // 5)),
@@ -299,7 +307,8 @@ class _Search:
         if before is None:
             raise PolypsegError(f"{shown}: its study {self.name} is none of polypseg tune; give another --study")
         parts = [{part: value for part, value in one.items() if part != "recipe"} for one in (before, self.identity)]
-        difference = first_difference(before["recipe"], self.identity["recipe"]) or first_difference(parts[0], parts[1])
+        difference = first_difference(before["recipe"], self.identity["recipe"])
+        difference = difference or first_difference(parts[0], parts[1], may_differ=())
         if difference:
             raise PolypsegError(
                 f"{shown}: its study {self.name} differs in {difference}; give what it was begun with, or another "

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -47,6 +48,8 @@ def run(job: Job, todo: Sequence[int], add: Callable[[Done], object], address: s
         threads = job.threads or 1
         log.info("ray: %d worker%s, %s each", workers, "s" * (workers > 1),
                  "one GPU" if gpus else f"{threads} thread{'s' * (threads > 1)}")  # fmt: skip
+        # There is no other way to say max_task_retries.
+        warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
         data = ray.data.from_items([{"partition": number} for number in todo],
                                    override_num_blocks=min(len(todo), BLOCKS))  # fmt: skip
         answers = data.map_batches(
@@ -56,7 +59,7 @@ def run(job: Job, todo: Sequence[int], add: Callable[[Done], object], address: s
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo)), max_tasks_in_flight_per_actor=IN_QUEUE),
             num_cpus=threads,
             num_gpus=1 if gpus else None,
-            ray_remote_args_fn=lambda: {"max_task_retries": ATTEMPTS - 1},
+            max_task_retries=ATTEMPTS - 1,
         )
         try:
             for answer in answers.iter_rows():
