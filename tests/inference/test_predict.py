@@ -20,38 +20,26 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import polypseg
-from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+from polypseg.bundle import ModelBundle
 from polypseg.catalog import read_frame, read_mask
 from polypseg.cli import main
 from polypseg.data import phantom
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.outputs import OUTPUTS
 from polypseg.inference.predict import predict
-from polypseg.models.network import build
 
-SMALL = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
 FRAMES = 6
 Run = Callable[..., tuple[int, str, list[str]]]
 EXACT: dict[str, Any] = {"runtime": "torch", "device": "cpu", "precision": "fp32", "progress": False}
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+@pytest.fixture
+def bundle(untrained: ModelBundle) -> ModelBundle:
     """An untrained network that finds something of every shape in most frames."""
-    torch.manual_seed(0)
-    network = build(SMALL)
-    with torch.no_grad():
-        for _ in range(5):
-            network.train()(torch.randn(4, 3, 64, 64))
-    preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return ModelBundle.save(
-        tmp_path_factory.mktemp("model") / "bundle", network.state_dict(), name="untrained", architecture=SMALL,
-        preprocessing=preprocessing, threshold=0.565,
-    )  # fmt: skip
+    return untrained
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.scoring import POSTPROCESSINGS, THRESHOLDS
 from polypseg.metrics.overlap import dice
 from polypseg.metrics.statistics import compare
-from polypseg.training.callbacks import MetricsTable
 from polypseg.training.folds import train_folds
 from polypseg.training.run import train
 
@@ -169,20 +168,10 @@ def test_an_ensemble_is_evaluated_carded_and_predicts_like_a_single_network(
 
 
 def test_interrupted_in_a_fold_it_goes_on_there_and_ends_alike(
-    finished: Path, data: Path, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, data: Path, recipe: Any, tmp_path: Path, interrupted: Callable[..., None]
 ) -> None:
-    start = MetricsTable.on_train_epoch_start
-
-    def interrupt(self: MetricsTable, trainer: Any, module: Any) -> None:
-        start(self, trainer, module)
-        if self.path.parent.name == "fold-2" and trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsTable, "on_train_epoch_start", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train_folds(recipe, [data], FOLDS, out)
+    interrupted(1, lambda: train_folds(recipe, [data], FOLDS, out), of="fold-2")
     assert not (out / "bundle").exists() and not (out / "fold-3").exists()
     first = (out / "fold-1" / "metrics.csv").stat().st_mtime_ns
     assert len(pd.read_csv(out / "fold-2" / "metrics.csv")) == 1

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from polypseg.errors import UsageError
-from polypseg.training.callbacks import MetricsTable
 from polypseg.training.module import SegmentationModule
 from polypseg.training.run import train
 
@@ -54,11 +53,15 @@ def test_a_first_size_that_cannot_be(first_size: int, small_recipe: Callable[...
 
 @pytest.mark.slow
 def test_a_run_sees_these_sizes_and_goes_on_with_them(
-    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    phantom_folder: Path,
+    small_recipe: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[..., None],
 ) -> None:
     recipe = small_recipe(**GROWING)
     seen: list[tuple[bool, int, int]] = []
-    forward, start = SegmentationModule.forward, MetricsTable.on_train_epoch_start
+    forward = SegmentationModule.forward
 
     def watch(self: SegmentationModule, image: torch.Tensor) -> torch.Tensor:
         seen.append((self.training, self.current_epoch, image.shape[-1]))
@@ -66,21 +69,13 @@ def test_a_run_sees_these_sizes_and_goes_on_with_them(
         assert logits.shape[-2:] == image.shape[-2:] == (image.shape[-1],) * 2
         return logits
 
-    def interrupt(self: MetricsTable, trainer: Any, module: Any) -> None:
-        start(self, trainer, module)
-        if trainer.current_epoch == 3:
-            raise KeyboardInterrupt
-
     monkeypatch.setattr(SegmentationModule, "forward", watch)
     whole = train(recipe, [phantom_folder], tmp_path / "whole")
     expected = {(True, epoch, recipe.training_size(epoch)) for epoch in range(4)}
     assert {size for _, _, size in expected} == {32, 64, 96}
     assert set(seen) == expected | {(False, epoch, 96) for epoch in range(4)}
 
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsTable, "on_train_epoch_start", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, [phantom_folder], tmp_path / "parts")
+    interrupted(3, lambda: train(recipe, [phantom_folder], tmp_path / "parts"))
     seen.clear()
     parts = train(recipe, [phantom_folder], tmp_path / "parts", resume=True)
     assert set(seen) == {(True, 3, 96), (False, 3, 96)}

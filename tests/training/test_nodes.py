@@ -25,7 +25,6 @@ import pytest
 import torch
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.training.callbacks import MetricsTable
 from polypseg.training.recipe import Recipe
 from polypseg.training.run import train
 
@@ -297,19 +296,10 @@ def test_two_processes_are_resumed_by_one(killed: Any, frames: Path, recipe: Rec
 
 
 def test_one_process_is_resumed_by_two(
-    hosts: Hosts, frames: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hosts: Hosts, frames: Path, recipe: Recipe, tmp_path: Path, interrupted: Callable[..., None]
 ) -> None:
-    start, out = MetricsTable.on_train_epoch_start, tmp_path / "run"
-
-    def interrupt(self: MetricsTable, trainer: Any, module: Any) -> None:
-        start(self, trainer, module)
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsTable, "on_train_epoch_start", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, [frames], out)
+    out = tmp_path / "run"
+    interrupted(2, lambda: train(recipe, [frames], out))
     finish([hosts.start(n, f"{launchers('--node-rank')[n - 1]} {options(out, frames, '--resume')}") for n in (1, 2)])
     assert_goes_on(out, recipe, 2, 1, 2)
 
@@ -385,7 +375,7 @@ def test_the_script_asks_for_another_turn_when_its_time_is_nearly_up(tmp_path: P
 
 
 def test_a_restarted_worker_resumes_its_own_run_alone(
-    frames: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    frames: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Callable[..., None]
 ) -> None:
     """Not one that it was told of and refused, although torchrun starts it again after that."""
     environment = {
@@ -394,17 +384,8 @@ def test_a_restarted_worker_resumes_its_own_run_alone(
     }  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    save, out = MetricsTable.on_train_epoch_start, tmp_path / "run"
-
-    def interrupt(self: MetricsTable, trainer: Any, module: Any) -> None:
-        save(self, trainer, module)
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsTable, "on_train_epoch_start", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, [frames], out)
+    out = tmp_path / "run"
+    interrupted(1, lambda: train(recipe, [frames], out))
     with monkeypatch.context() as patch:
         patch.setattr(os, "getppid", os.getpid)  # another torchrun
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")

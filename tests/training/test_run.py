@@ -25,7 +25,7 @@ from polypseg.data import read
 from polypseg.data.splits import hash_split, read_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.metrics.overlap import dice
-from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
+from polypseg.training.callbacks import AtomicCheckpointIO
 from polypseg.training.recipe import first_difference
 from polypseg.training.run import train
 
@@ -127,7 +127,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path,
     phantom_folder: Path,
     small_recipe: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[..., None],
 ) -> None:
     recipe = small_recipe(
         trainer=STRICT,
@@ -136,17 +136,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
         frames={"workers": 1},
     )
     whole = train(recipe, [phantom_folder], tmp_path / "whole")
-    start = MetricsTable.on_train_epoch_start
-
-    def interrupt(self: MetricsTable, trainer: Any, module: Any) -> None:
-        start(self, trainer, module)
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsTable, "on_train_epoch_start", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, [phantom_folder], tmp_path / "parts")
+    interrupted(2, lambda: train(recipe, [phantom_folder], tmp_path / "parts"))
     assert len(pd.read_csv(tmp_path / "parts" / "metrics.csv")) == 2
     assert not (tmp_path / "parts" / "bundle").exists()
     assert_same_run(whole, train(recipe, [phantom_folder], tmp_path / "parts", resume=True))

@@ -13,35 +13,38 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from polypseg.bundle import ModelBundle, Postprocessing
 from polypseg.catalog import Catalog
 from polypseg.data.splits import COLUMNS, hash_split, make_folds
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import DEFINITIONS, choose_postprocessing, choose_threshold, score, score_masks
-from polypseg.files import atomic_write, commit, write_json
+from polypseg.evaluation.scoring import DEFINITIONS, score, score_masks
+from polypseg.files import atomic_write, commit
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Interval, bootstrap_interval, compare
 from polypseg.segmentation import Segmentation
+from polypseg.training.processes import is_first
 from polypseg.training.recipe import Recipe
 from polypseg.training.run import (
     CONFIG,
     LICENCE,
     PICTURES,
     check_folder,
+    choose,
     draw_examples,
     logging_to,
     split_frames,
+    tell,
     train,
     trainer_device,
+    write_scores,
     write_yaml,
 )
 
@@ -89,7 +92,7 @@ def train_folds(
         raise UsageError(f"--folds {folds}: must be 2 or more")
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress
-    first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    first_process = is_first()
     started = time.monotonic()
     settings = {**recipe.to_dict(), "folds": folds}
     if first_process:
@@ -212,19 +215,10 @@ def _join(
         scores = score(segmenter, test, recipe.loss, progress)
         metrics["test"] = scores.summary
         tables.append(scores.per_image.assign(split="test", fold=""))
-        values = "  ".join(f"{name} {value:.4f}" for name, value in scores.summary.items() if name != "n")
-        log.info("ensemble, test (n = %d): %s", scores.summary["n"], values)
+        tell("ensemble, test", scores)
         draw_examples(segmenter, test, folder / PICTURES, f"{ensemble.name}, test split")
     definitions = {name: text for name, text in DEFINITIONS.items() if any(name in one for one in metrics.values())}
-    provenance = {
-        "bundle_hash": ensemble.hash, "split": ensemble.metadata["split"], "data": ensemble.metadata["data"],
-        "threshold": ensemble.threshold, "commit": commit(), "device": trainer_device(),
-        "precision": segmenter.precision,
-    }  # fmt: skip
-    write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
-    ensemble.update(metrics=metrics, metric_definitions=definitions)
-    with atomic_write(folder / "per_image.csv", "w") as file:
-        pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
+    write_scores(folder, segmenter, metrics, definitions, tables)
     rows = _rows(catalog, {name: _per_image(folder / name / "per_image.csv") for name in bundles}, tables)
     with atomic_write(folder / TABLE, "w") as file:
         table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"val_n": "Int64", "test_n": "Int64"})
@@ -249,20 +243,7 @@ def _choose(
     if recipe.threshold is not None:
         return {"threshold": recipe.threshold, "threshold_split": None}
     answers = _OutOfFold(_segmenters(bundles), counts)
-    threshold, tried = choose_threshold(answers, pooled, progress)
-    log.info("threshold %.2f, chosen out of fold (Dice %.4f there)", threshold, tried[f"{threshold:.2f}"])
-    postprocessing, processed = choose_postprocessing(answers, pooled, threshold, progress)
-    log.info(
-        "post-processing, chosen there: smallest region %g of the frame, holes %s",
-        postprocessing.min_area, "filled" if postprocessing.fill_holes else "kept",
-    )  # fmt: skip
-    return {
-        "threshold": threshold,
-        "threshold_split": "out-of-fold frames",
-        "threshold_choice": tried,
-        "postprocessing": asdict(postprocessing),
-        "postprocessing_choice": processed,
-    }
+    return {"threshold_split": "out-of-fold frames", **choose(answers, pooled, "out of fold", progress)}
 
 
 def _per_image(path: Path) -> pd.DataFrame:

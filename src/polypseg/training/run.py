@@ -34,7 +34,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import DEFINITIONS, Scores, choose_postprocessing, choose_threshold, score
+from polypseg.evaluation.scoring import DEFINITIONS, Answers, Scores, choose_postprocessing, choose_threshold, score
 from polypseg.files import atomic_write, commit, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
@@ -378,42 +378,80 @@ def trainer_device() -> str:
 def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: bool) -> ModelBundle:
     if recipe.threshold is not None:
         return bundle
-    segmenter, val = Segmenter(bundle), catalog.of_split("val")
-    threshold, tried = choose_threshold(segmenter, val, progress)
-    log.info("threshold %.2f, chosen on validation (Dice %.4f there)", threshold, tried[f"{threshold:.2f}"])
-    postprocessing, processed = choose_postprocessing(segmenter, val, threshold, progress)
+    return bundle.update(**choose(Segmenter(bundle), catalog.of_split("val"), "on validation", progress))
+
+
+def choose(answers: Answers, frames: Catalog, where: str, progress: bool) -> dict[str, Any]:
+    """Choose threshold and post-processing on frames, and tell of it.
+
+    Args:
+        answers: what answers the frames.
+        frames: with their masks.
+        where: what frames they are, for people, as "on validation".
+        progress: show progress bars.
+
+    Returns:
+        What was chosen and how each choice did, as entries of ``metadata.json``.
+    """
+    threshold, tried = choose_threshold(answers, frames, progress)
+    log.info("threshold %.2f, chosen %s (Dice %.4f there)", threshold, where, tried[f"{threshold:.2f}"])
+    postprocessing, processed = choose_postprocessing(answers, frames, threshold, progress)
     log.info(
         "post-processing, chosen there: smallest region %g of the frame, holes %s",
         postprocessing.min_area, "filled" if postprocessing.fill_holes else "kept",
     )  # fmt: skip
-    return bundle.update(
-        threshold=threshold,
-        threshold_choice=tried,
-        postprocessing=asdict(postprocessing),
-        postprocessing_choice=processed,
-    )
+    return {
+        "threshold": threshold,
+        "threshold_choice": tried,
+        "postprocessing": asdict(postprocessing),
+        "postprocessing_choice": processed,
+    }
 
 
 def _test(segmenter: Segmenter, recipe: Recipe, catalog: Catalog, folder: Path, progress: bool) -> None:
-    bundle = segmenter.bundle
     results: dict[str, Scores] = {}
     for split in ("val", "test"):
         if split not in set(catalog.frames["split"]):
             continue
         results[split] = score(segmenter, catalog.of_split(split), recipe.loss, progress)
-        values = "  ".join(f"{name} {value:.4f}" for name, value in results[split].summary.items() if name != "n")
-        log.info("%s (n = %d): %s", split, results[split].summary["n"], values)
+        tell(split, results[split])
     metrics = {split: result.summary for split, result in results.items()}
+    tables = [result.per_image.assign(split=split) for split, result in results.items()]
+    write_scores(folder, segmenter, metrics, DEFINITIONS, tables)
+
+
+def tell(what: str, scores: Scores) -> None:
+    """Log the summary of some frames' scores."""
+    values = "  ".join(f"{name} {value:.4f}" for name, value in scores.summary.items() if name != "n")
+    log.info("%s (n = %d): %s", what, scores.summary["n"], values)
+
+
+def write_scores(
+    folder: Path,
+    segmenter: Segmenter,
+    metrics: dict[str, Any],
+    definitions: dict[str, str],
+    tables: Sequence[pd.DataFrame],
+) -> None:
+    """Write ``test.json`` and ``per_image.csv``, and the metrics into the bundle.
+
+    Args:
+        folder: of the run.
+        segmenter: what was scored.
+        metrics: by the part of the frames, each by its name.
+        definitions: of the metrics, by name.
+        tables: a row a frame, of each part.
+    """
+    bundle = segmenter.bundle
     provenance = {
         "bundle_hash": bundle.hash, "split": bundle.metadata["split"], "data": bundle.metadata["data"],
         "threshold": bundle.threshold, "commit": commit(), "device": trainer_device(),
         "precision": segmenter.precision,
     }  # fmt: skip
-    write_json(folder / "test.json", {"metrics": metrics, "definitions": DEFINITIONS, "provenance": provenance})
-    tables = [result.per_image.assign(split=split) for split, result in results.items()]
+    write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
     with atomic_write(folder / "per_image.csv", "w") as file:
         pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
-    bundle.update(metrics=metrics, metric_definitions=DEFINITIONS)
+    bundle.update(metrics=metrics, metric_definitions=definitions)
 
 
 def _pictures(segmenter: Segmenter, catalog: Catalog, folder: Path) -> None:

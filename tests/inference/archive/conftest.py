@@ -11,32 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import polypseg
-from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+from polypseg.bundle import ModelBundle
 from polypseg.catalog import read_frame, read_mask
-from polypseg.models.network import build
 
 EXACT = ("--runtime", "torch", "--device", "cpu", "--precision", "fp32", "--threads", "1")
 PREDICT = "import sys; from polypseg.cli import main; sys.exit(main())"
-
-
-@pytest.fixture(scope="session")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
-    """An untrained network that finds something of every shape in most frames."""
-    torch.manual_seed(0)
-    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
-    network = build(architecture)
-    with torch.no_grad():
-        for _ in range(5):
-            network.train()(torch.randn(4, 3, 64, 64))
-    preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return ModelBundle.save(
-        tmp_path_factory.mktemp("model") / "bundle", network.state_dict(), name="untrained",
-        architecture=architecture, preprocessing=preprocessing, threshold=0.565,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
