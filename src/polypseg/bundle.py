@@ -175,7 +175,8 @@ class Postprocessing:
             _, labels, stats, _ = cv2.connectedComponentsWithStats(regions, connectivity=8)
             kept = stats[:, cv2.CC_STAT_AREA] >= self.min_area * mask.size
             kept[0] = False  # the background
-            regions = kept[labels].view(np.uint8)
+            if not kept[1:].all():
+                regions = kept[labels].view(np.uint8)
         result = np.zeros_like(mask)
         result[part] = regions.view(np.bool_)
         return result

@@ -153,10 +153,11 @@ def _decode(path: str | Path, mode: str, content: bytes | None = None) -> Image.
             if isinstance(image, TiffImageFile):
                 image.filename = ""  # else Pillow 13 maps the file into memory, and mangles one that EXIF turns
             image.load()
-            image = ImageOps.exif_transpose(image)
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-            return image.convert(mode)
+            return image if image.mode == mode else image.convert(mode)
         except Exception as error:  # as in open_image
             raise PolypsegError(_damage(path, error)) from error
 

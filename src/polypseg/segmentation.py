@@ -79,7 +79,7 @@ class Segmentation:
                 Polyp(
                     box=(x, y, x + width, y + height),
                     area=area,
-                    confidence=float(probability[window][region].mean()),
+                    confidence=cv2.mean(probability[window], region.view(np.uint8))[0],
                     contour=max(contours, key=len).reshape(-1, 2).astype(np.int32),
                 )
             )

@@ -1,4 +1,4 @@
-"""Frames that wait are computed together, none waits for others, and each gets its own answer."""
+"""Frames that wait are computed together or side by side, and each gets its own answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Gated:
 
     preprocessing = SimpleNamespace(height=2, width=2)
 
-    def __init__(self) -> None:
+    def __init__(self, side_by_side: bool = False) -> None:
+        self.side_by_side = side_by_side
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -83,8 +84,40 @@ def test_frames_that_wait_are_computed_together_and_none_is_mixed_up() -> None:
             first, others = await behind_one(gated, engine, range(2, 12))
             gated.gate.set()
             assert [int(found[0, 0]) for found in await asyncio.gather(first, *others)] == list(range(1, 12))
-            assert gated.together == [1, 4]  # those that came meanwhile follow in the same go
+            assert gated.together == [1, 4, 4, 2]
             assert gated.computed == list(range(1, 12))
+
+    asyncio.run(run())
+
+
+def test_side_by_side_none_waits_for_another_to_end_and_none_is_mixed_up() -> None:
+    async def run() -> None:
+        gated = Gated(side_by_side=True)
+        async with started(gated, batch_size=4) as engine:
+            first, others = await behind_one(gated, engine, range(2, 12))
+            for _ in range(200):  # four are taken up while the first one is not done
+                if len(gated.together) == 4:
+                    break
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert gated.together == [1, 2, 2, 2]  # by the way for many, and no more than four
+            gated.gate.set()
+            assert [int(found[0, 0]) for found in await asyncio.gather(first, *others)] == list(range(1, 12))
+            assert sorted(gated.computed) == list(range(1, 12))
+
+    asyncio.run(run())
+
+
+def test_side_by_side_a_failure_concerns_one_frame_only() -> None:
+    async def run() -> None:
+        gated = Gated(side_by_side=True)
+        async with started(gated, batch_size=2) as engine:
+            first, others = await behind_one(gated, engine, (255, 3, 4))
+            gated.gate.set()
+            found = await asyncio.gather(first, *others, return_exceptions=True)
+            assert isinstance(found[1], RuntimeError)
+            assert [int(one[0, 0]) for one in (found[0], *found[2:])] == [1, 3, 4]
+            assert engine.alive
 
     asyncio.run(run())
 

@@ -1,4 +1,4 @@
-"""Frames that grow over the epochs of training (``frames.first_size``)."""
+"""Frames that grow over the epochs of training (``frames.first_size``, ``frames.last_size``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polypseg.training.module import SegmentationModule
 from polypseg.training.run import train
 
 GROWING = {
-    "frames": {"size": 96, "first_size": 32},
+    "frames": {"size": 128, "first_size": 32, "last_size": 96},
     "trainer": {"epochs": 4, "precision": "32-true", "threads": 1},
 }
 
@@ -38,6 +38,26 @@ def test_sizes_grow_by_32_and_end_at_the_last_quarter(small_recipe: Callable[...
                 assert max(counts) - min(counts) <= 1
 
 
+def test_sizes_end_at_a_last_size_below_the_networks(small_recipe: Callable[..., Any]) -> None:
+    made = small_recipe(frames={"size": 352, "first_size": 64, "last_size": 128}, trainer={"epochs": 8})
+    assert sizes(made) == [64, 64, 64, 96, 96, 96, 128, 128]
+    assert set(sizes(small_recipe(frames={"size": 352, "last_size": 128}, trainer={"epochs": 8}))) == {128}
+
+
+@pytest.mark.parametrize(
+    ("frames", "wrong"),
+    [
+        ({"size": 96, "last_size": 128}, r"frames\.last_size 128 is not a multiple of 32 up to frames\.size"),
+        ({"size": 96, "last_size": 50}, r"frames\.last_size 50 is not a multiple of 32 up to frames\.size"),
+        ({"size": 96, "last_size": 0}, r"frames\.last_size 0 is not a multiple of 32 up to frames\.size"),
+        ({"size": 96, "first_size": 96, "last_size": 64}, r"first_size 96 .* up to frames\.last_size"),
+    ],
+)
+def test_a_last_size_that_cannot_be(frames: dict[str, int], wrong: str, small_recipe: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        small_recipe(frames=frames)
+
+
 def test_without_a_first_size_all_epochs_are_alike(small_recipe: Callable[..., Any]) -> None:
     for frames in ({"size": 96}, {"size": 96, "first_size": 96}):
         assert set(sizes(small_recipe(frames=frames, trainer={"epochs": 9}))) == {96}
@@ -46,7 +66,7 @@ def test_without_a_first_size_all_epochs_are_alike(small_recipe: Callable[..., A
 @pytest.mark.parametrize("first_size", [48, 33, 128, 0, -32])
 def test_a_first_size_that_cannot_be(first_size: int, small_recipe: Callable[..., Any]) -> None:
     with pytest.raises(
-        UsageError, match=rf"frames\.first_size {first_size} is not a multiple of 32 up to frames\.size"
+        UsageError, match=rf"frames\.first_size {first_size} is not a multiple of 32 up to frames\.last_size"
     ):
         small_recipe(frames={"size": 96, "first_size": first_size})
 
@@ -73,12 +93,12 @@ def test_a_run_sees_these_sizes_and_goes_on_with_them(
     whole = train(recipe, [phantom_folder], tmp_path / "whole")
     expected = {(True, epoch, recipe.training_size(epoch)) for epoch in range(4)}
     assert {size for _, _, size in expected} == {32, 64, 96}
-    assert set(seen) == expected | {(False, epoch, 96) for epoch in range(4)}
+    assert set(seen) == expected | {(False, epoch, 128) for epoch in range(4)}
 
     interrupted(3, lambda: train(recipe, [phantom_folder], tmp_path / "parts"))
     seen.clear()
     parts = train(recipe, [phantom_folder], tmp_path / "parts", resume=True)
-    assert set(seen) == {(True, 3, 96), (False, 3, 96)}
+    assert set(seen) == {(True, 3, 96), (False, 3, 128)}
     one, other = (
         torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"] for out in (whole, parts)
     )

@@ -98,6 +98,11 @@ class Segmenter:
         return self.runtime.precision
 
     @property
+    def side_by_side(self) -> bool:
+        """Whether several threads that ask at once are served at once; else frames are best given as batches."""
+        return all(member.runtime.side_by_side for member in self._members)
+
+    @property
     def hash(self) -> str:
         """The bundle's hash; of an ensemble those of all, joined by ``+``."""
         return "+".join(bundle.hash for bundle in self.bundles)

@@ -1,12 +1,11 @@
-"""Frames of many requests through one Segmenter: those that wait are computed together, none is held back."""
+"""Frames of many requests through one Segmenter: computed together or side by side, none is held back."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -21,14 +20,15 @@ Map = NDArray[np.float32]
 
 
 class Engine:
-    """A thread that computes whatever frames wait, at most ``batch_size`` at once.
+    """Threads that compute whatever frames wait, at most ``batch_size`` at once.
 
-    A frame that comes alone is computed at once, by the runtime's quickest way. Several that wait go through its way
-    for many; those that come meanwhile follow them, until none waits.
+    A frame that comes alone is computed at once, by the runtime's quickest way. Of several, a runtime that computes
+    frames side by side gets each as soon as one of its own is done, so that none waits for a batch to fill or to end;
+    a runtime that gains from batches gets those that wait as one.
 
     Args:
         segmenter: the model.
-        batch_size: frames in flight, for the most.
+        batch_size: frames that are computed at once, for the most.
         observe: called with the number of frames that waited, whenever some are taken up.
     """
 
@@ -36,25 +36,29 @@ class Engine:
         self, segmenter: Segmenter, batch_size: int, observe: Callable[[int], object] = lambda _: None
     ) -> None:
         self._segmenter = segmenter
-        self._batch_size = batch_size
+        lanes, self._together = (batch_size, 1) if segmenter.side_by_side else (1, batch_size)
         self._observe = observe
         self._waiting: deque[tuple[Frame, Future[Map]]] = deque()
+        self._computing = 0
         self._changed = threading.Condition()
         self._open = True
-        self._thread = threading.Thread(target=self._run, name="polypseg-engine", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"polypseg-engine-{number}", daemon=True) for number in range(lanes)
+        ]
 
     def start(self) -> None:
         """Compute one frame in each way, which makes the runtime ready, and begin."""
         preprocessing = self._segmenter.preprocessing
         blank = np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8)
-        for together in sorted({1, self._batch_size}):
+        for together in sorted({1, max(len(self._threads), self._together)}):
             list(self._segmenter.probabilities([blank] * together, together))
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether frames are taken and computed."""
-        return self._open and self._thread.is_alive()
+        return self._open and all(thread.is_alive() for thread in self._threads)
 
     async def probability(self, frame: Frame) -> Map:
         """The probability map of an H×W×3 uint8 RGB frame, at the network's size: h×w float32 0..1.
@@ -73,36 +77,40 @@ class Engine:
         """Compute what waits, then end."""
         with self._changed:
             self._open = False
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def _run(self) -> None:
+        while taken := self._take():
+            frames, futures = zip(*taken, strict=True)
+            try:
+                with self._changed:
+                    alone = self._computing == 1 == len(taken) and not self._waiting
+                # A batch size above 1 asks for the way for many, also where these are fewer.
+                together = 1 if alone else max(2, len(taken))
+                for future, probability in zip(
+                    futures, self._segmenter.probabilities(frames, together), strict=True
+                ):
+                    future.set_result(probability)
+            except Exception as error:
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+            with self._changed:
+                self._computing -= 1
+
+    def _take(self) -> list[tuple[Frame, Future[Map]]]:
+        """Frames to compute now; none when the engine is closed and all is done."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or not self._open)
-                together = min(len(self._waiting), self._batch_size)
-            if not together:
-                return
-            self._observe(together)
-            taken: deque[Future[Map]] = deque()
-            frames = self._take(taken)
-            # One alone is not followed by others: they would miss the way for many.
-            chosen = itertools.islice(frames, 1) if together == 1 else frames
-            try:
-                for probability in self._segmenter.probabilities(chosen, together):
-                    taken.popleft().set_result(probability)
-            except Exception as error:
-                for future in taken:
-                    future.set_exception(error)
-
-    def _take(self, taken: deque[Future[Map]]) -> Iterator[Frame]:
-        """Frames as long as some wait; their futures go to ``taken``."""
-        while True:
-            with self._changed:
                 if not self._waiting:
-                    return
-                frame, future = self._waiting.popleft()
-            if future.set_running_or_notify_cancel():
-                taken.append(future)
-                yield frame
+                    return []
+                self._observe(min(len(self._waiting), len(self._threads) * self._together))
+                taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._together))]
+                taken = [(frame, future) for frame, future in taken if future.set_running_or_notify_cancel()]
+                if taken:
+                    self._computing += 1
+                    return taken

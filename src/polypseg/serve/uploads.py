@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -46,11 +46,15 @@ def own_name(filename: str | None) -> str:
 @contextmanager
 def stored(upload: IO[bytes], folder: Path) -> Iterator[Path]:
     """The upload as a file without a telling name, for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix="upload-", ignore_cleanup_errors=True) as temporary:
-        path = Path(temporary) / "upload"
-        with path.open("wb") as file:
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix="upload-")
+    path = Path(name)
+    try:
+        with open(descriptor, "wb") as file:
             shutil.copyfileobj(upload, file, 1 << 20)
         yield path
+    finally:
+        with suppress(OSError):  # Windows keeps what is open
+            path.unlink()
 
 
 def told(error: PolypsegError, path: Path, name: str) -> str:

@@ -25,9 +25,10 @@ class FramesConfig:
     """How frames are read, augmented and batched.
 
     Args:
-        size: rows and columns of the network's input, pixels; a multiple of 32.
+        size: rows and columns of the network's input, pixels; a multiple of 32. Validation is always at this size.
         first_size: rows and columns in the first epochs of training, a multiple of 32; they grow in steps of 32 to
-            size, where the last quarter of the epochs trains. Validation is always at size. null: all epochs at size.
+            last_size. null: all epochs at last_size.
+        last_size: rows and columns in the last quarter of the epochs of training, a multiple of 32. null: size.
         interpolation: how frames are resized, linear or area (averages when shrinking).
         augmentation: none, seed (the known recipe's) or strong (ours).
         batch_size: frames in a batch, for each device.
@@ -38,6 +39,7 @@ class FramesConfig:
 
     size: int = 256
     first_size: int | None = None
+    last_size: int | None = None
     interpolation: Literal["linear", "area"] = "linear"
     augmentation: Literal["none", "seed", "strong"] = "seed"
     batch_size: int = 16
@@ -56,9 +58,12 @@ class ModelConfig(Architecture):
         decoder_channels: channels of the decoder's stages, deepest first; null keeps SMP's own.
         decoder_dropout: dropout rate of the decoder, 0..1, where SMP has a place for it.
         encoder_weights: imagenet, none, or the path of a .safetensors or .pth file.
+        weights: bundle, run folder or shipped model whose network training starts from, as for fine-tuning; null starts
+            from encoder_weights.
     """
 
     encoder_weights: str = "imagenet"
+    weights: str | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -153,9 +158,14 @@ class Recipe:
                 f"frames.size {self.frames.size} is not a multiple of 32",
             ),
             (
+                self.frames.last_size is not None
+                and (not 32 <= self.frames.last_size <= self.frames.size or self.frames.last_size % 32),
+                f"frames.last_size {self.frames.last_size} is not a multiple of 32 up to frames.size",
+            ),
+            (
                 self.frames.first_size is not None
-                and (not 32 <= self.frames.first_size <= self.frames.size or self.frames.first_size % 32),
-                f"frames.first_size {self.frames.first_size} is not a multiple of 32 up to frames.size",
+                and (not 32 <= self.frames.first_size <= self._last_size or self.frames.first_size % 32),
+                f"frames.first_size {self.frames.first_size} is not a multiple of 32 up to frames.last_size",
             ),
             (self.frames.batch_size < 1, f"frames.batch_size {self.frames.batch_size} is less than 1"),
             (self.trainer.epochs < 1, f"trainer.epochs {self.trainer.epochs} is less than 1"),
@@ -175,11 +185,17 @@ class Recipe:
     def training_size(self, epoch: int) -> int:
         """Rows and columns that frames have in an epoch of training, counted from 0; see ``frames.first_size``.
 
-        Growing frames cost less and train as well or better (progressive learning: Tan and Le, EfficientNetV2, 2021).
+        Growing frames cost less and train as well or better (progressive learning: Tan and Le, EfficientNetV2, 2021),
+        and so does training below the size of inference (Touvron et al., Fixing the train-test resolution discrepancy,
+        2019).
         """
-        smaller = range(self.frames.first_size or self.frames.size, self.frames.size, 32)
+        smaller = range(self.frames.first_size or self._last_size, self._last_size, 32)
         done = epoch / (0.75 * self.trainer.epochs)
-        return smaller[int(done * len(smaller))] if smaller and done < 1 else self.frames.size
+        return smaller[int(done * len(smaller))] if smaller and done < 1 else self._last_size
+
+    @property
+    def _last_size(self) -> int:
+        return self.frames.size if self.frames.last_size is None else self.frames.last_size
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in plain types, as ``config.yaml`` and a bundle's metadata keep it."""

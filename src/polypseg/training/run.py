@@ -196,16 +196,44 @@ def _prepare(
         torch.set_num_threads(recipe.trainer.threads)
     L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
     network = build(recipe.model.architecture)
-    mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
+    start = None if recipe.model.weights is None else _start(recipe, recipe.model.weights, catalog)
+    if start is not None:
+        mean, std = start.preprocessing.mean, start.preprocessing.std
+    else:
+        mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
     size = recipe.frames.size
     preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
     frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", progress)
     for split in set(catalog.frames["split"]):
         frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
     origin = None
-    if checkpoint is None:  # a resumed run takes every weight from its checkpoint
+    if checkpoint is None and start is not None:
+        network.load_state_dict(start.weights())
+        origin = WeightsOrigin(f"the bundle {start.name}", start.hash, start.metadata["weights_sha256"], LICENCE)
+    elif checkpoint is None:  # a resumed run takes every weight from its checkpoint
         origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
     return SegmentationModule(network, recipe), frames, origin
+
+
+def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
+    """The bundle whose network training starts from."""
+    bundle = ModelBundle.load(path)
+    bundle.check_single("name one of its members as model.weights")
+    ours, theirs = asdict(recipe.model.architecture), asdict(bundle.architecture)
+    differs = next((name for name in ours if name != "decoder_dropout" and ours[name] != theirs[name]), None)
+    if differs is not None:
+        raise PolypsegError(
+            f"{path}: its network has {differs} {theirs[differs]}, the recipe's {ours[differs]}; set model.{differs} or "
+            "start from another bundle"
+        )
+    before, now = bundle.metadata.get("split") or {}, hash_split(catalog.frames)
+    shared = set((bundle.metadata.get("data") or {}).get("datasets", ())) & set(catalog.frames["dataset"])
+    if shared and before.get("hash") != now:
+        log.warning(
+            "%s was trained on %s by another split: it may have seen frames that are validation or test here",
+            path, ", ".join(sorted(shared)),
+        )  # fmt: skip
+    return bundle
 
 
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:

@@ -21,12 +21,15 @@ class Runtime(Protocol):
         device: as ``cpu`` or ``cuda``.
         precision: one of ``PRECISIONS``.
         threads: threads that one call computes with on a CPU.
+        side_by_side: whether frames of several streams are computed at the same time, each by itself; else it gains
+            from batches.
     """
 
     name: str
     device: str
     precision: str
     threads: int
+    side_by_side: bool
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """N×h×w×3 uint8 RGB of the network's size to N×h×w float32 logits, as soon as it can."""

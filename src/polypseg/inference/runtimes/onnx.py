@@ -25,6 +25,7 @@ class ONNXRuntime:
     """
 
     name = "onnx"
+    side_by_side = False
     device = "cpu"
 
     def __init__(self, export: Export, preprocessing: Preprocessing, threads: int = 0) -> None:

@@ -50,6 +50,7 @@ class OpenVINORuntime:
 
     name = "openvino"
     device = "cpu"
+    side_by_side = True
 
     def __init__(self, export: Export, preprocessing: Preprocessing, precision: str, threads: int = 0) -> None:
         self._openvino = import_openvino()
@@ -70,6 +71,7 @@ class OpenVINORuntime:
             reason = " ".join(str(error).split())[:200]
             raise PolypsegError(f"{self._file}: cannot be opened by OpenVINO ({reason}); export it again") from error
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._idle_steady: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @cached_property
     def _core(self) -> Any:
@@ -95,10 +97,7 @@ class OpenVINORuntime:
         return self._core.compile_model(self._model, "CPU", settings)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        try:  # a request belongs to one call at a time
-            request = self._idle.get_nowait()
-        except queue.Empty:
-            request = self._quickest.create_infer_request()
+        request = _taken(self._idle) or self._quickest.create_infer_request()
         try:
             return np.stack([request.infer([image[None]], share_inputs=True)[0][0, 0].copy() for image in images])
         finally:
@@ -109,24 +108,32 @@ class OpenVINORuntime:
             for image in images:
                 yield self.logits(image[None])[0]
             return
-        free = [self._steadiest.create_infer_request() for _ in range(in_flight)]
         busy: deque[Any] = deque()
         try:
             for image in images:
-                if not free:
-                    free.append(busy.popleft())
-                    yield self._answer(free[-1])
-                request = free.pop()
+                if len(busy) == in_flight:
+                    yield self._answer(busy)
+                request = _taken(self._idle_steady) or self._steadiest.create_infer_request()
                 request.start_async([image[None]])
                 busy.append(request)
             while busy:
-                yield self._answer(busy.popleft())
+                yield self._answer(busy)
         finally:
             for request in busy:  # whoever left early: none may still compute when its memory goes
                 request.wait()
 
-    @staticmethod
-    def _answer(request: Any) -> NDArray[np.float32]:
+    def _answer(self, busy: deque[Any]) -> NDArray[np.float32]:
+        """Of the earliest request, which is idle then."""
+        request = busy.popleft()
         request.wait()
         logits: NDArray[np.float32] = request.get_output_tensor(0).data[0, 0].copy()
+        self._idle_steady.put(request)
         return logits
+
+
+def _taken(idle: queue.SimpleQueue[Any]) -> Any | None:
+    """A request that no other call uses; it belongs to one call at a time."""
+    try:
+        return idle.get_nowait()
+    except queue.Empty:
+        return None

@@ -33,6 +33,7 @@ class TorchRuntime:
     """
 
     name = "torch"
+    side_by_side = False
 
     def __init__(
         self,

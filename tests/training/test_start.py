@@ -1,0 +1,84 @@
+"""Training that starts from a trained model (``model.weights``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polypseg import ModelBundle
+from polypseg.errors import PolypsegError
+from polypseg.models.network import build
+from polypseg.training.run import train
+
+pytestmark = pytest.mark.slow
+STILL = {"learning_rate": 0.0, "weight_decay": 0.0}
+
+
+@pytest.fixture
+def start(tmp_path: Path, small_recipe: Callable[..., Any]) -> ModelBundle:
+    """A network as no encoder's weights would make it, normalised as none is."""
+    from polypseg.bundle import Preprocessing
+
+    torch.manual_seed(7)
+    architecture = small_recipe().model.architecture
+    return ModelBundle.save(
+        tmp_path / "start", build(architecture).state_dict(), name="start", architecture=architecture,
+        preprocessing=Preprocessing(96, 96, (0.4, 0.3, 0.2), (0.3, 0.2, 0.1)), threshold=0.5,
+        data={"datasets": ["elsewhere"]}, split={"name": "seed", "hash": "0"},
+    )  # fmt: skip
+
+
+def test_training_starts_from_the_bundles_weights(
+    start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    recipe = small_recipe(model={"weights": str(start.folder)}, optimizer=STILL, trainer={"epochs": 1})
+    with caplog.at_level(logging.WARNING, "polypseg"):
+        made = ModelBundle.load(train(recipe, [phantom_folder], tmp_path / "run"))
+    expected, found = start.weights(), made.weights()
+    # What a step would move stays, at a rate of 0; only the statistics of batch normalisation follow the frames.
+    moved = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert moved and all("running" in name or "num_batches" in name for name in moved)
+    np.testing.assert_allclose([*made.preprocessing.mean, *made.preprocessing.std], [0.4, 0.3, 0.2, 0.3, 0.2, 0.1])
+    assert made.preprocessing.height == 64  # the recipe's, not the bundle's
+    origin = made.metadata["encoder_weights"]
+    assert origin["source"] == "the bundle start" and origin["revision"] == start.hash
+    assert "another split" not in caplog.text
+
+
+def test_a_model_that_may_know_the_frames_is_warned_of(
+    start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    first = train(small_recipe(trainer={"epochs": 1}), [phantom_folder], tmp_path / "first")
+    again = small_recipe(model={"weights": str(first)}, optimizer=STILL, trainer={"epochs": 1})
+    with caplog.at_level(logging.WARNING, "polypseg"):
+        train(again, [phantom_folder], tmp_path / "same")
+        assert "another split" not in caplog.text
+        train(
+            small_recipe(model={"weights": str(first)}, trainer={"epochs": 1}, split="grouped"),
+            [phantom_folder], tmp_path / "other",
+        )  # fmt: skip
+    assert f"{first} was trained on" in caplog.text and "may have seen frames that are validation or test" in caplog.text
+
+
+def test_a_bundle_that_cannot_be_started_from(
+    start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    other = small_recipe(model={"weights": str(start.folder), "decoder_channels": (32, 16, 16, 8, 4)})
+    with pytest.raises(PolypsegError, match=r"start: its network has decoder_channels .*8\), the recipe's .*4\); set mod"):
+        train(other, [phantom_folder], tmp_path / "other")
+    with pytest.raises(PolypsegError, match="nowhere: is no model bundle"):
+        train(small_recipe(model={"weights": str(tmp_path / "nowhere")}), [phantom_folder], tmp_path / "none")
+    joined = ModelBundle.join(
+        tmp_path / "joined", {"one": start, "two": start.compact(tmp_path / "half")}, name="joined", threshold=0.5
+    )
+    with pytest.raises(PolypsegError, match="is an ensemble; name one of its members"):
+        train(small_recipe(model={"weights": str(joined.folder)}), [phantom_folder], tmp_path / "ensemble")
+    assert not [one.name for one in tmp_path.iterdir() if one.name in ("other", "none", "ensemble")]
