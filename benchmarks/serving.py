@@ -99,6 +99,7 @@ def load(service: Service, frames: Path, users: int, seconds: float, rate: float
     with tempfile.TemporaryDirectory() as folder:
         answers = Path(folder) / "answers.jsonl"
         environment = {**os.environ, "FRAMES": str(frames), "ANSWERS": str(answers), "RATE": str(rate / users)}
+        environment["USERS"] = str(users)
         command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("serving_load.py")), "--headless"]
         command += ["--host", service.url, "-u", str(users), "-r", str(users), "-t", f"{seconds:g}s"]
         command += ["--stop-timeout", "60", "--only-summary", "--loglevel", "ERROR"]

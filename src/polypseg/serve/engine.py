@@ -90,9 +90,7 @@ class Engine:
                     alone = self._computing == 1 == len(taken) and not self._waiting
                 # A batch size above 1 asks for the way for many, also where these are fewer.
                 together = 1 if alone else max(2, len(taken))
-                for future, probability in zip(
-                    futures, self._segmenter.probabilities(frames, together), strict=True
-                ):
+                for future, probability in zip(futures, self._segmenter.probabilities(frames, together), strict=True):
                     future.set_result(probability)
             except Exception as error:
                 for future in futures:

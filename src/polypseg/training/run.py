@@ -223,8 +223,8 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     differs = next((name for name in ours if name != "decoder_dropout" and ours[name] != theirs[name]), None)
     if differs is not None:
         raise PolypsegError(
-            f"{path}: its network has {differs} {theirs[differs]}, the recipe's {ours[differs]}; set model.{differs} or "
-            "start from another bundle"
+            f"{path}: its network has {differs} {theirs[differs]}, the recipe's {ours[differs]}; set model.{differs} "
+            "or start from another bundle"
         )
     before, now = bundle.metadata.get("split") or {}, hash_split(catalog.frames)
     shared = set((bundle.metadata.get("data") or {}).get("datasets", ())) & set(catalog.frames["dataset"])
