@@ -122,9 +122,7 @@ def test_failures_exit_with_1_and_one_line(capsys: pytest.CaptureFixture[str], t
 
 
 def test_version() -> None:
-    out = subprocess.run(
-        [sys.executable, "-m", "polypseg.cli", "--version"], capture_output=True, text=True, check=True
-    )
+    out = subprocess.run([sys.executable, "-m", "polypseg", "--version"], capture_output=True, text=True, check=True)
     assert out.stdout.startswith("polypseg 0.")
 
 

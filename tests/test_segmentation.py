@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from polypseg.segmentation import Segmentation
+from polypseg.segmentation import Enlarged, Segmentation
 
 
 def blobs(seed: int, height: int = 60, width: int = 90) -> NDArray[np.float32]:
@@ -79,3 +79,45 @@ def test_a_polyp_becomes_json() -> None:
     assert values["area"] == polyp.area
     assert values["confidence"] == pytest.approx(polyp.confidence, abs=1e-6)
     assert values["contour"] == polyp.contour.tolist()
+
+
+SIZES = [(352, 352, 1080, 1380), (60, 90, 61, 90), (60, 90, 480, 97), (60, 90, 25, 40), (1, 1, 9, 4), (32, 32, 1, 1)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "height", "width"), SIZES)
+def test_enlarged_maps_are_opencvs(rows: int, columns: int, height: int, width: int) -> None:
+    small = blobs(3, rows, columns)
+    expected = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    whole = Enlarged(small, height, width).whole
+    assert whole.shape == (height, width) and whole.dtype == np.float32
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=5e-6)  # OpenCV computes positions in float32
+
+
+@pytest.mark.parametrize(("rows", "columns", "height", "width"), SIZES)
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.97, 1.0])
+def test_only_a_part_is_enlarged_and_nothing_is_missed(
+    rows: int, columns: int, height: int, width: int, threshold: float
+) -> None:
+    small = blobs(5, rows, columns) * np.float32(0.99)
+    small[rows // 3 :] *= np.float32(0.4)  # polyps in the upper third only
+    lazy = Segmentation.from_probability(Enlarged(small, height, width), threshold)
+    whole = Enlarged(small, height, width).whole
+    eager = Segmentation.from_probability(whole, threshold)
+    np.testing.assert_array_equal(lazy.mask, eager.mask)
+    assert [polyp.to_dict() for polyp in lazy.polyps] == [polyp.to_dict() for polyp in eager.polyps]
+    np.testing.assert_array_equal(lazy.probability, whole)
+
+
+def test_a_part_of_an_enlarged_map_is_that_part_of_the_whole_in_any_order() -> None:
+    small = blobs(1)
+    whole = Enlarged(small, 333, 555).whole
+    lazy = Enlarged(small, 333, 555)
+    for top, bottom, left, right in (
+        (10, 20, 5, 500),
+        (12, 15, 6, 7),
+        (0, 333, 0, 555),
+        (0, 1, 554, 555),
+        (9, 21, 4, 9),
+    ):
+        part = lazy.part((slice(top, bottom), slice(left, right)))
+        np.testing.assert_array_equal(part, whole[top:bottom, left:right])

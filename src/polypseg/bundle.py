@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from polypseg import hub
 from polypseg.errors import PolypsegError
 from polypseg.files import disk_error, read_json, sha256_file, sha256_lines, write_json
+from polypseg.segmentation import Enlarged
 
 if TYPE_CHECKING:
     import torch
@@ -136,10 +137,7 @@ class Preprocessing:
 
     def restore(self, probability: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
         """A probability map of the network's size to H×W float32 0..1 of the frame's size, bilinear."""
-        if probability.shape == (height, width):
-            return probability
-        resized = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(resized, dtype=np.float32)
+        return Enlarged(probability, height, width).whole
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+Window = tuple[slice, slice]  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,110 @@ class Polyp:
         }
 
 
+class Enlarged:
+    """A map of the network's size at a frame's size, bilinear, of which only the part that is asked for is computed.
+
+    Pixel centres correspond as in OpenCV's INTER_LINEAR, from which it differs by rounding only.
+
+    Args:
+        small: h×w float32.
+        height: rows of the frame, pixels.
+        width: columns of the frame, pixels.
+    """
+
+    def __init__(self, small: NDArray[np.float32], height: int, width: int) -> None:
+        self.small = np.ascontiguousarray(small)
+        self.height, self.width = height, width
+        self._window: Window | None = None
+        self._values: NDArray[np.float32] = self.small
+
+    @property
+    def whole(self) -> NDArray[np.float32]:
+        """All of it, H×W float32."""
+        return self.part((slice(0, self.height), slice(0, self.width)))
+
+    def window(self, least: float) -> Window | None:
+        """The rows and columns beyond which no value is ``least`` or more; None where none is at all."""
+        reached = self.small >= np.float32(least) - np.float32(1e-6)  # rounding may lift a value in between
+        left, top, across, down = cv2.boundingRect(reached.view(np.uint8))
+        if not across:
+            return None
+        spans = []
+        for first, count, size, length in (
+            (top, down, self.small.shape[0], self.height), (left, across, self.small.shape[1], self.width),
+        ):  # fmt: skip
+            before, after, _ = _neighbours(size, length)
+            touched = np.flatnonzero((after >= first) & (before < first + count))
+            if not len(touched):  # shrunk, and passed over
+                return None
+            spans.append(slice(int(touched[0]), int(touched[-1]) + 1))
+        return spans[0], spans[1]
+
+    def part(self, window: Window) -> NDArray[np.float32]:
+        """Some of its rows and columns, float32; what was computed last is kept, and a part of that is a view."""
+        rows, columns = window
+        if self.small.shape == (self.height, self.width):
+            return self.small[window]
+        if self._window is None or not _inside(window, self._window):
+            above, below, weights = _neighbours(self.small.shape[0], self.height)
+            before, after, weight = above[rows], below[rows], weights[rows, None]
+            first = int(before[0])
+            # OpenCV is quick along rows; down the columns only what is wanted is computed.
+            lines = np.ascontiguousarray(self.small[first : int(after[-1]) + 1])
+            wide = cv2.resize(lines, (self.width, len(lines)), interpolation=cv2.INTER_LINEAR)[:, columns]
+            values: NDArray[np.float32] = np.take(wide, before - first, axis=0)
+            step: NDArray[np.float32] = np.take(wide, after - first, axis=0)
+            step -= values
+            step *= weight
+            values += step
+            self._window, self._values = window, values
+        top, left = (kept.start for kept in self._window)
+        return self._values[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+
+
+@lru_cache(maxsize=64)
+def _neighbours(size: int, length: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each of ``length`` pixels along an axis, the two of ``size`` that it lies between and the second's weight."""
+    position = (np.arange(length) + 0.5) * (size / length) - 0.5
+    before = np.floor(position)
+    weight = (position - before).astype(np.float32)
+    return before.clip(0, size - 1).astype(np.intp), (before + 1).clip(0, size - 1).astype(np.intp), weight
+
+
+def _inside(window: Window, other: Window) -> bool:
+    return all(outer.start <= one.start and one.stop <= outer.stop for one, outer in zip(window, other, strict=True))
+
+
 @dataclass(frozen=True)
 class Segmentation:
     """What a model says of one frame, at the frame's original size.
 
-    Attributes:
+    Args:
         mask: H×W bool; ``probability >= threshold``, then post-processed where the model has that.
-        probability: H×W float32, 0..1.
+        source: the probabilities, 0..1: H×W float32, or a smaller map to be enlarged where it is needed.
         threshold: 0..1.
     """
 
     mask: NDArray[np.bool_]
-    probability: NDArray[np.float32]
+    source: NDArray[np.float32] | Enlarged
     threshold: float
 
     @classmethod
-    def from_probability(cls, probability: NDArray[np.float32], threshold: float) -> Segmentation:
-        """Threshold an H×W float32 probability map (0..1) into a Segmentation."""
-        return cls(mask=probability >= np.float32(threshold), probability=probability, threshold=threshold)
+    def from_probability(cls, probability: NDArray[np.float32] | Enlarged, threshold: float) -> Segmentation:
+        """Threshold an H×W float32 probability map (0..1), or one that is to be enlarged to it, into a Segmentation."""
+        if not isinstance(probability, Enlarged):
+            return cls(probability >= np.float32(threshold), probability, threshold)
+        mask = np.zeros((probability.height, probability.width), np.bool_)
+        # Most of a frame is far from any polyp: enlarging all of it would cost more than all else after the network.
+        window = probability.window(threshold)
+        if window is not None:
+            np.greater_equal(probability.part(window), np.float32(threshold), out=mask[window])
+        return cls(mask, probability, threshold)
+
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """H×W float32, 0..1."""
+        return self.source.whole if isinstance(self.source, Enlarged) else self.source
 
     @cached_property
     def polyps(self) -> list[Polyp]:
@@ -63,8 +151,9 @@ class Segmentation:
         left, top, across, down = cv2.boundingRect(self.mask.view(np.uint8))
         if not across:
             return []
-        part = np.s_[top : top + down, left : left + across]
-        mask, probability = np.ascontiguousarray(self.mask[part]), self.probability[part]
+        part = slice(top, top + down), slice(left, left + across)
+        mask = np.ascontiguousarray(self.mask[part])
+        probability = self.source.part(part) if isinstance(self.source, Enlarged) else self.source[part]
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
         polyps = []
         for label in range(1, count):
@@ -79,7 +168,7 @@ class Segmentation:
                 Polyp(
                     box=(x, y, x + width, y + height),
                     area=area,
-                    confidence=cv2.mean(probability[window], region.view(np.uint8))[0],
+                    confidence=cv2.mean(np.ascontiguousarray(probability[window]), region.view(np.uint8))[0],
                     contour=max(contours, key=len).reshape(-1, 2).astype(np.int32),
                 )
             )

@@ -237,3 +237,22 @@ def test_options_that_do_not_go_together(exported: ModelBundle, options: dict[st
 def test_no_bundle_at_all() -> None:
     with pytest.raises(UsageError, match="names no bundle"):
         polypseg.Segmenter([])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells which cores a thread may run on")
+def test_openvino_with_few_threads_leaves_the_choice_of_cores_to_the_system(exported: ModelBundle) -> None:
+    """Bound to the first cores, the threads of two processes would share one while others idle."""
+    program = """
+import os, sys
+from pathlib import Path
+import numpy, polypseg
+allowed = os.sched_getaffinity(0)
+segmenter = polypseg.load(sys.argv[1], runtime="openvino", threads=1)
+for together in (1, 2):
+    list(segmenter.probabilities([numpy.zeros((64, 64, 3), numpy.uint8)] * 3, together))
+threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
+print(len(threads), all(os.sched_getaffinity(thread) == allowed for thread in threads))
+"""
+    command = [sys.executable, "-c", program, str(exported.folder)]
+    count, free = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(count) > 1 and free == "True"

@@ -15,7 +15,7 @@ from polypseg.errors import UsageError
 from polypseg.inference.augmentation import mirror, views
 from polypseg.inference.choice import open_runtime
 from polypseg.inference.runtimes import Runtime
-from polypseg.segmentation import Segmentation
+from polypseg.segmentation import Enlarged, Segmentation
 
 
 class Segmenter:
@@ -165,10 +165,9 @@ class Segmenter:
             height: rows of the frame, pixels.
             width: columns of the frame, pixels.
         """
-        restored = self.preprocessing.restore(probability, height, width)
-        found = Segmentation.from_probability(restored, self.threshold)
+        found = Segmentation.from_probability(Enlarged(probability, height, width), self.threshold)
         mask = self.postprocessing.apply(found.mask)
-        return found if mask is found.mask else Segmentation(mask, restored, self.threshold)
+        return found if mask is found.mask else Segmentation(mask, found.source, self.threshold)
 
     def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One frame's probability map at the network's size, h×w float32 0..1; ``frame`` as in ``segment``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -64,6 +65,9 @@ def serve(
         _log_as_json()
         segmenter = polypseg.load(model, runtime, device, precision, threads, tta)
         app = create_app(segmenter, settings)
+        # What is loaded by now stays for good: looking through it again and again would hold requests up.
+        gc.collect()
+        gc.freeze()
         address, port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         _run(app, listening, settings, f"http://{shown}:{port}  {segmenter.bundle.name}: {segmenter.reason}")

@@ -9,6 +9,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import Any
 
@@ -27,64 +28,91 @@ BLOCKS = 10_000  # Ray Data's own books grow with these; more partitions share t
 OBJECTS = 80 * 2**20  # bytes: nothing but numbers of partitions passes through Ray's memory
 
 
-def run(job: Job, todo: Sequence[int], add: Callable[[Done], object], address: str | None, workers: int) -> None:
+def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object], workers: int) -> None:
     """Have partitions answered by workers.
 
     Args:
+        ray: as ``started`` gives it.
         job: what a worker needs to know.
         todo: the partitions' numbers.
         add: called with each one that is written, in the order in which that happens.
-        address: of a cluster; else ``RAY_ADDRESS``; without either, Ray is started here for this run.
         workers: how many; 0 takes one a GPU, or as many as the CPUs allow.
 
     Raises:
-        PolypsegError: Ray is not installed, the cluster does not answer or has no room for a worker, or a worker
-            cannot go on: what it said.
+        PolypsegError: the cluster has no room for a worker, or a worker cannot go on: what it said.
     """
-    ray = prepare(address)
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    with _connected(ray, address, max(1, job.threads) * workers):
-        gpus, workers = _share(ray, job, workers)
-        threads = job.threads or 1
-        log.info("ray: %d worker%s, %s each", workers, "s" * (workers > 1),
-                 "one GPU" if gpus else f"{threads} thread{'s' * (threads > 1)}")  # fmt: skip
-        # There is no other way to say max_task_retries.
-        warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
-        data = ray.data.from_items([{"partition": number} for number in todo],
-                                   override_num_blocks=min(len(todo), BLOCKS))  # fmt: skip
-        answers = data.map_batches(
-            _Actor,
-            fn_constructor_args=({**asdict(job), "threads": threads, "device": "cuda" if gpus else job.device},),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo)), max_tasks_in_flight_per_actor=IN_QUEUE),
-            num_cpus=threads,
-            num_gpus=1 if gpus else None,
-            max_task_retries=ATTEMPTS - 1,
-        )
-        try:
-            for answer in answers.iter_rows():
-                if answer["trouble"]:
-                    raise PolypsegError(answer["trouble"])
-                add(Done(**{name: value for name, value in answer.items() if name != "trouble"}))
-        except PolypsegError:
-            raise
-        except Exception as error:  # whatever Ray raises of a worker that it gave up
-            reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())[:300]
-            raise PolypsegError(f"--engine ray: a worker failed ({reason}); run it again with --resume") from error
+    gpus, workers = _share(ray, job, workers)
+    threads = job.threads or 1
+    log.info("ray: %d worker%s, %s each", workers, "s" * (workers > 1),
+             "one GPU" if gpus else f"{threads} thread{'s' * (threads > 1)}")  # fmt: skip
+    # There is no other way to say max_task_retries.
+    warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
+    data = ray.data.from_items([{"partition": number} for number in todo],
+                               override_num_blocks=min(len(todo), BLOCKS))  # fmt: skip
+    answers = data.map_batches(
+        _Actor,
+        fn_constructor_args=({**asdict(job), "threads": threads, "device": "cuda" if gpus else job.device},),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo)), max_tasks_in_flight_per_actor=IN_QUEUE),
+        num_cpus=threads,
+        num_gpus=1 if gpus else None,
+        max_task_retries=ATTEMPTS - 1,
+    )
+    try:
+        for answer in answers.iter_rows():
+            if answer["trouble"]:
+                raise PolypsegError(answer["trouble"])
+            add(Done(**{name: value for name, value in answer.items() if name != "trouble"}))
+    except PolypsegError:
+        raise
+    except Exception as error:  # whatever Ray raises of a worker that it gave up
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[-1].split())[:300]
+        raise PolypsegError(f"--engine ray: a worker failed ({reason}); run it again with --resume") from error
 
 
-def prepare(address: str | None) -> Any:
-    """What can be said before anything is written: the ``ray`` package, if a cluster may be at ``address``.
+@contextlib.contextmanager
+def started(address: str | None, cpus: int, at_once: bool) -> Iterator[Callable[[], Any]]:
+    """Ray, for as long as it is needed. It takes seconds to start, in which the caller can do something else.
+
+    Args:
+        address: of a cluster; else ``RAY_ADDRESS``; without either, Ray is started here for this run.
+        cpus: started here, it has at least so many.
+        at_once: start now, and not only when it is asked for.
+
+    Yields:
+        What gives the ``ray`` package when Ray is there.
 
     Raises:
         UsageError: the address is none.
-        PolypsegError: Ray is not installed, or nothing listens there.
+        PolypsegError: at once, Ray is not installed, or nothing listens there; by what is yielded, it does not start,
+            or the cluster does not answer.
     """
     ray = import_ray()
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if address:
         _reach(address)
-    return ray
+    ours = not ray.is_initialized()  # else it is the program's that we are called from
+    with ThreadPoolExecutor(1, "polypseg-ray") as thread:
+        starting: list[Future[None]] = []
+
+        def begin() -> None:
+            if ours and not starting:
+                starting.append(thread.submit(_connect, ray, address, cpus))
+
+        def ready() -> Any:
+            begin()
+            for one in starting:
+                one.result()
+            return ray
+
+        if at_once:
+            begin()
+        try:
+            yield ready
+        finally:
+            if starting:
+                wait(starting)
+                ray.shutdown()
 
 
 class _Actor:
@@ -131,17 +159,8 @@ def import_ray() -> Any:
     return ray
 
 
-@contextlib.contextmanager
-def _connected(ray: Any, address: str | None, cpus: int) -> Iterator[None]:
-    """Ray, for as long as it is needed.
-
-    Args:
-        address: of a cluster; None starts Ray on this machine, for this run alone.
-        cpus: started here, it has at least so many.
-    """
-    if ray.is_initialized():  # by the program that we are called from
-        yield
-        return
+def _connect(ray: Any, address: str | None, cpus: int) -> None:
+    """Join the cluster at an address, or start Ray on this machine, with at least so many CPUs."""
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     if address is None:
         here = {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
@@ -158,10 +177,6 @@ def _connected(ray: Any, address: str | None, cpus: int) -> Iterator[None]:
         _in_time(lambda: ray.init(address, **quiet), address)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _reach(address: str) -> None:

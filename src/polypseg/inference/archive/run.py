@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -95,35 +96,38 @@ def predict_archive(
     _check(chosen, engine, address, workers, partition, memory, batch_size, resume, overwrite)
     if engine == "ray" and any(name.startswith("memory://") for name in (out, *sources)):
         raise UsageError("memory://: is one process's own; --engine ray has many")
-    if engine == "ray":
-        from polypseg.inference.archive.ray import prepare, run
-
-        prepare(address)
-    rows.import_arrow()
-    digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
     store = Store(out)
-    made_with: dict[str, Any] = {
-        "sources": [plain(name) for name in sources],
-        "model": digest, "runtime": runtime, "device": device, "precision": precision, "tta": tta,
-        "masks": "mask" in chosen, "contours": "contours" in chosen, "partition": partition,
-    }  # fmt: skip
-    if overwrite:  # nothing is removed for sources that are not there
-        next(iter(Listing(sources, store.root)))
-    record = _earlier(store, made_with, resume, overwrite) or _begin(store, sources, made_with)
-    job = Job(
-        store.root, record["plan"], digest, tuple(_from_anywhere(one) for one in model), runtime, device, precision,
-        threads, tta, batch_size or 0, memory, made_with["masks"], made_with["contours"],
-    )  # fmt: skip
-    account = _Account(store, record, progress)
-    todo = account.begin()
-    with logging_redirect_tqdm(), account:
-        if todo and engine == "ray":
-            run(job, todo, account.add, address, workers)
-        elif todo:
-            worker = Worker(job, account.tick)
-            log.info("%s", worker.segmenter.reason)
-            for number in todo:
-                account.add(worker.commit(number))
+    ray: AbstractContextManager[Callable[[], Any] | None] = nullcontext()
+    if engine == "ray":
+        from polypseg.inference.archive.ray import run, started
+
+        # A run that was finished before may have nothing left to do for it.
+        ray = started(address, max(1, threads) * workers, at_once=not (resume and store.exists(RUN)))
+    with ray as ready:
+        rows.import_arrow()
+        digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
+        made_with: dict[str, Any] = {
+            "sources": [plain(name) for name in sources],
+            "model": digest, "runtime": runtime, "device": device, "precision": precision, "tta": tta,
+            "masks": "mask" in chosen, "contours": "contours" in chosen, "partition": partition,
+        }  # fmt: skip
+        if overwrite:  # nothing is removed for sources that are not there
+            next(iter(Listing(sources, store.root)))
+        record = _earlier(store, made_with, resume, overwrite) or _begin(store, sources, made_with)
+        job = Job(
+            store.root, record["plan"], digest, tuple(_from_anywhere(one) for one in model), runtime, device,
+            precision, threads, tta, batch_size or 0, memory, made_with["masks"], made_with["contours"],
+        )  # fmt: skip
+        account = _Account(store, record, progress)
+        todo = account.begin()
+        with logging_redirect_tqdm(), account:
+            if todo and ready is not None:
+                run(ready(), job, todo, account.add, workers)
+            elif todo:
+                worker = Worker(job, account.tick)
+                log.info("%s", worker.segmenter.reason)
+                for number in todo:
+                    account.add(worker.commit(number))
     return account.end(time.perf_counter() - start)
 
 

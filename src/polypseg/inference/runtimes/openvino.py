@@ -60,7 +60,8 @@ class OpenVINORuntime:
         self.threads = threads or usable_cores()
         self._settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+            # OpenVINO would bind them to the first cores, and several processes' threads to the same ones.
+            **({"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False} if threads else {}),
         }
         try:
             self._model = self._with_normalisation(preprocessing)
