@@ -7,6 +7,9 @@ import json
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -79,6 +82,21 @@ def test_a_polyp_becomes_json() -> None:
     assert values["area"] == polyp.area
     assert values["confidence"] == pytest.approx(polyp.confidence, abs=1e-6)
     assert values["contour"] == polyp.contour.tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda shape: arrays(bool, shape)))
+def test_polyps_of_any_small_mask_are_scipys_regions(mask: NDArray[np.bool_]) -> None:
+    found = Segmentation(mask, mask.astype(np.float32), 0.5).polyps
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    expected = [
+        ((columns.start, rows.start, columns.stop, rows.stop), int((labels == label).sum()))
+        for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
+    ]
+    assert sorted((polyp.box, polyp.area) for polyp in found) == sorted(expected)
+    for polyp in found:
+        xs, ys = polyp.contour.T
+        assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == polyp.box and mask[ys, xs].all()
 
 
 SIZES = [(352, 352, 1080, 1380), (60, 90, 61, 90), (60, 90, 480, 97), (60, 90, 25, 40), (1, 1, 9, 4), (32, 32, 1, 1)]

@@ -16,7 +16,7 @@ import importlib.metadata
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,10 +166,14 @@ class Postprocessing:
             return mask
         part = np.s_[top : top + height, left : left + width]
         regions = mask[part].astype(np.uint8)
+        contours: Sequence[Any] = ()
         if self.fill_holes:
             contours, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(regions, contours, -1, 1, cv2.FILLED)
-        if self.min_area:
+        if self.min_area and len(contours) == 1:  # the one region, which needs no labels
+            if cv2.countNonZero(regions) < self.min_area * mask.size:
+                return np.zeros_like(mask)
+        elif self.min_area:
             _, labels, stats, _ = cv2.connectedComponentsWithStats(regions, connectivity=8)
             kept = stats[:, cv2.CC_STAT_AREA] >= self.min_area * mask.size
             kept[0] = False  # the background

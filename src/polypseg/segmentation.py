@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -154,22 +155,30 @@ class Segmentation:
         part = slice(top, top + down), slice(left, left + across)
         mask = np.ascontiguousarray(self.mask[part])
         probability = self.source.part(part) if isinstance(self.source, Enlarged) else self.source[part]
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-        polyps = []
-        for label in range(1, count):
-            x, y, width, height, area = (int(value) for value in stats[label])
-            window = np.s_[y : y + height, x : x + width]
-            region = labels[window] == label
-            x, y = x + left, y + top
-            contours, _ = cv2.findContours(
-                region.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
+        polyps = [
+            Polyp(
+                box=(x + left, y + top, x + left + width, y + top + height),
+                area=area,
+                confidence=cv2.mean(
+                    np.ascontiguousarray(probability[y : y + height, x : x + width]), region.view(np.uint8)
+                )[0],
+                contour=np.add(contour.reshape(-1, 2), (x + left, y + top), dtype=np.int32),
             )
-            polyps.append(
-                Polyp(
-                    box=(x, y, x + width, y + height),
-                    area=area,
-                    confidence=cv2.mean(np.ascontiguousarray(probability[window]), region.view(np.uint8))[0],
-                    contour=max(contours, key=len).reshape(-1, 2).astype(np.int32),
-                )
-            )
+            for x, y, width, height, area, region, contour in _regions(mask)
+        ]
         return sorted(polyps, key=lambda polyp: -polyp.area)
+
+
+def _regions(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int, int, int, NDArray[np.bool_], NDArray[np.int32]]]:
+    """The 8-connected regions of a mask that reaches its edges: box (x, y, width, height), area, region and contour."""
+    contours: Sequence[Any]
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    if len(contours) == 1:  # one region without holes, as nearly always, needs no labels
+        yield 0, 0, mask.shape[1], mask.shape[0], cv2.countNonZero(mask.view(np.uint8)), mask, contours[0]
+        return
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    for label in range(1, count):
+        x, y, width, height, area = (int(value) for value in stats[label])
+        region = labels[y : y + height, x : x + width] == label
+        contours, _ = cv2.findContours(region.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        yield x, y, width, height, area, region, max(contours, key=len)

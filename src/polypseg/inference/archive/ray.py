@@ -163,6 +163,7 @@ def _connect(ray: Any, address: str | None, cpus: int) -> None:
     """Join the cluster at an address, or start Ray on this machine, with at least so many CPUs."""
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     if address is None:
+        os.environ.setdefault("RAY_enable_autoscaler_v2", "1")  # the first one takes a second to end
         here = {"include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
         for attempt in range(STARTS):
             try:
