@@ -169,7 +169,7 @@ class Segmentation:
         return sorted(polyps, key=lambda polyp: -polyp.area)
 
 
-def _regions(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int, int, int, NDArray[np.bool_], NDArray[np.int32]]]:
+def _regions(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int, int, int, NDArray[np.bool_], NDArray[Any]]]:
     """The 8-connected regions of a mask that reaches its edges: box (x, y, width, height), area, region and contour."""
     contours: Sequence[Any]
     contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
