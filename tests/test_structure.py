@@ -17,8 +17,8 @@ PACKAGE = Path(polypseg.__file__).parent
 LAYERS = (
     ("errors",),
     ("files",),
-    ("hub",),
-    ("catalog", "bundle", "segmentation"),
+    ("hub", "segmentation"),
+    ("catalog", "bundle"),
     ("data", "models", "metrics", "visualization", "zoo"),
     ("inference",),
     ("evaluation",),
@@ -26,6 +26,7 @@ LAYERS = (
     ("training",),
     ("serve",),
     ("cli",),
+    ("__main__",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
