@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import logging
 import os
 import shutil
 import signal
@@ -25,7 +24,6 @@ from PIL import Image
 import polypseg
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import read_frame, read_mask
-from polypseg.cli import main
 from polypseg.data import phantom
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.outputs import OUTPUTS
@@ -55,24 +53,6 @@ def folder(tmp_path: Path) -> Path:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Run:
-    """Runs the command line; gives its status, what it printed, and the lines that it told of trouble."""
-
-    def call(*arguments: object) -> tuple[int, str, list[str]]:
-        caplog.clear()
-        status = main(["predict", *map(str, arguments), "--runtime", "torch", "--device", "cpu", "--precision", "fp32"])
-        captured = capsys.readouterr()
-        told = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
-        return (
-            status,
-            captured.out,
-            told + [line for line in captured.err.splitlines() if line.startswith("polypseg: ")],
-        )
-
-    return call
 
 
 # ---- what is written ------------------------------------------------------------------------------------

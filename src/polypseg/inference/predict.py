@@ -22,6 +22,7 @@ from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import disk_error, read_json, sha256_file
 from polypseg.inference.archive.sources import is_archive
+from polypseg.inference.options import check_batch_size, check_one_of, check_ray_only
 from polypseg.inference.outputs import (
     DEFAULT_OUTPUTS,
     FRAME_SUFFIXES,
@@ -117,17 +118,14 @@ def predict(
             threads=threads, tta=tta, batch_size=batch_size, engine=engine, address=address, workers=workers,
             partition=partition, memory=memory, resume=resume, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    if address is not None or workers:
-        raise UsageError(f"--{'address' if address is not None else 'workers'}: is for --engine ray")
+    check_ray_only(engine, address, workers)
     out = Path(out)
     chosen = DEFAULT_OUTPUTS if save is None else tuple(save)
     overlay = save is None or "overlay" in save  # of videos
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"--batch_size {batch_size}: must be 1 or more")
+    check_batch_size(batch_size)
     if not 0 <= smoothing < 1:
         raise UsageError(f"--smoothing {smoothing:g}: must be at least 0 and below 1")
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite: one keeps what is there, the other replaces it; choose one")
+    check_one_of(resume, overwrite)
     named = gather(["camera:0"] if live and not sources else sources, out)
     camera = named[0].camera
     if live and named[0].kind == "video" and len(named) == 1:

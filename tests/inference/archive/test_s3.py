@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from polypseg.cli import main
 
 pytest.importorskip("s3fs")
 pytest.importorskip("pyarrow")
@@ -98,30 +95,16 @@ def shop(server: tuple[Shop, str], frames: list[Path], monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def run(
-    untrained: Any,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Run:
-    """Runs ``polypseg predict`` here; its status, what it printed, and what it told of trouble."""
+def run(run: Run, untrained: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same for ``untrained`` and one thread, by a new connection; keyword arguments set the environment."""
     import s3fs
 
     def call(*arguments: object, **environment: str) -> tuple[int, str, list[str]]:
         s3fs.S3FileSystem.clear_instance_cache()
-        caplog.clear()
         with monkeypatch.context() as changed:
             for name, value in environment.items():
                 changed.setenv(name, value)
-            options = ["--model", str(untrained.folder), "--runtime", "torch", "--device", "cpu", "--precision", "fp32"]
-            status = main(["predict", *map(str, arguments), *options, "--threads", "1"])
-        captured = capsys.readouterr()
-        told = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
-        return (
-            status,
-            captured.out,
-            told + [line for line in captured.err.splitlines() if line.startswith("polypseg: ")],
-        )
+            return run(*arguments, "--model", untrained.folder, "--threads", 1)
 
     return call
 

@@ -26,6 +26,7 @@ from polypseg.inference.archive.rows import Done
 from polypseg.inference.archive.sources import Listing
 from polypseg.inference.archive.store import Store, plain
 from polypseg.inference.archive.worker import TRANSFERS, Job, Worker, committed
+from polypseg.inference.options import check_one_of, check_ray_only
 from polypseg.inference.outputs import Output
 
 log = logging.getLogger("polypseg")
@@ -137,8 +138,7 @@ def _check(
 ) -> None:  # fmt: skip
     if engine not in (None, "local", "ray"):
         raise UsageError(f"--engine {engine}: is unknown; choose local or ray")
-    if engine != "ray" and (address is not None or workers):
-        raise UsageError(f"--{'address' if address is not None else 'workers'}: is for --engine ray")
+    check_ray_only(engine, address, workers)
     for name, value, least in (
         ("partition", partition, 1), ("memory", memory, 1), ("batch_size", batch_size or 1, 1), ("workers", workers, 0),
     ):  # fmt: skip
@@ -147,8 +147,7 @@ def _check(
     other = [one for one in save if one not in SAVED]
     if other:
         raise UsageError(f"--save {other[0]}: an archive gets mask, contours and json; see --help")
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite: one keeps what is there, the other replaces it; choose one")
+    check_one_of(resume, overwrite)
 
 
 def _earlier(store: Store, made_with: dict[str, Any], resume: bool, overwrite: bool) -> dict[str, Any] | None:

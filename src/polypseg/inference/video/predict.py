@@ -19,6 +19,7 @@ from tqdm import tqdm
 import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.inference.options import check_batch_size, check_one_of
 from polypseg.inference.outputs import frame_record
 from polypseg.inference.video.files import Frame, VideoReader
 from polypseg.inference.video.outputs import VideoOutputs
@@ -104,10 +105,8 @@ def predict_video(
             with all outputs complete, that the video is cut off or damaged: what could be decoded was answered.
     """
     smoother = Smoother(smoothing)
-    if batch_size < 1:
-        raise UsageError(f"--batch_size {batch_size}: must be 1 or more")
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite: one keeps what is there, the other replaces it; choose one")
+    check_batch_size(batch_size)
+    check_one_of(resume, overwrite)
     started = time.perf_counter()
     with VideoReader(path) as reader:
         run = _Run(segmenter, reader, smoother, batch_size)
