@@ -191,6 +191,23 @@ def train(
         print(folder)
 
 
+def average(
+    models: list[str], data: list[str], out: str, split_file: str | None = None, overwrite: bool = False
+) -> None:
+    """Average the weights of networks that trained on from one another, choose anew on validation, and test once.
+
+    Args:
+        models: bundles' or runs' folders, two or more, all trained by one split.
+        data: folder of a data set that they were trained on; may be given several times.
+        out: folder for the new bundle and its scores; names the model too.
+        split_file: a CSV of `polypseg data split`; else the split that the first one was trained with.
+        overwrite: remove an earlier result in --out first.
+    """
+    from polypseg.training.average import average as run
+
+    print(run(models, data, out, split_file, overwrite=overwrite))
+
+
 def tune(
     recipe: Recipe,
     data: list[str],
@@ -532,6 +549,7 @@ DATA_STEPS = {
 VERBS = {
     "train": train,
     "tune": tune,
+    "average": average,
     "evaluate": evaluate,
     "calibrate": calibrate,
     "compare": compare,
@@ -548,6 +566,7 @@ POSITIONAL = {
     evaluate: ("bundle", "?", "a bundle's or a run's folder; left out with --predictions"),
     calibrate: ("bundle", None, "a bundle's or a run's folder"),
     export: ("bundle", None, "a bundle's or a run's folder"),
+    average: ("models", "+", "bundles' or runs' folders, two or more, all trained by one split"),
     compare: ("reports", "+", "folders that `polypseg evaluate` wrote, two or more"),
     benchmark: ("bundle", "?", "a bundle's or a run's folder; the model that ships by default"),
     predict: (

@@ -81,7 +81,7 @@ def run(
     if opened is not None:
         segmenter = Segmenter(opened, runtime, device, precision, tta=tta)
         predictor = BundlePredictor(segmenter)
-        network_size = at_network_size(segmenter, frames, _loss(opened))
+        network_size = at_network_size(segmenter, frames, loss_of(opened))
     else:
         assert predictions is not None
         predictor = FolderPredictor(predictions, frames, 0.5 if threshold is None else threshold)
@@ -193,6 +193,6 @@ def _read_per_image(file: Path) -> pd.DataFrame:
     return table.sort_values(["dataset", "frame_id"]).reset_index(drop=True)
 
 
-def _loss(bundle: ModelBundle) -> LossConfig:
+def loss_of(bundle: ModelBundle) -> LossConfig:
     """The loss that the bundle was trained with."""
     return LossConfig(**bundle.metadata.get("recipe", {}).get("loss", {}))

@@ -33,6 +33,14 @@ def select(
     """
     if part == "all":
         return catalog, {"split": {"name": "all frames", "part": "all", "hash": None}}
+    whole, name, digest = split_of(catalog, split_file, bundle)
+    return whole.of_split(part), {"split": {"name": name, "part": part, "hash": digest}}
+
+
+def split_of(
+    catalog: Catalog, split_file: str | Path | None = None, bundle: ModelBundle | None = None
+) -> tuple[Catalog, str, str]:
+    """The frames with their splits, and the split's name and hash; found and refused as ``select`` does."""
     if split_file is not None:
         table = read_split(split_file)
         name = Path(split_file).stem
@@ -45,8 +53,7 @@ def select(
         raise PolypsegError(
             f"{unnamed[0]}: the split {name} names none of its frames; leave it out, or give --split all"
         )
-    frames = catalog.with_split(table).of_split(part)
-    return frames, {"split": {"name": name, "part": part, "hash": hash_split(table)}}
+    return catalog.with_split(table), name, hash_split(table)
 
 
 def _of_bundle(catalog: Catalog, bundle: ModelBundle) -> tuple[Any, str]:

@@ -216,7 +216,7 @@ def _join(
         metrics["test"] = scores.summary
         tables.append(scores.per_image.assign(split="test", fold=""))
         tell("ensemble, test", scores)
-        draw_examples(segmenter, test, folder / PICTURES, f"{ensemble.name}, test split")
+        draw_examples(segmenter, catalog, folder / PICTURES)
     definitions = {name: text for name, text in DEFINITIONS.items() if any(name in one for one in metrics.values())}
     write_scores(folder, segmenter, metrics, definitions, tables)
     rows = _rows(catalog, {name: _per_image(folder / name / "per_image.csv") for name in bundles}, tables)

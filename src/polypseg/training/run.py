@@ -39,6 +39,7 @@ from polypseg.files import atomic_write, commit, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
 from polypseg.models.device import gains_from_bf16
+from polypseg.models.losses import LossConfig
 from polypseg.models.network import build, dropout_argument
 from polypseg.models.weights import WeightsOrigin, load_encoder_weights, normalisation
 from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
@@ -142,7 +143,7 @@ def train(
         bundle = _bundle(folder, recipe, frames.preprocessing, catalog, split_name)
         bundle = _choose(bundle, recipe, catalog, show)
         segmenter = Segmenter(bundle)
-        _test(segmenter, recipe, catalog, folder, show)
+        score_splits(segmenter, recipe.loss, catalog, folder, show)
         _pictures(segmenter, catalog, folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
@@ -436,12 +437,13 @@ def choose(answers: Answers, frames: Catalog, where: str, progress: bool) -> dic
     }
 
 
-def _test(segmenter: Segmenter, recipe: Recipe, catalog: Catalog, folder: Path, progress: bool) -> None:
+def score_splits(segmenter: Segmenter, loss: LossConfig, catalog: Catalog, folder: Path, progress: bool) -> None:
+    """Score validation and test, as far as there are, and write what ``write_scores`` does."""
     results: dict[str, Scores] = {}
     for split in ("val", "test"):
         if split not in set(catalog.frames["split"]):
             continue
-        results[split] = score(segmenter, catalog.of_split(split), recipe.loss, progress)
+        results[split] = score(segmenter, catalog.of_split(split), loss, progress)
         tell(split, results[split])
     metrics = {split: result.summary for split, result in results.items()}
     tables = [result.per_image.assign(split=split) for split, result in results.items()]
@@ -486,14 +488,15 @@ def _pictures(segmenter: Segmenter, catalog: Catalog, folder: Path) -> None:
     from polypseg.visualization.curves import draw_curves
 
     draw_curves(pd.read_csv(folder / "metrics.csv"), folder / "curves.png", title=segmenter.bundle.name)
-    split = "test" if "test" in set(catalog.frames["split"]) else "val"
-    draw_examples(segmenter, catalog.of_split(split), folder / PICTURES, f"{segmenter.bundle.name}, {split} split")
+    draw_examples(segmenter, catalog, folder / PICTURES)
 
 
-def draw_examples(segmenter: Segmenter, frames: Catalog, path: Path, title: str) -> None:
-    """Draw up to eight frames beside truth and prediction."""
+def draw_examples(segmenter: Segmenter, catalog: Catalog, path: Path) -> None:
+    """Draw up to eight test frames, or of validation where there are none, beside truth and prediction."""
     from polypseg.visualization.gallery import Panel, draw_predictions
 
+    split = "test" if "test" in set(catalog.frames["split"]) else "val"
+    frames, title = catalog.of_split(split), f"{segmenter.bundle.name}, {split} split"
     step = max(1, len(frames) // 8)  # spread over the split; not picked by how well they went
     panels = []
     for index in range(0, len(frames), step)[:8]:

@@ -1,0 +1,141 @@
+"""From several trained networks to one, by the mean of their weights.
+
+Networks that trained on from one another lie close enough for that: the mean answers as fast as one of them and
+generalises as an average over training does (stochastic weight averaging: Izmailov et al., UAI 2018; of whole runs:
+Wortsman et al., Model soups, ICML 2022). Networks with different beginnings do not; their ensemble is another thing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from polypseg.bundle import ModelBundle
+from polypseg.data import read_all
+from polypseg.data.splits import write_split
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.evaluation.run import loss_of
+from polypseg.evaluation.scoring import score_masks
+from polypseg.evaluation.selection import split_of
+from polypseg.files import commit
+from polypseg.inference.segmenter import Segmenter
+from polypseg.training.run import (
+    CONFIG,
+    PICTURES,
+    check_folder,
+    choose,
+    draw_examples,
+    logging_to,
+    score_splits,
+    trainer_device,
+    write_yaml,
+)
+
+log = logging.getLogger("polypseg")
+KEPT = ("encoder_weights", "data", "split", "licence", "recipe")  # of the first one's metadata.json
+State = Mapping[str, torch.Tensor]
+
+
+def average(
+    models: Sequence[str | Path],
+    data: Sequence[str | Path],
+    out: str | Path,
+    split_file: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Path:
+    """Average trained networks, choose threshold and post-processing anew on validation, and test once.
+
+    Args:
+        models: two or more bundles or run folders, each trained on from another of them, all by one split. The first
+            gives the new one its preprocessing; it is named after ``out``.
+        data: folders of the data sets they were trained on.
+        out: the folder for the result.
+        split_file: their split, where neither the first one's run folder nor its name tells.
+        overwrite: remove an earlier result in ``out`` first.
+        progress: show progress bars; by default where standard error is a terminal.
+
+    Returns:
+        The folder: ``config.yaml``, ``split.csv``, ``bundle/``, ``test.json``, ``per_image.csv``, ``predictions.png``,
+        ``log.txt``.
+
+    Raises:
+        UsageError: there are fewer than two models.
+        PolypsegError: one is an ensemble, has another network or preprocessing, or was trained by another split; or
+            as ``train``.
+    """
+    folder, started = Path(out), time.monotonic()
+    show = sys.stderr.isatty() if progress is None else progress
+    if len(models) < 2:
+        raise UsageError("--model: name two or more models to average")
+    bundles = [ModelBundle.load(model) for model in models]
+    first = bundles[0]
+    for path, bundle in zip(models, bundles, strict=True):
+        _check(str(path), bundle, first)
+    settings = {"models": [str(model) for model in models], "data": [str(one) for one in data]}
+    check_folder(folder, settings, resume=False, overwrite=overwrite)
+    catalog, split_name, split_hash = split_of(read_all(data), split_file, first)
+    for path, bundle in zip(models, bundles, strict=True):
+        theirs = (bundle.metadata.get("split") or {}).get("hash")
+        if theirs != split_hash:
+            raise PolypsegError(
+                f"{path}: was trained by another split than {split_name}, and may have learnt from its validation "
+                "frames; average models of one split"
+            )
+    write_yaml(folder / CONFIG, settings)
+    write_split(catalog.frames, folder / "split.csv")
+    with logging_to(folder / "log.txt"):
+        validation = catalog.of_split("val")
+        for path, bundle in zip(models, bundles, strict=True):
+            scores, _ = score_masks(Segmenter(bundle), validation, show)
+            log.info("%s, on validation: dice %.4f", path, scores["dice"].mean())
+        made = ModelBundle.save(
+            folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
+            architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
+            threshold_split="validation",
+            averaged_from={str(path): bundle.hash for path, bundle in zip(models, bundles, strict=True)},
+            **{key: first.metadata[key] for key in KEPT if key in first.metadata},
+            commit=commit(), device=trainer_device(),
+        )  # fmt: skip
+        made = made.update(**choose(Segmenter(made), validation, "on validation", show))
+        segmenter = Segmenter(made)
+        score_splits(segmenter, loss_of(made), catalog, folder, show)
+        draw_examples(segmenter, catalog, folder / PICTURES)
+        log.info("done in %.0f s: %s", time.monotonic() - started, folder)
+    return folder
+
+
+def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor, computed in float64, in the first one's type; counters are the first one's.
+
+    The running statistics of batch normalisation are averaged like the weights.
+
+    Args:
+        states: of networks of one architecture.
+    """
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in states[0].items()
+    }
+
+
+def _check(path: str, bundle: ModelBundle, first: ModelBundle) -> None:
+    bundle.check_single()
+    for what, ours, theirs in (
+        ("architecture", asdict(bundle.architecture), asdict(first.architecture)),
+        ("preprocessing", asdict(bundle.preprocessing), asdict(first.preprocessing)),
+    ):
+        name = next((key for key in ours if ours[key] != theirs[key]), None)
+        if name is not None:
+            raise PolypsegError(
+                f"{path}: its {what} has {name} {ours[name]}, the first one's {theirs[name]}; average models that "
+                "trained on from one another"
+            )

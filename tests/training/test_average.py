@@ -1,0 +1,103 @@
+"""`polypseg average`: the mean of weights, chosen anew on validation, never across splits or architectures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from polypseg import ModelBundle
+from polypseg.cli import main
+from polypseg.data import read_all
+from polypseg.data.splits import read_split
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.evaluation.scoring import POSTPROCESSINGS, THRESHOLDS
+from polypseg.export.card import render
+from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.overlap import dice
+from polypseg.training.average import average, mean_of
+from polypseg.training.run import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> list[Path]:
+    """Two runs, the second trained on from the first; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    first = train(small_recipe(trainer={"epochs": 1}), [phantom_folder], folder / "first")
+    second = small_recipe(model={"weights": str(first)}, trainer={"epochs": 1}, optimizer={"learning_rate": 1e-2})
+    return [first, train(second, [phantom_folder], folder / "second")]
+
+
+def test_weights_are_averaged_and_counters_kept() -> None:
+    one = {"weight": torch.tensor([1.0, 3.0]), "half": torch.tensor([1.0], dtype=torch.float16), "n": torch.tensor(7)}
+    other = {
+        "weight": torch.tensor([2.0, -3.0]),
+        "half": torch.tensor([2.0], dtype=torch.float16),
+        "n": torch.tensor(9),
+    }
+    mean = mean_of([one, other])
+    assert mean["weight"].tolist() == [1.5, 0.0]
+    assert mean["half"].tolist() == [1.5] and mean["half"].dtype == torch.float16
+    assert mean["n"].item() == 7
+    assert mean_of([one, one, other])["weight"].tolist() == pytest.approx([4 / 3, 1.0])
+
+
+def test_the_average_is_a_bundle_chosen_on_validation(
+    runs: list[Path], tmp_path: Path, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mean"
+    words = ["average", *map(str, runs), "--data", str(phantom_folder), "--out", str(out)]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == str(out)
+    made, first, second = (ModelBundle.load(one) for one in (out, *runs))
+    for name, value in made.weights().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (first.weights()[name] + second.weights()[name]) / 2)
+    assert made.name == "mean" and made.threshold in THRESHOLDS
+    assert made.postprocessing in POSTPROCESSINGS
+    assert made.metadata["averaged_from"] == {str(runs[0]): first.hash, str(runs[1]): second.hash}
+    assert made.metadata["encoder_weights"] == first.metadata["encoder_weights"]
+    assert "the mean of those of" in render(made)
+    validation = read_all([phantom_folder]).with_split(read_split(out / "split.csv")).of_split("val")
+    segmenter = Segmenter(made)
+    scores = [dice(segmenter.segment(validation.frame(i)).mask, validation.mask(i)) for i in range(len(validation))]
+    written = json.loads((out / "test.json").read_text())
+    assert written["metrics"]["val"]["dice"] == pytest.approx(sum(scores) / len(scores), abs=1e-6)
+    assert set(written["metrics"]) == {"val", "test"} and (out / "predictions.png").is_file()
+    assert f"{runs[1]}, on validation: dice" in (out / "log.txt").read_text()
+    assert main(words) == 1
+    assert "holds a run already" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+
+
+def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
+    runs: list[Path], tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.ERROR, "polypseg")
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="two or more models"):
+        average([runs[0]], [phantom_folder], out)
+    other = train(
+        small_recipe(split="grouped", model={"weights": str(runs[0])}, trainer={"epochs": 1}),
+        [phantom_folder], tmp_path / "other",
+    )  # fmt: skip
+    with pytest.raises(PolypsegError, match="other: was trained by another split than seed"):
+        average([runs[0], other], [phantom_folder], out)
+    larger = train(small_recipe(frames={"size": 96}, trainer={"epochs": 1}), [phantom_folder], tmp_path / "larger")
+    with pytest.raises(PolypsegError, match="larger: its preprocessing has height 96, the first one's 64"):
+        average([runs[0], larger], [phantom_folder], out)
+    members = {"one": ModelBundle.load(runs[0]), "two": ModelBundle.load(runs[1])}
+    joined = ModelBundle.join(tmp_path / "joined", members, name="joined", threshold=0.5)
+    with pytest.raises(PolypsegError, match="is an ensemble"):
+        average([runs[0], joined.folder], [phantom_folder], out)
+    assert not out.exists()
