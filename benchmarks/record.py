@@ -39,6 +39,7 @@ def main() -> None:
             "device": origin.get("device"),
             "threads": origin.get("threads"),
             "precision": origin.get("precision"),
+            "tta": origin.get("tta"),
         }
         for name, one in numbers["definitions"].items()
     ]

@@ -64,7 +64,9 @@ def test_the_average_is_a_bundle_chosen_on_validation(
             torch.testing.assert_close(value, (first.weights()[name] + second.weights()[name]) / 2)
     assert made.name == "mean" and made.threshold in THRESHOLDS
     assert made.postprocessing in POSTPROCESSINGS
-    assert made.metadata["averaged_from"] == {str(runs[0]): first.hash, str(runs[1]): second.hash}
+    assert made.metadata["averaged_from"] == [
+        {"name": "small", "hash": one.hash, "epoch": 1, "recipe": one.metadata["recipe"]} for one in (first, second)
+    ]
     assert made.metadata["encoder_weights"] == first.metadata["encoder_weights"]
     assert "the mean of those of" in render(made)
     validation = read_all([phantom_folder]).with_split(read_split(out / "split.csv")).of_split("val")

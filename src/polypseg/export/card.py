@@ -45,7 +45,12 @@ def render(bundle: ModelBundle) -> str:
         title=_cell(bundle.name),
         data=[_data_set(name) for name in (metadata.get("data") or {}).get("datasets", [])],
         origin=metadata.get("encoder_weights") or {},
-        recipe=yaml.safe_dump(metadata["recipe"], sort_keys=False, allow_unicode=True) if "recipe" in metadata else "",
+        recipe=_yaml(metadata["recipe"]) if "recipe" in metadata else "",
+        averaged=[
+            {**one, "recipe": _yaml(one["recipe"]), "epochs": one["recipe"]["trainer"]["epochs"]}
+            for one in metadata.get("averaged_from", ())
+            if one.get("recipe")
+        ],
         evaluations=metadata.get("evaluations") or [],
         test=(metadata.get("metrics") or {}).get("test"),
         out_of_fold=(metadata.get("metrics") or {}).get("out_of_fold"),
@@ -54,6 +59,10 @@ def render(bundle: ModelBundle) -> str:
         speed=metadata.get("speed") or {},
     )
     return page.rstrip() + "\n"
+
+
+def _yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
 def _data_set(name: str) -> dict[str, str]:

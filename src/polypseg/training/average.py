@@ -99,7 +99,10 @@ def average(
             folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
             architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
             threshold_split="validation",
-            averaged_from={str(path): bundle.hash for path, bundle in zip(models, bundles, strict=True)},
+            averaged_from=[
+                {"name": one.name, "hash": one.hash, **{key: one.metadata.get(key) for key in ("epoch", "recipe")}}
+                for one in bundles
+            ],
             **{key: first.metadata[key] for key in KEPT if key in first.metadata},
             commit=commit(), device=trainer_device(),
         )  # fmt: skip

@@ -103,6 +103,7 @@ class TrainerConfig:
     Args:
         epochs: passes over the training frames.
         patience: epochs without a better validation Dice before training stops; null trains them all.
+        keep: the epoch whose weights become the bundle, best (on validation) or last (as for an average of models).
         precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16-mixed where the device gains from it.
         channels_last: memory layout that is faster for convolutions.
         accelerator: auto, cpu, gpu or mps.
@@ -116,6 +117,7 @@ class TrainerConfig:
 
     epochs: int = 25
     patience: int | None = None
+    keep: Literal["best", "last"] = "best"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     channels_last: bool = True
     accelerator: str = "auto"

@@ -66,8 +66,9 @@ def train(
 ) -> Path:
     """Train by a recipe and fill a run folder.
 
-    The checkpoint with the best validation Dice becomes the bundle; threshold and post-processing are chosen on
-    validation where the recipe leaves the threshold open; only then is the test split scored, once.
+    The checkpoint with the best validation Dice becomes the bundle, or the last one by ``trainer.keep``; threshold and
+    post-processing are chosen on validation where the recipe leaves the threshold open; only then is the test split
+    scored, once.
 
     Args:
         recipe: what to do.
@@ -375,7 +376,9 @@ def _bundle(
     folder: Path, recipe: Recipe, preprocessing: Preprocessing, catalog: Catalog, split_name: str
 ) -> ModelBundle:
     # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
-    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=False)
+    checkpoint = torch.load(
+        folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt", map_location="cpu", weights_only=False
+    )
     prefix = "network."
     state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     return ModelBundle.save(
