@@ -13,12 +13,10 @@ Runs are kept in ``--runs``; what is interrupted goes on, what is done is not do
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +72,8 @@ def main() -> int:
             report = judge(variant, trained, judged, options.runs)
             rows.append(row(variant, trained, judged, report, report.parent / _name(OURS, judged)))
             print(f"{variant}, {trained.name} to {judged.name}: {rows[-1]['dice']}", flush=True)
-        with atomic_write(options.out) as file:
-            file.write(_csv(rows))
+        with atomic_write(options.out, "w") as file:
+            pd.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
     print(f"{options.out}: {len(rows)} rows")
     return 0
 
@@ -142,10 +140,6 @@ def _name(variant: str, judged: Path) -> str:
 
 def _slug(variant: str) -> str:
     return variant.lower().replace(" ", "-").replace("'", "").replace("+", "p")
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    return pd.DataFrame(rows).to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode()
 
 
 if __name__ == "__main__":
