@@ -287,7 +287,7 @@ def shipped_recipe(name: str) -> Path:
 # These say where and how fast a run computes, not what; they may differ when it is resumed.
 _MAY_DIFFER = {
     "frames.workers", "frames.cache", "frames.cache_gb", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.patience", "split",
+    "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.patience", "trainer.keep", "split",
 }  # fmt: skip
 
 
