@@ -81,6 +81,30 @@ def test_the_average_is_a_bundle_chosen_on_validation(
     assert main([*words, "--overwrite"]) == 0
 
 
+def test_a_mean_of_a_mean_tells_all_its_training(
+    runs: list[Path], tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    mean = average(runs, [phantom_folder], tmp_path / "mean")
+    recipe = small_recipe(name="third", model={"weights": str(mean)}, trainer={"epochs": 1, "keep": "last"})
+    third = train(recipe, [phantom_folder], tmp_path / "third")
+    made = ModelBundle.load(average([mean, third], [phantom_folder], tmp_path / "both"))
+    nested, last = made.metadata["averaged_from"]
+    assert nested == {
+        "name": "mean",
+        "hash": ModelBundle.load(mean).hash,
+        "averaged_from": ModelBundle.load(mean).metadata["averaged_from"],
+    }
+    assert last["epoch"] == 1 and last["recipe"]["model"]["weights"] == str(mean)
+    commands = [line.split(" --data")[0] for line in render(made).splitlines() if line.startswith("polypseg ")]
+    assert commands[-5:] == [
+        "polypseg train --config small.yaml",
+        "polypseg train --config small.yaml",
+        "polypseg average runs/small runs/small",
+        "polypseg train --config third.yaml",
+        "polypseg average runs/mean runs/third",
+    ]
+
+
 def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
     runs: list[Path], tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,

@@ -46,11 +46,7 @@ def render(bundle: ModelBundle) -> str:
         data=[_data_set(name) for name in (metadata.get("data") or {}).get("datasets", [])],
         origin=metadata.get("encoder_weights") or {},
         recipe=_yaml(metadata["recipe"]) if "recipe" in metadata else "",
-        averaged=[
-            {**one, "recipe": _yaml(one["recipe"]), "epochs": one["recipe"]["trainer"]["epochs"]}
-            for one in metadata.get("averaged_from", ())
-            if one.get("recipe")
-        ],
+        steps=_steps(metadata["averaged_from"], "again") if metadata.get("averaged_from") else [],
         evaluations=metadata.get("evaluations") or [],
         test=(metadata.get("metrics") or {}).get("test"),
         out_of_fold=(metadata.get("metrics") or {}).get("out_of_fold"),
@@ -59,6 +55,17 @@ def render(bundle: ModelBundle) -> str:
         speed=metadata.get("speed") or {},
     )
     return page.rstrip() + "\n"
+
+
+def _steps(members: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """What to run one after another for a mean of weights; a member may be such a mean itself."""
+    before: list[dict[str, Any]] = []
+    for one in members:
+        if one.get("averaged_from"):
+            before += _steps(one["averaged_from"], one["name"])
+        elif one.get("recipe"):
+            before.append({**one, "recipe": _yaml(one["recipe"]), "epochs": one["recipe"]["trainer"]["epochs"]})
+    return [*before, {"name": name, "average": [one["name"] for one in members]}]
 
 
 def _yaml(value: Any) -> str:
