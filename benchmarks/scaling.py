@@ -37,7 +37,6 @@ from polypseg.errors import PolypsegError
 from polypseg.files import commit
 from polypseg.inference.archive.sources import Listing
 
-PREDICT = "import sys; from polypseg.cli import main; sys.exit(main())"
 COLUMNS = (
     "date", "commit", "measure", "engine", "workers", "threads", "frames", "partition", "round", "wall_s",
     "frames_per_s", "steady_frames_per_s", "start_s", "ratio", "steady_ratio", "driver_mb", "bytes_in", "bytes_out",
@@ -130,9 +129,9 @@ class Bench:
         manifest.write_text("path\n" + "".join(f'"{path}"\n' for path in named), encoding="utf-8")
         out = self.folder / "out"
         command = [
-            sys.executable, "-c", PREDICT, "predict", str(manifest), "--model", self.options.model, "--out", str(out),
-            "--engine", engine, "--threads", str(self.options.threads), "--partition", str(self.options.partition),
-            "--overwrite",
+            sys.executable, "-m", "polypseg", "predict", str(manifest), "--model", self.options.model,
+            "--out", str(out), "--engine", engine, "--threads", str(self.options.threads),
+            "--partition", str(self.options.partition), "--overwrite",
         ]  # fmt: skip
         command += ["--workers", str(workers)] if engine == "ray" else []
         start = time.time()

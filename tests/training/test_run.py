@@ -121,6 +121,19 @@ def test_best_checkpoint_is_the_best_on_validation(
     assert scores["dice_network_size"] == pytest.approx(metrics["val_dice"].max(), abs=0.01)  # bf16 against fp32
 
 
+def test_the_last_epoch_is_kept_where_the_recipe_says_so(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    recipe = small_recipe(
+        trainer={"epochs": 2, "keep": "last"}, optimizer={"learning_rate": 3e-2, "schedule": "constant"}
+    )
+    out = train(recipe, [phantom_folder], tmp_path / "run")
+    bundle, last = polypseg.ModelBundle.load(out), torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+    assert bundle.metadata["epoch"] == 2
+    for name, value in bundle.weights().items():
+        torch.testing.assert_close(value, last["state_dict"][f"network.{name}"])
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
 def test_resumed_run_equals_an_uninterrupted_one(
     schedule: str,

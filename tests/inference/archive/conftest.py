@@ -18,7 +18,6 @@ from polypseg.bundle import ModelBundle
 from polypseg.catalog import read_frame, read_mask
 
 EXACT = ("--runtime", "torch", "--device", "cpu", "--precision", "fp32", "--threads", "1")
-PREDICT = "import sys; from polypseg.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +40,8 @@ def command(untrained: ModelBundle) -> Callable[..., list[str]]:
     def make(*arguments: object) -> list[str]:
         return [
             sys.executable,
-            "-c",
-            PREDICT,
+            "-m",
+            "polypseg",
             "predict",
             *map(str, arguments),
             "--model",
