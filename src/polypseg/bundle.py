@@ -58,12 +58,16 @@ class Architecture:
         encoder: encoder by SMP's name, as efficientnet-b3 or tu-tf_efficientnet_lite2.
         decoder_channels: channels of the decoder's stages, deepest first; none keeps SMP's own.
         decoder_dropout: dropout rate of the decoder, 0..1, where SMP has a place for it.
+        output_stride: rows of the frame to a row of the map that the decoder computes: 1, or 2 for its last stage at
+            half the size, enlarged bilinearly to the frame's: quicker, with the same weights; Unet and UnetPlusPlus
+            alone.
     """
 
     name: str = "UnetPlusPlus"
     encoder: str = "efficientnet-b3"
     decoder_channels: tuple[int, ...] | None = None
     decoder_dropout: float = 0.0
+    output_stride: Literal[1, 2] = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:

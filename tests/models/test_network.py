@@ -34,12 +34,32 @@ def test_decoder_channels() -> None:
     assert count[1] < count[0]
 
 
+@pytest.mark.parametrize("name", ["UnetPlusPlus", "Unet"])
+def test_the_last_stage_at_half_the_size(name: str) -> None:
+    torch.manual_seed(0)
+    whole = build(Architecture(name, "mobilenet_v2")).eval()
+    half = build(Architecture(name, "mobilenet_v2", output_stride=2)).eval()
+    half.load_state_dict(whole.state_dict())
+    frames, seen = torch.randn(2, 3, 64, 96), {}
+    last = half.decoder.blocks["x_0_4"] if name == "UnetPlusPlus" else half.decoder.blocks[-1]
+    last.register_forward_hook(lambda module, given, made: seen.update(given=given[0], made=made))
+    with torch.inference_mode():
+        answer = half(frames)
+        assert answer.shape == (2, 1, 64, 96)
+        assert seen["given"].shape[2:] == seen["made"].shape[2:] == (32, 48)
+        block = whole.decoder.blocks["x_0_4"] if name == "UnetPlusPlus" else whole.decoder.blocks[-1]
+        small = whole.segmentation_head[0](block.conv2(block.conv1(seen["given"])))
+        expected = torch.nn.functional.interpolate(small, size=(64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(answer, expected)
+
+
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
         (Architecture("UnetPlus", "mobilenet_v2"), "did you mean UnetPlusPlus"),
         (Architecture("Unet", "no-such-encoder"), "no-such-encoder"),
         (Architecture("Unet", "mobilenet_v2", decoder_channels=(8, 8)), "cannot be built"),
+        (Architecture("FPN", "mobilenet_v2", output_stride=2), "FPN has no output_stride of 2"),
     ],
 )
 def test_what_cannot_be_built_is_told_in_one_line(architecture: Architecture, message: str) -> None:

@@ -38,7 +38,8 @@ def test_training_starts_from_the_bundles_weights(
     start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    recipe = small_recipe(model={"weights": str(start.folder)}, optimizer=STILL, trainer={"epochs": 1})
+    model = {"weights": str(start.folder), "output_stride": 2}  # another computation with the same weights
+    recipe = small_recipe(model=model, optimizer=STILL, trainer={"epochs": 1})
     with caplog.at_level(logging.WARNING, "polypseg"):
         made = ModelBundle.load(train(recipe, [phantom_folder], tmp_path / "run"))
     expected, found = start.weights(), made.weights()
@@ -46,6 +47,7 @@ def test_training_starts_from_the_bundles_weights(
     moved = [name for name in expected if not torch.equal(expected[name], found[name])]
     assert moved and all("running" in name or "num_batches" in name for name in moved)
     np.testing.assert_allclose([*made.preprocessing.mean, *made.preprocessing.std], [0.4, 0.3, 0.2, 0.3, 0.2, 0.1])
+    assert made.architecture.output_stride == 2
     assert made.preprocessing.height == 64  # the recipe's, not the bundle's
     origin = made.metadata["encoder_weights"]
     assert origin["source"] == "the bundle start" and origin["revision"] == start.hash

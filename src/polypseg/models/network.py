@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -30,7 +31,7 @@ def build(architecture: Architecture) -> torch.nn.Module:
     if architecture.decoder_channels is not None:
         options["decoder_channels"] = architecture.decoder_channels
     try:
-        return _architecture_class(architecture.name)(
+        network = _architecture_class(architecture.name)(
             encoder_name=architecture.encoder, encoder_weights=None, in_channels=3, classes=1, **options
         )
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -38,6 +39,9 @@ def build(architecture: Architecture) -> torch.nn.Module:
         raise PolypsegError(
             f"model: {architecture.name} with encoder {architecture.encoder} cannot be built ({reason})"
         ) from error
+    if architecture.output_stride == 2:
+        _halve_last_stage(network)
+    return network
 
 
 def dropout_argument(name: str) -> str | None:
@@ -47,6 +51,34 @@ def dropout_argument(name: str) -> str | None:
     """
     parameters = inspect.signature(_architecture_class(name).__init__).parameters
     return next((argument for argument in _DROPOUT_NAMES if argument in parameters), None)
+
+
+def _halve_last_stage(network: torch.nn.Module) -> None:
+    """Compute the decoder's last stage, which no encoder feature joins, before its enlargement instead of after it.
+
+    The names and shapes of the weights stay.
+
+    Raises:
+        PolypsegError: the network's decoder has no such stage.
+    """
+    if not isinstance(network, smp.Unet | smp.UnetPlusPlus):
+        raise PolypsegError(f"model: {type(network).__name__} has no output_stride of 2; set it to 1")
+    blocks: Any = network.decoder.blocks
+    last = list(blocks)[-1] if isinstance(blocks, torch.nn.ModuleDict) else len(blocks) - 1
+    blocks[last] = _Refine(blocks[last])
+    network.segmentation_head[1] = torch.nn.Upsample(scale_factor=2, mode="bilinear")
+
+
+class _Refine(torch.nn.Module):
+    """The convolutions of a decoder's stage, at the size of what comes in."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = block.conv1, block.conv2
+
+    def forward(self, features: torch.Tensor, *size_and_skip: object, **named: object) -> torch.Tensor:
+        refined: torch.Tensor = self.conv2(self.conv1(features))
+        return refined
 
 
 def _architecture_class(name: str) -> type[torch.nn.Module]:

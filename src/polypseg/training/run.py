@@ -53,6 +53,7 @@ CONFIG = "config.yaml"
 PICTURES = "predictions.png"  # written last
 LICENCE = "Weights follow the terms of the data they were trained on; code Apache-2.0."
 _ORIGIN = "encoder_weights.yaml"
+_NO_WEIGHTS = ("decoder_dropout", "output_stride")  # an architecture's settings that no weight depends on
 
 
 def train(
@@ -222,7 +223,7 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     bundle = ModelBundle.load(path)
     bundle.check_single("name one of its members as model.weights")
     ours, theirs = asdict(recipe.model.architecture), asdict(bundle.architecture)
-    differs = next((name for name in ours if name != "decoder_dropout" and ours[name] != theirs[name]), None)
+    differs = next((name for name in ours if name not in _NO_WEIGHTS and ours[name] != theirs[name]), None)
     if differs is not None:
         raise PolypsegError(
             f"{path}: its network has {differs} {theirs[differs]}, the recipe's {ours[differs]}; set model.{differs} "
