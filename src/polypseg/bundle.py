@@ -412,6 +412,21 @@ class ModelBundle:
             names = ", ".join(str(one.folder) for one in self.members)
             raise PolypsegError(f"{self.folder}: is an ensemble; {what or f'take its members one by one: {names}'}")
 
+    def lineage(self) -> dict[str, Any]:
+        """How the weights came to be, as far as ``metadata.json`` tells: what is written down of a bundle that others
+        were trained on from, or averaged from.
+
+        Returns:
+            ``name`` and ``hash``; of a mean of others' weights ``averaged_from``, a list of such lineages; else
+            ``epoch``, ``recipe`` and, where training started from a bundle, ``started_from``, its lineage.
+        """
+        known: dict[str, Any] = {"name": self.name, "hash": self.hash}
+        if "averaged_from" in self.metadata:
+            return {**known, "averaged_from": self.metadata["averaged_from"]}
+        known |= {key: self.metadata.get(key) for key in ("epoch", "recipe")}
+        start = (self.metadata.get("encoder_weights") or {}).get("bundle")
+        return {**known, "started_from": start} if start else known
+
     def compact(self, folder: str | Path, name: str | None = None) -> ModelBundle:
         """Write the same model with its kernels as float16 (``save``'s ``half``), and return it.
 

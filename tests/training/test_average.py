@@ -64,9 +64,10 @@ def test_the_average_is_a_bundle_chosen_on_validation(
             torch.testing.assert_close(value, (first.weights()[name] + second.weights()[name]) / 2)
     assert made.name == "mean" and made.threshold in THRESHOLDS
     assert made.postprocessing in POSTPROCESSINGS
-    assert made.metadata["averaged_from"] == [
+    before, after = (
         {"name": "small", "hash": one.hash, "epoch": 1, "recipe": one.metadata["recipe"]} for one in (first, second)
-    ]
+    )
+    assert made.metadata["averaged_from"] == [before, {**after, "started_from": before}]
     assert made.metadata["encoder_weights"] == first.metadata["encoder_weights"]
     assert "the mean of those of" in render(made)
     validation = read_all([phantom_folder]).with_split(read_split(out / "split.csv")).of_split("val")
@@ -95,6 +96,7 @@ def test_a_mean_of_a_mean_tells_all_its_training(
         "averaged_from": ModelBundle.load(mean).metadata["averaged_from"],
     }
     assert last["epoch"] == 1 and last["recipe"]["model"]["weights"] == str(mean)
+    assert last["started_from"] == nested  # the mean, whose own training is listed once below
     commands = [line.split(" --data")[0] for line in render(made).splitlines() if line.startswith("polypseg ")]
     assert commands[-5:] == [
         "polypseg train --config small.yaml",

@@ -51,6 +51,7 @@ def test_training_starts_from_the_bundles_weights(
     assert made.preprocessing.height == 64  # the recipe's, not the bundle's
     origin = made.metadata["encoder_weights"]
     assert origin["source"] == "the bundle start" and origin["revision"] == start.hash
+    assert origin["bundle"] == start.lineage() == {"name": "start", "hash": start.hash, "epoch": None, "recipe": None}
     assert "another split" not in caplog.text
 
 

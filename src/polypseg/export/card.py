@@ -46,7 +46,7 @@ def render(bundle: ModelBundle) -> str:
         data=[_data_set(name) for name in (metadata.get("data") or {}).get("datasets", [])],
         origin=metadata.get("encoder_weights") or {},
         recipe=_yaml(metadata["recipe"]) if "recipe" in metadata else "",
-        steps=_steps(metadata["averaged_from"], "again") if metadata.get("averaged_from") else [],
+        steps=[] if bundle.members else _steps({**bundle.lineage(), "name": "again"}),
         evaluations=metadata.get("evaluations") or [],
         test=(metadata.get("metrics") or {}).get("test"),
         out_of_fold=(metadata.get("metrics") or {}).get("out_of_fold"),
@@ -57,15 +57,17 @@ def render(bundle: ModelBundle) -> str:
     return page.rstrip() + "\n"
 
 
-def _steps(members: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """What to run one after another for a mean of weights; a member may be such a mean itself."""
-    before: list[dict[str, Any]] = []
-    for one in members:
-        if one.get("averaged_from"):
-            before += _steps(one["averaged_from"], one["name"])
-        elif one.get("recipe"):
-            before.append({**one, "recipe": _yaml(one["recipe"]), "epochs": one["recipe"]["trainer"]["epochs"]})
-    return [*before, {"name": name, "average": [one["name"] for one in members]}]
+def _steps(lineage: dict[str, Any]) -> list[dict[str, Any]]:
+    """What to run, one after another, for a bundle of this lineage; each step once."""
+    members, start, recipe = lineage.get("averaged_from"), lineage.get("started_from"), lineage.get("recipe")
+    steps: dict[str, dict[str, Any]] = {}
+    for one in members or ([start] if start else []):
+        steps |= {step["hash"]: step for step in _steps(one)}
+    if members:
+        steps[lineage["hash"]] = {**lineage, "average": [one["name"] for one in members]}
+    elif recipe:
+        steps[lineage["hash"]] = {**lineage, "recipe": _yaml(recipe), "epochs": recipe.get("trainer", {}).get("epochs")}
+    return list(steps.values())
 
 
 def _yaml(value: Any) -> str:

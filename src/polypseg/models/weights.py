@@ -47,16 +47,18 @@ class WeightsOrigin:
         revision: commit of the repository or version of the package; empty where there is none.
         sha256: of the file, 64 hexadecimal digits; None for random weights.
         licence: of the weights as their publishers name it, or where they do.
+        bundle: the ``ModelBundle.lineage`` of the bundle that training started from; None where it was none.
     """
 
     source: str
     revision: str = ""
     sha256: str | None = None
     licence: str = ""
+    bundle: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types for JSON."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "bundle" or value is not None}
 
 
 def load_encoder_weights(encoder: torch.nn.Module, encoder_name: str, weights: str | None) -> WeightsOrigin:

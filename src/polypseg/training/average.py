@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -100,7 +99,7 @@ def average(
             folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
             architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
             threshold_split="validation",
-            averaged_from=[_member(one) for one in bundles],
+            averaged_from=[one.lineage() for one in bundles],
             **{key: first.metadata[key] for key in KEPT if key in first.metadata},
             commit=commit(), device=trainer_device(),
         )  # fmt: skip
@@ -110,12 +109,6 @@ def average(
         draw_examples(segmenter, catalog, folder / PICTURES)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
     return folder
-
-
-def _member(bundle: ModelBundle) -> dict[str, Any]:
-    """What the mean's ``metadata.json`` says of one it was made from, which may be a mean itself."""
-    told = ("averaged_from",) if "averaged_from" in bundle.metadata else ("epoch", "recipe")
-    return {"name": bundle.name, "hash": bundle.hash, **{key: bundle.metadata.get(key) for key in told}}
 
 
 def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:

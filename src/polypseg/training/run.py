@@ -212,7 +212,9 @@ def _prepare(
     origin = None
     if checkpoint is None and start is not None:
         network.load_state_dict(start.weights())
-        origin = WeightsOrigin(f"the bundle {start.name}", start.hash, start.metadata["weights_sha256"], LICENCE)
+        origin = WeightsOrigin(
+            f"the bundle {start.name}", start.hash, start.metadata["weights_sha256"], LICENCE, start.lineage()
+        )
     elif checkpoint is None:  # a resumed run takes every weight from its checkpoint
         origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
     return SegmentationModule(network, recipe), frames, origin
