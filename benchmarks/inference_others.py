@@ -72,9 +72,8 @@ class PlainTorch(_Plain):
         self.model = getattr(smp, architecture["name"])(architecture["encoder"], encoder_weights=None, **options)
         self.model.load_state_dict(load_file(job["weights"]))
         if architecture["output_stride"] == 2:  # the same network: its last stage at half the size
-            last = list(self.model.decoder.blocks)[-1]
-            block = self.model.decoder.blocks[last]
-            self.model.decoder.blocks[last] = torch.nn.Sequential(block.conv1, block.conv2)
+            name, block = list(self.model.decoder.blocks.named_children())[-1]
+            self.model.decoder.blocks.add_module(name, torch.nn.Sequential(block.conv1, block.conv2))
             self.model.segmentation_head[1] = torch.nn.Upsample(scale_factor=2, mode="bilinear")
         self.model.eval()
 

@@ -63,9 +63,8 @@ def _halve_last_stage(network: torch.nn.Module) -> None:
     """
     if not isinstance(network, smp.Unet | smp.UnetPlusPlus):
         raise PolypsegError(f"model: {type(network).__name__} has no output_stride of 2; set it to 1")
-    blocks: Any = network.decoder.blocks
-    last = list(blocks)[-1] if isinstance(blocks, torch.nn.ModuleDict) else len(blocks) - 1
-    blocks[last] = _Refine(blocks[last])
+    name, block = list(network.decoder.blocks.named_children())[-1]
+    network.decoder.blocks.add_module(name, _Refine(block))
     network.segmentation_head[1] = torch.nn.Upsample(scale_factor=2, mode="bilinear")
 
 
