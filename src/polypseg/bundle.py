@@ -58,22 +58,30 @@ class Architecture:
         encoder: encoder by SMP's name, as efficientnet-b3 or tu-tf_efficientnet_lite2.
         decoder_channels: channels of the decoder's stages, deepest first; none keeps SMP's own.
         decoder_dropout: dropout rate of the decoder, 0..1, where SMP has a place for it.
-        output_stride: rows of the frame to a row of the map that the decoder computes: 1, or 2 for its last stage at
-            half the size, enlarged bilinearly to the frame's: quicker, with the same weights; Unet and UnetPlusPlus
-            alone.
+        output_stride: rows of the frame to a row of the map that the decoder computes, which is enlarged bilinearly to
+            the frame's size: 1; 2 for the last stage at half the size, with the same weights; 4 without the stage
+            before it and the encoder's finest features. 2 and 4 are quicker; Unet and UnetPlusPlus alone.
     """
 
     name: str = "UnetPlusPlus"
     encoder: str = "efficientnet-b3"
     decoder_channels: tuple[int, ...] | None = None
     decoder_dropout: float = 0.0
-    output_stride: Literal[1, 2] = 1
+    output_stride: Literal[1, 2, 4] = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
         """From the plain types of ``metadata.json``."""
         channels = values.get("decoder_channels")
         return cls(**{**values, "decoder_channels": None if channels is None else tuple(channels)})
+
+    def weights_differ_by(self, other: Architecture) -> str | None:
+        """The first setting that gives the other network other weights than this one; None where each can take the
+        other's."""
+        for name in ("name", "encoder", "decoder_channels"):
+            if getattr(self, name) != getattr(other, name):
+                return name
+        return "output_stride" if (self.output_stride == 4) != (other.output_stride == 4) else None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ def test_augmentation_averages_the_views(exported: ModelBundle, tta: str, runtim
             views = [np.flip(plain.probability(np.flip(resized, axes).copy()), axes) for axes in FLIPS[tta]]
             assert np.abs(found - np.mean(views, axis=0)).max() < 1e-4
             assert np.abs(found - plain.probability(frame)).max() > 1e-3
+    # what is measured at the network's size is measured with the views too
+    together = np.stack([plain.preprocessing.resize_frame(frame) for frame in FRAMES])
+    singly = np.stack([averaged.probability(frame) for frame in FRAMES])
+    assert np.abs(1 / (1 + np.exp(-averaged.logits(together))) - singly).max() < 1e-4
     # a mirrored frame has the mirrored answer
     mirrored = averaged.probability(np.flip(plain.preprocessing.resize_frame(FRAMES[0]), 1).copy())
     assert np.abs(np.flip(mirrored, 1) - averaged.probability(FRAMES[0])).max() < 1e-4

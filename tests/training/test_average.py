@@ -30,10 +30,11 @@ pytestmark = pytest.mark.slow
 def runs(
     tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path, small_recipe: Callable[..., Any]
 ) -> list[Path]:
-    """Two runs, the second trained on from the first; not to be changed."""
+    """Two runs, the second trained on from the first at another output_stride; not to be changed."""
     folder = tmp_path_factory.mktemp("runs")
     first = train(small_recipe(trainer={"epochs": 1}), [phantom_folder], folder / "first")
-    second = small_recipe(model={"weights": str(first)}, trainer={"epochs": 1}, optimizer={"learning_rate": 1e-2})
+    model = {"weights": str(first), "output_stride": 2}
+    second = small_recipe(model=model, trainer={"epochs": 1}, optimizer={"learning_rate": 1e-2})
     return [first, train(second, [phantom_folder], folder / "second")]
 
 
@@ -62,6 +63,7 @@ def test_the_average_is_a_bundle_chosen_on_validation(
     for name, value in made.weights().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (first.weights()[name] + second.weights()[name]) / 2)
+    assert made.architecture == first.architecture != second.architecture
     assert made.name == "mean" and made.threshold in THRESHOLDS
     assert made.postprocessing in POSTPROCESSINGS
     before, after = (
@@ -88,6 +90,8 @@ def test_a_mean_of_a_mean_tells_all_its_training(
     mean = average(runs, [phantom_folder], tmp_path / "mean")
     recipe = small_recipe(name="third", model={"weights": str(mean)}, trainer={"epochs": 1, "keep": "last"})
     third = train(recipe, [phantom_folder], tmp_path / "third")
+    assert "| epoch taken | 1, the last |" in render(ModelBundle.load(third))
+    assert "| epoch taken | 1, the best on validation |" in render(ModelBundle.load(runs[0]))
     made = ModelBundle.load(average([mean, third], [phantom_folder], tmp_path / "both"))
     nested, last = made.metadata["averaged_from"]
     assert nested == {
@@ -122,7 +126,7 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
     with pytest.raises(PolypsegError, match="other: was trained by another split than seed"):
         average([runs[0], other], [phantom_folder], out)
     larger = train(small_recipe(frames={"size": 96}, trainer={"epochs": 1}), [phantom_folder], tmp_path / "larger")
-    with pytest.raises(PolypsegError, match="larger: its preprocessing has height 96, the first one's 64"):
+    with pytest.raises(PolypsegError, match="larger: has height 96, the first one 64"):
         average([runs[0], larger], [phantom_folder], out)
     members = {"one": ModelBundle.load(runs[0]), "two": ModelBundle.load(runs[1])}
     joined = ModelBundle.join(tmp_path / "joined", members, name="joined", threshold=0.5)

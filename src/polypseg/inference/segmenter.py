@@ -188,14 +188,11 @@ class Segmenter:
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """N×h×w×3 uint8 of the network's size to N×h×w float32 logits, before temperature.
 
-        Of an ensemble the log-odds of its mean probability, after temperature.
+        Of an ensemble, and with test-time augmentation, the log-odds of the mean probability, after temperature.
         """
-        if len(self._members) == 1:
+        if len(self._members) == 1 and self.tta == "none":
             return self.runtime.logits(images)
-        maps = [member.together(images) for member in self._members]
-        height, width = self.preprocessing.height, self.preprocessing.width
-        restored = [[self.preprocessing.restore(one, height, width) for one in of_member] for of_member in maps]
-        mean = np.mean(restored, axis=0, dtype=np.float32).clip(1e-7, 1 - 1e-7)
+        mean = np.stack(list(self.probabilities(images, len(images)))).clip(1e-7, 1 - 1e-7)
         logits: NDArray[np.float32] = np.log(mean) - np.log1p(-mean)
         return logits
 
@@ -217,11 +214,6 @@ class _Member:
             if not maps:
                 return
             yield maps[0] if len(maps) == 1 else np.mean(maps, axis=0, dtype=np.float32)
-
-    def together(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """N×H×W×3 uint8 to the N×h×w float32 probability maps of one batch, without test-time augmentation."""
-        resized = np.stack([self.preprocessing.resize_frame(image) for image in images])
-        return self._sigmoid(self.runtime.logits(resized))
 
     def _images(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         for frame in frames:

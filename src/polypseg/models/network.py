@@ -8,6 +8,7 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
+from segmentation_models_pytorch.base.initialization import initialize_decoder
 
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError
@@ -39,8 +40,8 @@ def build(architecture: Architecture) -> torch.nn.Module:
         raise PolypsegError(
             f"model: {architecture.name} with encoder {architecture.encoder} cannot be built ({reason})"
         ) from error
-    if architecture.output_stride == 2:
-        _halve_last_stage(network)
+    if architecture.output_stride > 1:
+        _coarsen(network, architecture.output_stride)
     return network
 
 
@@ -53,19 +54,44 @@ def dropout_argument(name: str) -> str | None:
     return next((argument for argument in _DROPOUT_NAMES if argument in parameters), None)
 
 
-def _halve_last_stage(network: torch.nn.Module) -> None:
-    """Compute the decoder's last stage, which no encoder feature joins, before its enlargement instead of after it.
+def _coarsen(network: torch.nn.Module, stride: int) -> None:
+    """Let the decoder end at 1 / ``stride`` of the frame's size; its map is enlarged after it.
 
-    The names and shapes of the weights stay.
+    2 computes the last stage, which no encoder feature joins, before its enlargement instead of after it: the names and
+    shapes of the weights stay. 4 also leaves out the stage before it with the encoder's finest features; what remains
+    keeps its names and shapes but for the last stage's first convolution.
 
     Raises:
-        PolypsegError: the network's decoder has no such stage.
+        PolypsegError: the network's decoder has no such stages.
     """
     if not isinstance(network, smp.Unet | smp.UnetPlusPlus):
-        raise PolypsegError(f"model: {type(network).__name__} has no output_stride of 2; set it to 1")
+        raise PolypsegError(f"model: {type(network).__name__} has no output_stride of {stride}; set it to 1")
+    if stride == 4:
+        _leave_out_finest(network)
     name, block = list(network.decoder.blocks.named_children())[-1]
     network.decoder.blocks.add_module(name, _Refine(block))
-    network.segmentation_head[1] = torch.nn.Upsample(scale_factor=2, mode="bilinear")
+    network.segmentation_head[1] = torch.nn.Upsample(scale_factor=stride, mode="bilinear")
+
+
+def _leave_out_finest(network: Any) -> None:
+    whole, skips = network.decoder, network.encoder.out_channels
+    channels = [block.conv1[0].out_channels for block in _main_stages(whole)]
+    network.decoder = type(whole)((skips[0], *skips[2:]), (*channels[:-2], channels[-1]), len(channels) - 1)
+    network.decoder.center = whole.center
+    initialize_decoder(network.decoder)
+    network.decoder.register_forward_pre_hook(_drop_finest)
+
+
+def _main_stages(decoder: Any) -> list[Any]:
+    """The stages that give U-Net its shape, deepest first; those of U-Net++ between them left out."""
+    if isinstance(decoder.blocks, torch.nn.ModuleDict):
+        return [block for name, block in decoder.blocks.items() if name.startswith("x_0_")]
+    return list(decoder.blocks)
+
+
+def _drop_finest(decoder: torch.nn.Module, given: tuple[list[torch.Tensor]]) -> tuple[list[torch.Tensor]]:
+    frame, _, *coarser = given[0]
+    return ([frame, *coarser],)
 
 
 class _Refine(torch.nn.Module):

@@ -11,8 +11,9 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def average(
 
     Args:
         models: two or more bundles or run folders, each trained on from another of them, all by one split. The first
-            gives the new one its preprocessing; it is named after ``out``.
+            gives the new one its preprocessing and ``output_stride``; it is named after ``out``.
         data: folders of the data sets they were trained on.
         out: the folder for the result.
         split_file: their split, where neither the first one's run folder nor its name tells.
@@ -129,13 +130,14 @@ def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
 
 def _check(path: str, bundle: ModelBundle, first: ModelBundle) -> None:
     bundle.check_single()
-    for what, ours, theirs in (
-        ("architecture", asdict(bundle.architecture), asdict(first.architecture)),
-        ("preprocessing", asdict(bundle.preprocessing), asdict(first.preprocessing)),
-    ):
-        name = next((key for key in ours if ours[key] != theirs[key]), None)
-        if name is not None:
-            raise PolypsegError(
-                f"{path}: its {what} has {name} {ours[name]}, the first one's {theirs[name]}; average models that "
-                "trained on from one another"
-            )
+    name = bundle.architecture.weights_differ_by(first.architecture)
+    ours: Any = bundle.architecture
+    theirs: Any = first.architecture
+    if name is None:
+        ours, theirs = bundle.preprocessing, first.preprocessing
+        name = next((one.name for one in fields(ours) if getattr(ours, one.name) != getattr(theirs, one.name)), None)
+    if name is not None:
+        raise PolypsegError(
+            f"{path}: has {name} {getattr(ours, name)}, the first one {getattr(theirs, name)}; average models that "
+            "trained on from one another"
+        )

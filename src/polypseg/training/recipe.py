@@ -57,9 +57,9 @@ class ModelConfig(Architecture):
         encoder: encoder by SMP's name, as efficientnet-b3 or tu-tf_efficientnet_lite2.
         decoder_channels: channels of the decoder's stages, deepest first; null keeps SMP's own.
         decoder_dropout: dropout rate of the decoder, 0..1, where SMP has a place for it.
-        output_stride: rows of the frame to a row of the map that the decoder computes: 1, or 2 for its last stage at
-            half the size, enlarged bilinearly to the frame's: quicker, with the same weights; Unet and UnetPlusPlus
-            alone.
+        output_stride: rows of the frame to a row of the map that the decoder computes, which is enlarged bilinearly to
+            the frame's size: 1; 2 for the last stage at half the size, with the same weights; 4 without the stage
+            before it and the encoder's finest features. 2 and 4 are quicker; Unet and UnetPlusPlus alone.
         encoder_weights: imagenet, none, or the path of a .safetensors or .pth file.
         weights: bundle, run folder or shipped model whose network training starts from, as for fine-tuning; null starts
             from encoder_weights.

@@ -53,7 +53,6 @@ CONFIG = "config.yaml"
 PICTURES = "predictions.png"  # written last
 LICENCE = "Weights follow the terms of the data they were trained on; code Apache-2.0."
 _ORIGIN = "encoder_weights.yaml"
-_NO_WEIGHTS = ("decoder_dropout", "output_stride")  # an architecture's settings that no weight depends on
 
 
 def train(
@@ -211,7 +210,7 @@ def _prepare(
         frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
     origin = None
     if checkpoint is None and start is not None:
-        network.load_state_dict(start.weights())
+        _take_weights(network, start, recipe)
         origin = WeightsOrigin(
             f"the bundle {start.name}", start.hash, start.metadata["weights_sha256"], LICENCE, start.lineage()
         )
@@ -224,12 +223,12 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     """The bundle whose network training starts from."""
     bundle = ModelBundle.load(path)
     bundle.check_single("name one of its members as model.weights")
-    ours, theirs = asdict(recipe.model.architecture), asdict(bundle.architecture)
-    differs = next((name for name in ours if name not in _NO_WEIGHTS and ours[name] != theirs[name]), None)
-    if differs is not None:
+    ours, theirs = recipe.model.architecture, bundle.architecture
+    differs = ours.weights_differ_by(theirs)
+    if differs not in (None, "output_stride"):
         raise PolypsegError(
-            f"{path}: its network has {differs} {theirs[differs]}, the recipe's {ours[differs]}; set model.{differs} "
-            "or start from another bundle"
+            f"{path}: its network has {differs} {getattr(theirs, differs)}, the recipe's {getattr(ours, differs)}; "
+            f"set model.{differs} or start from another bundle"
         )
     before, now = bundle.metadata.get("split") or {}, hash_split(catalog.frames)
     shared = set((bundle.metadata.get("data") or {}).get("datasets", ())) & set(catalog.frames["dataset"])
@@ -239,6 +238,15 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
             path, ", ".join(sorted(shared)),
         )  # fmt: skip
     return bundle
+
+
+def _take_weights(network: torch.nn.Module, start: ModelBundle, recipe: Recipe) -> None:
+    """Load the start's weights; of a network with fewer or more stages those that fit."""
+    weights, own = start.weights(), network.state_dict()
+    if recipe.model.architecture.weights_differ_by(start.architecture):
+        weights = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+        log.info("%d of %d tensors start afresh: %s has no such stage", len(own) - len(weights), len(own), start.name)
+    network.load_state_dict({**own, **weights})
 
 
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
