@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "twice the epochs": {"trainer.epochs": 20},
     "U-Net in place of U-Net++": {"model.name": "Unet"},
     "last stage at half the size": {"model.output_stride": 2},
+    "without the finest stage": {"model.output_stride": 4},
     "EfficientNet-Lite0": {"model.encoder": "tu-tf_efficientnet_lite0"},
 }
 FLIPS = "test-time flips"

@@ -39,6 +39,7 @@ import cv2
 import numpy as np
 from results import add_rows
 
+import polypseg
 from polypseg.bundle import Architecture, ModelBundle, Preprocessing
 from polypseg.data import phantom, read, read_all
 from polypseg.errors import PolypsegError
@@ -206,6 +207,7 @@ class Bench:
             "frames": str(self.frames),
             "preprocessing": asdict(bundle.preprocessing),
             "threshold": bundle.threshold,
+            "source": str(Path(polypseg.__file__).parents[1]),
             "architecture": asdict(bundle.architecture),
             "weights": str(bundle.folder / "model.safetensors"),
         }

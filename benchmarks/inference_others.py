@@ -1,6 +1,7 @@
 """Other ways of segmenting a frame, timed as ``polypseg.evaluation.speed`` times ours.
 
-``inference.py`` runs this file in environments of their own, which hold no polypseg. It speaks the protocol of a
+``inference.py`` runs this file in environments of their own, which hold no polypseg: of it, only the definition of the
+network is read. It speaks the protocol of a
 ``Worker``: its job is a line of JSON on standard input, then come requests, each answered with a line.
 """
 
@@ -59,22 +60,18 @@ class PlainTorch(_Plain):
 
     def __init__(self, job: dict[str, Any]) -> None:
         super().__init__(job)
-        import segmentation_models_pytorch as smp
         import torch
         from safetensors.torch import load_file
 
         if job["threads"]:
             torch.set_num_threads(job["threads"])
         self.torch, self.threads = torch, torch.get_num_threads()
-        architecture = job["architecture"]
-        channels = architecture["decoder_channels"]
-        options = {} if channels is None else {"decoder_channels": channels}
-        self.model = getattr(smp, architecture["name"])(architecture["encoder"], encoder_weights=None, **options)
+        sys.path.append(job["source"])
+        from polypseg.bundle import Architecture
+        from polypseg.models.network import build
+
+        self.model = build(Architecture.from_dict(job["architecture"]))
         self.model.load_state_dict(load_file(job["weights"]))
-        if architecture["output_stride"] == 2:  # the same network: its last stage at half the size
-            name, block = list(self.model.decoder.blocks.named_children())[-1]
-            self.model.decoder.blocks.add_module(name, torch.nn.Sequential(block.conv1, block.conv2))
-            self.model.segmentation_head[1] = torch.nn.Upsample(scale_factor=2, mode="bilinear")
         self.model.eval()
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

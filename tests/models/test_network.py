@@ -53,6 +53,38 @@ def test_the_last_stage_at_half_the_size(name: str) -> None:
     torch.testing.assert_close(answer, expected)
 
 
+@pytest.mark.parametrize("name", ["UnetPlusPlus", "Unet"])
+def test_the_decoder_without_its_finest_stage_is_smps_decoder_of_the_coarser_features(name: str) -> None:
+    torch.manual_seed(0)
+    network = build(Architecture(name, "mobilenet_v2", (64, 48, 32, 16, 8), output_stride=4)).eval()
+    skips = network.encoder.out_channels
+    reference = type(network.decoder)((3, *skips[2:]), (64, 48, 32, 8), n_blocks=4).eval()
+    reference.load_state_dict(network.decoder.state_dict())
+    seen = []
+    for decoder in (network.decoder, reference):
+        last = list(decoder.blocks.children())[-1]
+        last.register_forward_pre_hook(lambda module, given: seen.append((module, given[0])))
+    frames = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        answer = network(frames)
+        frame, _, *coarser = network.encoder(frames)
+        reference([frame, *coarser])
+        (_, ours), (block, theirs) = seen
+        assert ours.shape == (2, 32, 16, 24)
+        torch.testing.assert_close(ours, theirs)
+        small = network.segmentation_head[0](block.conv2(block.conv1(theirs)))
+        expected = torch.nn.functional.interpolate(small, size=(64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(answer, expected)
+
+
+def test_which_networks_can_take_each_others_weights() -> None:
+    whole = Architecture("Unet", "mobilenet_v2")
+    assert whole.weights_differ_by(Architecture("Unet", "mobilenet_v2", output_stride=2)) is None
+    assert whole.weights_differ_by(Architecture("Unet", "mobilenet_v2", output_stride=4)) == "output_stride"
+    assert whole.weights_differ_by(Architecture("Unet", "mobilenet_v2", (8, 8, 8, 8, 8))) == "decoder_channels"
+    assert whole.weights_differ_by(Architecture("UnetPlusPlus", "mobilenet_v2")) == "name"
+
+
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
@@ -60,6 +92,7 @@ def test_the_last_stage_at_half_the_size(name: str) -> None:
         (Architecture("Unet", "no-such-encoder"), "no-such-encoder"),
         (Architecture("Unet", "mobilenet_v2", decoder_channels=(8, 8)), "cannot be built"),
         (Architecture("FPN", "mobilenet_v2", output_stride=2), "FPN has no output_stride of 2"),
+        (Architecture("FPN", "mobilenet_v2", output_stride=4), "FPN has no output_stride of 4"),
     ],
 )
 def test_what_cannot_be_built_is_told_in_one_line(architecture: Architecture, message: str) -> None:

@@ -55,6 +55,21 @@ def test_training_starts_from_the_bundles_weights(
     assert "another split" not in caplog.text
 
 
+def test_a_network_without_the_finest_stage_takes_the_weights_that_it_has_a_place_for(
+    start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    model = {"weights": str(start.folder), "output_stride": 4}
+    recipe = small_recipe(model=model, optimizer=STILL, trainer={"epochs": 1})
+    with caplog.at_level(logging.INFO, "polypseg"):
+        made = ModelBundle.load(train(recipe, [phantom_folder], tmp_path / "run"))
+    before, after = start.weights(), made.weights()
+    taken = [name for name in after if name in before and before[name].shape == after[name].shape]
+    assert {name.rsplit(".", 3)[0] for name in after if name not in taken} == {"decoder.blocks.3"}
+    assert f"10 of {len(after)} tensors start afresh: start has no such stage" in caplog.text
+    assert all(torch.equal(before[name], after[name]) for name in taken if "running" not in name and "num_" not in name)
+
+
 def test_a_model_that_may_know_the_frames_is_warned_of(
     start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,

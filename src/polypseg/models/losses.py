@@ -56,3 +56,34 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, per_image: bool) 
     dice = 2.0 * intersection / total.clamp_min(1e-7)
     present = (target.sum(dimensions) > 0).float()
     return ((1.0 - dice) * present).mean()
+
+
+def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """The loss against a teacher's answers, of the same parts and weights; least where the network answers alike.
+
+    Dice takes the form with squares, ``1 - 2 Σ p t / (Σ p² + Σ t²)`` (Milletari et al., V-Net, 3DV 2016): the linear
+    form is least at a hard mask, whatever the teacher says.
+
+    Args:
+        logits: N×1×H×W, any float type; computed in float32.
+        answers: N×1×h×w probabilities, 0..1; resized to H×W, bilinear with antialiasing.
+        config: the parts' weights.
+
+    Returns:
+        A float32 scalar.
+    """
+    from torch.nn import functional
+
+    logits, target = logits.float(), answers.float()
+    if target.shape != logits.shape:
+        target = functional.interpolate(target, logits.shape[2:], mode="bilinear", antialias=True)
+    loss = logits.new_zeros(())
+    if config.bce:
+        loss = loss + config.bce * functional.binary_cross_entropy_with_logits(logits, target)
+    if config.dice:
+        dimensions = (1, 2, 3) if config.dice_per_image else (0, 1, 2, 3)
+        probability = logits.sigmoid()
+        both = (probability.square() + target.square()).sum(dimensions)
+        dice = 2.0 * (probability * target).sum(dimensions) / both.clamp_min(1e-7)
+        loss = loss + config.dice * (1.0 - dice).mean()
+    return loss

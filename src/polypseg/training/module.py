@@ -14,8 +14,9 @@ from torch.nn.functional import interpolate
 from polypseg.data.dataset import Sample
 from polypseg.errors import PolypsegError
 from polypseg.models.depthwise import FasterDepthwise
-from polypseg.models.losses import segmentation_loss
+from polypseg.models.losses import distillation_loss, segmentation_loss
 from polypseg.training.recipe import Recipe
+from polypseg.training.teacher import Teacher
 
 
 class SegmentationModule(L.LightningModule):
@@ -29,10 +30,12 @@ class SegmentationModule(L.LightningModule):
     Args:
         network: N×3×H×W float32 to N×1×H×W logits.
         recipe: loss, optimiser, layout and seed.
+        teacher: what answers each batch too, where the recipe has a teacher.
     """
 
-    def __init__(self, network: torch.nn.Module, recipe: Recipe) -> None:
+    def __init__(self, network: torch.nn.Module, recipe: Recipe, teacher: Teacher | None = None) -> None:
         super().__init__()
+        self.teacher = teacher
         self.network = network
         self.recipe = recipe
         self.memory_format = torch.channels_last if recipe.trainer.channels_last else torch.contiguous_format
@@ -51,10 +54,14 @@ class SegmentationModule(L.LightningModule):
         self._sums.pop("train", None)
 
     def training_step(self, batch: Sample, batch_index: int) -> torch.Tensor:
+        answers = None if self.teacher is None else self.teacher(batch["image"])
         batch = self._resized(batch)
         with FasterDepthwise() if self.device.type == "cpu" else contextlib.nullcontext():
             logits = self(batch["image"])
         loss = segmentation_loss(logits, batch["mask"], self.recipe.loss)
+        if answers is not None:
+            taught = distillation_loss(logits, answers, self.recipe.loss)
+            loss = torch.lerp(loss, taught, self.recipe.teacher.weight)
         self._add("train", loss.detach(), logits.detach(), batch)
         return loss
 

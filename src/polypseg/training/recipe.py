@@ -75,6 +75,24 @@ class ModelConfig(Architecture):
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """A trained model whose answers the network learns, on the very frames that it is shown.
+
+    Knowledge distillation (Hinton et al., 2015) in the form of Beyer et al., A good teacher is patient and consistent,
+    CVPR 2022: both see the same augmented frame, in many epochs.
+
+    Args:
+        bundle: bundle, run folder or shipped model that teaches, an ensemble too; null for none.
+        weight: of the loss against the teacher's answers, 0..1; the rest is that against the masks.
+        tta: its test-time augmentation, none, flip (twice the work) or flips (four times).
+    """
+
+    bundle: str | None = None
+    weight: float = 0.5
+    tta: Literal["none", "flip", "flips"] = "none"
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """How the weights move.
 
@@ -143,6 +161,7 @@ class Recipe:
         frames: how frames are read, augmented and batched.
         model: the network.
         loss: what is minimised.
+        teacher: a model whose answers it learns beside the masks.
         optimizer: how the weights move.
         trainer: how long and on what.
     """
@@ -153,6 +172,7 @@ class Recipe:
     frames: FramesConfig = field(default_factory=FramesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -178,6 +198,7 @@ class Recipe:
                 self.optimizer.accumulate < 1,
                 f"optimizer.accumulate {self.optimizer.accumulate} is less than 1",
             ),
+            (not 0.0 <= self.teacher.weight <= 1.0, f"teacher.weight {self.teacher.weight} is not in 0..1"),
             (
                 self.threshold is not None and not 0.0 <= self.threshold <= 1.0,
                 f"threshold {self.threshold} is not in 0..1",

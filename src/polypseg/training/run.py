@@ -47,6 +47,7 @@ from polypseg.training.datamodule import FramesDataModule
 from polypseg.training.module import SegmentationModule
 from polypseg.training.processes import Marker, first_sentence, from_first, gone, join, launched, lost_another, together
 from polypseg.training.recipe import Recipe, first_difference
+from polypseg.training.teacher import Teacher
 
 log = logging.getLogger("polypseg")
 CONFIG = "config.yaml"
@@ -216,7 +217,11 @@ def _prepare(
         )
     elif checkpoint is None:  # a resumed run takes every weight from its checkpoint
         origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
-    return SegmentationModule(network, recipe), frames, origin
+    teacher = None
+    if recipe.teacher.bundle is not None:
+        teacher = Teacher(recipe.teacher, preprocessing, recipe.trainer.threads)
+        _warn_of_another_split(recipe.teacher.bundle, teacher.bundle, catalog)
+    return SegmentationModule(network, recipe, teacher), frames, origin
 
 
 def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
@@ -230,6 +235,11 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
             f"{path}: its network has {differs} {getattr(theirs, differs)}, the recipe's {getattr(ours, differs)}; "
             f"set model.{differs} or start from another bundle"
         )
+    _warn_of_another_split(path, bundle, catalog)
+    return bundle
+
+
+def _warn_of_another_split(path: str, bundle: ModelBundle, catalog: Catalog) -> None:
     before, now = bundle.metadata.get("split") or {}, hash_split(catalog.frames)
     shared = set((bundle.metadata.get("data") or {}).get("datasets", ())) & set(catalog.frames["dataset"])
     if shared and before.get("hash") != now:
@@ -237,7 +247,6 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
             "%s was trained on %s by another split: it may have seen frames that are validation or test here",
             path, ", ".join(sorted(shared)),
         )  # fmt: skip
-    return bundle
 
 
 def _take_weights(network: torch.nn.Module, start: ModelBundle, recipe: Recipe) -> None:
