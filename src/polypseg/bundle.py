@@ -425,15 +425,17 @@ class ModelBundle:
         were trained on from, or averaged from.
 
         Returns:
-            ``name`` and ``hash``; of a mean of others' weights ``averaged_from``, a list of such lineages; else
-            ``epoch``, ``recipe`` and, where training started from a bundle, ``started_from``, its lineage.
+            ``name`` and ``hash`` (of weights in 16 bits, that of the bundle before); of a mean of others' weights
+            ``averaged_from``, a list of such lineages; else ``epoch``, ``recipe`` and, where training started from a
+            bundle or learnt a bundle's answers, ``started_from`` and ``taught_by``, their lineages.
         """
-        known: dict[str, Any] = {"name": self.name, "hash": self.hash}
+        known: dict[str, Any] = {"name": self.name, "hash": self.metadata.get("compacted_from", self.hash)}
         if "averaged_from" in self.metadata:
             return {**known, "averaged_from": self.metadata["averaged_from"]}
         known |= {key: self.metadata.get(key) for key in ("epoch", "recipe")}
         start = (self.metadata.get("encoder_weights") or {}).get("bundle")
-        return {**known, "started_from": start} if start else known
+        others = {"started_from": start, "taught_by": self.metadata.get("taught_by")}
+        return known | {key: value for key, value in others.items() if value}
 
     def compact(self, folder: str | Path, name: str | None = None) -> ModelBundle:
         """Write the same model with its kernels as float16 (``save``'s ``half``), and return it.

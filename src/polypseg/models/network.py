@@ -59,7 +59,7 @@ def _coarsen(network: torch.nn.Module, stride: int) -> None:
 
     2 computes the last stage, which no encoder feature joins, before its enlargement instead of after it: the names and
     shapes of the weights stay. 4 also leaves out the stage before it with the encoder's finest features; what remains
-    keeps its names and shapes but for the last stage's first convolution.
+    keeps its names and shapes but for the last stage.
 
     Raises:
         PolypsegError: the network's decoder has no such stages.

@@ -142,7 +142,7 @@ def train(
         _fit(trainer, module, frames, checkpoint)
         if not trainer.is_global_zero:
             return folder
-        bundle = _bundle(folder, recipe, frames.preprocessing, catalog, split_name)
+        bundle = _bundle(folder, module, frames.preprocessing, catalog, split_name)
         bundle = _choose(bundle, recipe, catalog, show)
         segmenter = Segmenter(bundle)
         score_splits(segmenter, recipe.loss, catalog, folder, show)
@@ -393,8 +393,9 @@ def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModul
 
 
 def _bundle(
-    folder: Path, recipe: Recipe, preprocessing: Preprocessing, catalog: Catalog, split_name: str
+    folder: Path, module: SegmentationModule, preprocessing: Preprocessing, catalog: Catalog, split_name: str
 ) -> ModelBundle:
+    recipe, teacher = module.recipe, module.teacher
     # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
     checkpoint = torch.load(
         folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt", map_location="cpu", weights_only=False
@@ -410,6 +411,7 @@ def _bundle(
         threshold=0.5 if recipe.threshold is None else recipe.threshold,
         threshold_split="validation" if recipe.threshold is None else None,
         encoder_weights=_read_yaml(folder / _ORIGIN),
+        **({} if teacher is None else {"taught_by": teacher.bundle.lineage()}),
         epoch=int(checkpoint["epoch"]) + 1,
         recipe=recipe.to_dict(),
         data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},

@@ -1,0 +1,120 @@
+"""Learning another model's answers: what the teacher is shown, what counts in the loss, what the bundle tells."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import polypseg
+from polypseg.bundle import ModelBundle, Preprocessing
+from polypseg.data import phantom
+from polypseg.data.transforms import evaluation_pipeline
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.export.card import render
+from polypseg.models.losses import LossConfig, distillation_loss
+from polypseg.training.recipe import TeacherConfig
+from polypseg.training.run import train
+from polypseg.training.teacher import Teacher
+
+SHORT = {"epochs": 1, "keep": "last"}
+
+
+@pytest.mark.parametrize("config", [LossConfig(), LossConfig(bce=0.0), LossConfig(dice=0.0, bce=2.0)])
+@pytest.mark.parametrize("per_image", [True, False])
+def test_the_loss_is_least_where_both_answer_alike(config: LossConfig, per_image: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    config = LossConfig(config.bce, config.dice, per_image)
+    answers = torch.rand(2, 1, 8, 8, generator=generator) * 0.9 + 0.05
+    logits = answers.logit().requires_grad_()
+    least = distillation_loss(logits, answers, config)
+    least.backward()
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-6
+    for shift in (-0.5, 0.5):
+        assert distillation_loss(logits.detach() + shift, answers, config) > least
+    if not config.bce:
+        assert least.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_answers_of_another_size_are_resized() -> None:
+    answers = torch.zeros(1, 1, 16, 16)
+    answers[..., :8] = 1.0
+    halves = torch.full((1, 1, 8, 8), -3.0)
+    halves[..., :4] = 3.0
+    fitting = distillation_loss(halves, answers, LossConfig())
+    assert fitting < 0.3 < 1.0 < distillation_loss(-halves, answers, LossConfig())
+
+
+@pytest.mark.parametrize("runtime_size", [(64, 64), (96, 128)])
+def test_the_teacher_answers_the_very_frames(exported: ModelBundle, runtime_size: tuple[int, int]) -> None:
+    ours = Preprocessing(*runtime_size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.5))
+    frames = [phantom.draw(seed, 80, 100)[0] for seed in range(3)]
+    pipeline = evaluation_pipeline(ours)
+    images = [pipeline(image=frame)["image"].transpose(2, 0, 1) for frame in frames]
+    teacher = Teacher(TeacherConfig(str(exported.folder), tta="flip"), ours)
+    found = teacher(torch.from_numpy(np.stack(images)))
+    assert teacher.bundle.hash == exported.hash
+    segmenter = polypseg.load(exported.folder, device="cpu", tta="flip")
+    size = segmenter.preprocessing.height, segmenter.preprocessing.width
+    assert found.shape == (3, 1, *size) and found.dtype == torch.float32
+    for frame, answer in zip(frames, found, strict=True):
+        np.testing.assert_allclose(answer[0], segmenter.probability(ours.resize_frame(frame)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_learnt_from_a_teacher_alone_does_not_depend_on_the_masks(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train(small_recipe(trainer=SHORT), [phantom_folder], tmp_path / "first")
+    blank = tmp_path / "blank" / phantom_folder.name
+    shutil.copytree(phantom_folder, blank)
+    masks = sorted((blank / "masks").iterdir())
+    for mask in masks:
+        cv2.imwrite(str(mask), np.zeros_like(cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)))
+    assert masks
+
+    def taught(data: Path, weight: float, name: str, teacher: Path | None = first) -> ModelBundle:
+        config = {"bundle": None if teacher is None else str(teacher), "weight": weight}
+        recipe = small_recipe(name="pupil", teacher=TeacherConfig(**config), trainer=SHORT)
+        return ModelBundle.load(train(recipe, [data], tmp_path / name))
+
+    with caplog.at_level(logging.WARNING, "polypseg"):
+        alone = taught(phantom_folder, 1.0, "alone")
+    assert "another split" not in caplog.text
+    same, other = taught(blank, 1.0, "without masks"), taught(blank, 0.5, "half")
+    assert _equal(alone, same) and not _equal(alone, other)
+    ignored, untaught = taught(phantom_folder, 0.0, "ignored"), taught(phantom_folder, 0.0, "untaught", None)
+    assert _equal(ignored, untaught) and not _equal(alone, untaught)
+
+    teacher = ModelBundle.load(first)
+    assert alone.metadata["taught_by"] == alone.lineage()["taught_by"] == teacher.lineage()
+    assert "taught_by" not in untaught.metadata
+    card = render(alone)
+    assert f"the answers of small ({teacher.hash[:12]}) to the training frames, in place of their masks" in card
+    assert [line.split(" --data")[0] for line in card.splitlines() if line.startswith("polypseg train")][-2:] == [
+        "polypseg train --config small.yaml",
+        "polypseg train --config again.yaml",
+    ]
+    compacted = teacher.compact(tmp_path / "compact", name="shipped")
+    assert compacted.hash != teacher.hash and compacted.lineage()["hash"] == teacher.hash
+
+
+def _equal(one: ModelBundle, other: ModelBundle) -> bool:
+    weights = other.weights()
+    return all(torch.equal(value, weights[name]) for name, value in one.weights().items())
+
+
+def test_a_teacher_that_cannot_be_asked(tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]) -> None:
+    recipe = small_recipe(teacher=TeacherConfig(str(tmp_path / "nobody")))
+    with pytest.raises(PolypsegError, match="nobody: is no model bundle"):
+        train(recipe, [phantom_folder], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match=r"teacher.weight 1.5 is not in 0..1"):
+        small_recipe(teacher=TeacherConfig("polypseg-realtime", weight=1.5))
