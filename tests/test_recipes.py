@@ -13,8 +13,8 @@ from polypseg.training.recipe import load_recipe
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 
 
-def test_there_are_the_four() -> None:
-    assert {path.stem for path in RECIPES} == {"seed", "realtime", "realtime-second", "smoke"}
+def test_there_are_these() -> None:
+    assert {path.stem for path in RECIPES} == {"seed", "realtime", "realtime-second", "realtime-taught", "smoke"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -44,6 +44,7 @@ def test_one_epoch_of_each_recipe_runs(path: Path, phantom_folder: Path, tmp_pat
     recipe = replace(
         recipe,
         model=model,
+        teacher=replace(recipe.teacher, bundle=recipe.teacher.bundle and "polypseg-realtime"),
         frames=replace(
             recipe.frames, size=64, first_size=recipe.frames.first_size and 32, last_size=None, batch_size=14, workers=0
         ),
