@@ -396,6 +396,7 @@ def _bundle(
     folder: Path, module: SegmentationModule, preprocessing: Preprocessing, catalog: Catalog, split_name: str
 ) -> ModelBundle:
     recipe, teacher = module.recipe, module.teacher
+    taught: dict[str, Any] = {} if teacher is None else {"taught_by": teacher.bundle.lineage()}
     # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
     checkpoint = torch.load(
         folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt", map_location="cpu", weights_only=False
@@ -411,7 +412,7 @@ def _bundle(
         threshold=0.5 if recipe.threshold is None else recipe.threshold,
         threshold_split="validation" if recipe.threshold is None else None,
         encoder_weights=_read_yaml(folder / _ORIGIN),
-        **({} if teacher is None else {"taught_by": teacher.bundle.lineage()}),
+        **taught,
         epoch=int(checkpoint["epoch"]) + 1,
         recipe=recipe.to_dict(),
         data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
