@@ -126,7 +126,7 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
     with pytest.raises(PolypsegError, match="other: was trained by another split than seed"):
         average([runs[0], other], [phantom_folder], out)
     larger = train(small_recipe(frames={"size": 96}, trainer={"epochs": 1}), [phantom_folder], tmp_path / "larger")
-    with pytest.raises(PolypsegError, match="larger: has height 96, the first one 64"):
+    with pytest.raises(PolypsegError, match="larger: its preprocessing has height 96, the first one's 64"):
         average([runs[0], larger], [phantom_folder], out)
     members = {"one": ModelBundle.load(runs[0]), "two": ModelBundle.load(runs[1])}
     joined = ModelBundle.join(tmp_path / "joined", members, name="joined", threshold=0.5)

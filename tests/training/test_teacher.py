@@ -58,7 +58,7 @@ def test_the_teacher_answers_the_very_frames(exported: ModelBundle, runtime_size
     frames = [phantom.draw(seed, 80, 100)[0] for seed in range(3)]
     pipeline = evaluation_pipeline(ours)
     images = [pipeline(image=frame)["image"].transpose(2, 0, 1) for frame in frames]
-    teacher = Teacher(TeacherConfig(str(exported.folder), tta="flip"), ours)
+    teacher = Teacher(exported, ours, "flip")
     found = teacher(torch.from_numpy(np.stack(images)))
     assert teacher.bundle.hash == exported.hash
     segmenter = polypseg.load(exported.folder, device="cpu", tta="flip")

@@ -61,8 +61,8 @@ def _steps(lineage: dict[str, Any]) -> list[dict[str, Any]]:
     """What to run, one after another, for a bundle of this lineage; each step once."""
     members, recipe = lineage.get("averaged_from"), lineage.get("recipe")
     steps: dict[str, dict[str, Any]] = {}
-    for one in members or [lineage.get("started_from"), lineage.get("taught_by")]:
-        steps |= {} if one is None else {step["hash"]: step for step in _steps(one)}
+    for one in filter(None, members or [lineage.get("started_from"), lineage.get("taught_by")]):
+        steps |= {step["hash"]: step for step in _steps(one)}
     if members:
         steps[lineage["hash"]] = {**lineage, "average": [one["name"] for one in members]}
     elif recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,15 +33,7 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, config: LossCo
         target: N×1×H×W, 0 or 1.
         config: the parts' weights.
     """
-    from torch.nn import functional
-
-    logits, target = logits.float(), target.float()
-    loss = logits.new_zeros(())
-    if config.bce:
-        loss = loss + config.bce * functional.binary_cross_entropy_with_logits(logits, target)
-    if config.dice:
-        loss = loss + config.dice * soft_dice_loss(logits, target, config.dice_per_image)
-    return loss
+    return _weighted(logits, target, config, soft_dice_loss)
 
 
 def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, per_image: bool) -> torch.Tensor:
@@ -72,18 +65,33 @@ def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, config: LossC
     Returns:
         A float32 scalar.
     """
-    from torch.nn import functional
+    from torch.nn.functional import interpolate
 
-    logits, target = logits.float(), answers.float()
-    if target.shape != logits.shape:
-        target = functional.interpolate(target, logits.shape[2:], mode="bilinear", antialias=True)
+    if answers.shape != logits.shape:
+        answers = interpolate(answers.float(), logits.shape[2:], mode="bilinear", antialias=True)
+    return _weighted(logits, answers, config, _squared_dice_loss)
+
+
+def _squared_dice_loss(logits: torch.Tensor, target: torch.Tensor, per_image: bool) -> torch.Tensor:
+    dimensions = (1, 2, 3) if per_image else (0, 1, 2, 3)
+    probability = logits.sigmoid()
+    both = (probability.square() + target.square()).sum(dimensions)
+    dice = 2.0 * (probability * target).sum(dimensions) / both.clamp_min(1e-7)
+    return (1.0 - dice).mean()
+
+
+def _weighted(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    config: LossConfig,
+    dice_loss: Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor],
+) -> torch.Tensor:
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    logits, target = logits.float(), target.float()
     loss = logits.new_zeros(())
     if config.bce:
-        loss = loss + config.bce * functional.binary_cross_entropy_with_logits(logits, target)
+        loss = loss + config.bce * binary_cross_entropy_with_logits(logits, target)
     if config.dice:
-        dimensions = (1, 2, 3) if config.dice_per_image else (0, 1, 2, 3)
-        probability = logits.sigmoid()
-        both = (probability.square() + target.square()).sum(dimensions)
-        dice = 2.0 * (probability * target).sum(dimensions) / both.clamp_min(1e-7)
-        loss = loss + config.dice * (1.0 - dice).mean()
+        loss = loss + config.dice * dice_loss(logits, target, config.dice_per_image)
     return loss

@@ -11,9 +11,8 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -130,14 +129,14 @@ def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
 
 def _check(path: str, bundle: ModelBundle, first: ModelBundle) -> None:
     bundle.check_single()
-    name = bundle.architecture.weights_differ_by(first.architecture)
-    ours: Any = bundle.architecture
-    theirs: Any = first.architecture
-    if name is None:
-        ours, theirs = bundle.preprocessing, first.preprocessing
-        name = next((one.name for one in fields(ours) if getattr(ours, one.name) != getattr(theirs, one.name)), None)
-    if name is not None:
-        raise PolypsegError(
-            f"{path}: has {name} {getattr(ours, name)}, the first one {getattr(theirs, name)}; average models that "
-            "trained on from one another"
-        )
+    frames = asdict(bundle.preprocessing), asdict(first.preprocessing)
+    for what, name in (
+        ("architecture", bundle.architecture.weights_differ_by(first.architecture)),
+        ("preprocessing", next((key for key in frames[0] if frames[0][key] != frames[1][key]), None)),
+    ):
+        if name is not None:
+            ours, theirs = (getattr(getattr(one, what), name) for one in (bundle, first))
+            raise PolypsegError(
+                f"{path}: its {what} has {name} {ours}, the first one's {theirs}; average models that "
+                "trained on from one another"
+            )

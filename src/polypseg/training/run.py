@@ -219,8 +219,9 @@ def _prepare(
         origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
     teacher = None
     if recipe.teacher.bundle is not None:
-        teacher = Teacher(recipe.teacher, preprocessing, recipe.trainer.threads)
-        _warn_of_another_split(recipe.teacher.bundle, teacher.bundle, catalog)
+        bundle = ModelBundle.load(recipe.teacher.bundle)
+        _warn_of_another_split(recipe.teacher.bundle, bundle, catalog)
+        teacher = Teacher(bundle, preprocessing, recipe.teacher.tta, recipe.trainer.threads)
     return SegmentationModule(network, recipe, teacher), frames, origin
 
 
@@ -251,11 +252,13 @@ def _warn_of_another_split(path: str, bundle: ModelBundle, catalog: Catalog) -> 
 
 def _take_weights(network: torch.nn.Module, start: ModelBundle, recipe: Recipe) -> None:
     """Load the start's weights; of a network with fewer or more stages those that fit."""
-    weights, own = start.weights(), network.state_dict()
+    weights = start.weights()
     if recipe.model.architecture.weights_differ_by(start.architecture):
-        weights = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-        log.info("%d of %d tensors start afresh: %s has no such stage", len(own) - len(weights), len(own), start.name)
-    network.load_state_dict({**own, **weights})
+        own = network.state_dict()
+        fit = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+        log.info("%d of %d tensors start afresh: %s has no such stage", len(own) - len(fit), len(own), start.name)
+        weights = {**own, **fit}
+    network.load_state_dict(weights)
 
 
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:

@@ -6,31 +6,22 @@ import numpy as np
 import torch
 
 from polypseg.bundle import ModelBundle, Preprocessing
-from polypseg.errors import PolypsegError
 from polypseg.inference.segmenter import Segmenter
-from polypseg.training.recipe import TeacherConfig
 
 
 class Teacher:
     """Probability maps of a bundle for batches of training, by its fastest runtime.
 
     Args:
-        config: the bundle and how it is asked.
+        bundle: the teacher.
         preprocessing: of the network that learns.
+        tta: the teacher's test-time augmentation, ``none``, ``flip`` or ``flips``.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
-
-    Attributes:
-        bundle: the teacher's.
-
-    Raises:
-        PolypsegError: there is no whole bundle.
     """
 
-    def __init__(self, config: TeacherConfig, preprocessing: Preprocessing, threads: int = 0) -> None:
-        if config.bundle is None:
-            raise PolypsegError("teacher.bundle: names no model")
-        self.bundle = ModelBundle.load(config.bundle)
-        self._tta, self._threads = config.tta, threads
+    def __init__(self, bundle: ModelBundle, preprocessing: Preprocessing, tta: str = "none", threads: int = 0) -> None:
+        self.bundle = bundle
+        self._tta, self._threads = tta, threads
         self._mean, self._std = (torch.tensor(one).view(3, 1, 1) for one in (preprocessing.mean, preprocessing.std))
         self._segmenter: Segmenter | None = None
 
