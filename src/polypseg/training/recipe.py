@@ -211,13 +211,16 @@ class Recipe:
     def training_size(self, epoch: int) -> int:
         """Rows and columns that frames have in an epoch of training, counted from 0; see ``frames.first_size``.
 
+        The last quarter of the epochs, and the last one in any case, have the last size.
+
         Growing frames cost less and train as well or better (progressive learning: Tan and Le, EfficientNetV2, 2021),
         and so does training below the size of inference (Touvron et al., Fixing the train-test resolution discrepancy,
         2019).
         """
         smaller = range(self.frames.first_size or self._last_size, self._last_size, 32)
         done = epoch / (0.75 * self.trainer.epochs)
-        return smaller[int(done * len(smaller))] if smaller and done < 1 else self._last_size
+        growing = done < 1 and epoch + 1 < self.trainer.epochs
+        return smaller[int(done * len(smaller))] if smaller and growing else self._last_size
 
     @property
     def _last_size(self) -> int:
