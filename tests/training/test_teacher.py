@@ -20,6 +20,7 @@ from polypseg.data.transforms import evaluation_pipeline
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.export.card import render
 from polypseg.models.losses import LossConfig, distillation_loss
+from polypseg.training.average import average
 from polypseg.training.recipe import TeacherConfig
 from polypseg.training.run import train
 from polypseg.training.teacher import Teacher
@@ -102,6 +103,9 @@ def test_what_is_learnt_from_a_teacher_alone_does_not_depend_on_the_masks(
         "polypseg train --config small.yaml",
         "polypseg train --config again.yaml",
     ]
+    runs = [tmp_path / name for name in ("untaught", "alone", "ignored")]
+    mean = average(runs, [phantom_folder], tmp_path / "mean")
+    assert render(ModelBundle.load(mean)).count("| learnt from | the answers of small") == 1  # one teacher, one row
     compacted = teacher.compact(tmp_path / "compact", name="shipped")
     assert compacted.hash != teacher.hash and compacted.lineage()["hash"] == teacher.hash
 
