@@ -14,6 +14,7 @@ Runs are kept in ``--runs``; what is interrupted goes on, what is done is not do
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
 import subprocess
@@ -23,8 +24,12 @@ from typing import Any
 
 import pandas as pd
 
-from polypseg.files import atomic_write
-from polypseg.metrics.statistics import compare
+from polypseg.bundle import ModelBundle
+from polypseg.data import read_all
+from polypseg.evaluation.scoring import score_masks
+from polypseg.files import atomic_write, commit
+from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.statistics import bootstrap_interval, compare
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "realtime.yaml"
 BUDGET = {
@@ -73,8 +78,8 @@ def main() -> int:
         if options.only and variant not in (OURS, *options.only):
             continue
         for trained, judged in directions:
-            report = judge(variant, trained, judged, options.runs)
-            rows.append(row(variant, trained, judged, report, report.parent / _name(OURS, judged)))
+            scores = judge(variant, trained, judged, options.runs)
+            rows.append(row(variant, trained, judged, scores, judge(OURS, trained, judged, options.runs)))
             print(f"{variant}, {trained.name} to {judged.name}: {rows[-1]['dice']}", flush=True)
         with atomic_write(options.out, "w") as file:
             pd.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
@@ -82,8 +87,8 @@ def main() -> int:
     return 0
 
 
-def judge(variant: str, trained: Path, judged: Path, runs: Path) -> Path:
-    """Train a variant on one data set and evaluate it on another, but for what is already there; its report."""
+def judge(variant: str, trained: Path, judged: Path, runs: Path) -> pd.DataFrame:
+    """Train a variant on one data set and score it on another, but for what is already there; one row a frame."""
     runs = runs / trained.name
     run = runs / _slug(OURS if variant == FLIPS else variant)
     if not (run / "bundle").exists():
@@ -93,42 +98,47 @@ def judge(variant: str, trained: Path, judged: Path, runs: Path) -> Path:
             "train", "--config", str(RECIPE), "--data", str(trained), "--out", str(run),
             *words, *(["--resume"] if (run / "checkpoints").exists() else []),
         )  # fmt: skip
-    report = runs / _name(variant, judged)
-    if not (report / "report.json").exists():
-        _polypseg(
-            "evaluate", str(run), "--data", str(judged), "--split", "all", "--out", str(report),
-            "--tta", "flips" if variant == FLIPS else "none",
-        )  # fmt: skip
-    return report
+    file = runs / f"{_slug(variant)}-on-{judged.name}.csv"
+    if not file.exists():
+        segmenter = Segmenter(ModelBundle.load(run), tta="flips" if variant == FLIPS else "none")
+        frames = read_all([judged])
+        scores, _ = score_masks(segmenter, frames)
+        scores["group"] = [frame.group for frame in frames]
+        origin = {
+            "date": datetime.date.today().isoformat(),
+            "bundle_hash": segmenter.hash,
+            "commit": commit(),
+            "device": segmenter.device,
+            "precision": segmenter.precision,
+        }
+        with atomic_write(file, "w") as out:
+            scores.assign(**origin).to_csv(out, index=False, lineterminator="\n")
+    return pd.read_csv(file, dtype={"frame_id": str})
 
 
-def row(variant: str, trained: Path, judged: Path, report: Path, ours: Path) -> dict[str, Any]:
+def row(variant: str, trained: Path, judged: Path, scores: pd.DataFrame, ours: pd.DataFrame) -> dict[str, Any]:
     """The mean Dice of a variant, and how it differs from the recipe's on the same frames."""
-    numbers = json.loads((report / "report.json").read_text(encoding="utf-8"))
-    dice, origin = numbers["definitions"]["dice"], numbers["provenance"]
-    table, reference = (pd.read_csv(folder / "per_image.csv", dtype={"frame_id": str}) for folder in (report, ours))
-    if not (table["frame_id"] == reference["frame_id"]).all():
-        raise SystemExit(f"{report}: holds other frames than {ours}; delete both and run again")
-    change = compare(table["dice"], reference["dice"], groups=table["group"].tolist())
+    if not (scores["frame_id"] == ours["frame_id"]).all():
+        raise SystemExit(f"{variant} on {judged}: scored on other frames than the recipe; delete both and run again")
+    groups = scores["group"].tolist()
+    dice = bootstrap_interval(scores["dice"], "mean", groups)
+    change = compare(scores["dice"], ours["dice"], groups=groups)
     changed = VARIANTS.get(variant, {"tta": "flips"})
     return {
-        "date": origin["date"][:10],
+        "date": scores["date"][0],
         "variant": variant,
         "settings": " ".join(f"{key}={value}" for key, value in changed.items()),
         "trained_on": trained.name,
         "judged_on": judged.name,
-        "n": numbers["n"],
-        "dice": round(dice["mean"], 4),
-        "low": round(dice["low"], 4),
-        "high": round(dice["high"], 4),
+        "n": dice.n,
+        "dice": round(dice.value, 4),
+        "low": round(dice.low, 4),
+        "high": round(dice.high, 4),
         "difference": round(change.difference.value, 4),
         "difference_low": round(change.difference.low, 4),
         "difference_high": round(change.difference.high, 4),
         "p_value": float(f"{change.p_value:.2g}"),
-        "bundle_hash": origin["bundle_hash"],
-        "commit": origin["commit"],
-        "device": origin["device"],
-        "precision": origin["precision"],
+        **{name: scores[name][0] for name in ("bundle_hash", "commit", "device", "precision")},
     }
 
 
@@ -136,10 +146,6 @@ def _polypseg(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "polypseg", *arguments])
     if done.returncode:
         raise SystemExit(done.returncode)
-
-
-def _name(variant: str, judged: Path) -> str:
-    return f"{_slug(variant)}-on-{judged.name}"
 
 
 def _slug(variant: str) -> str:
