@@ -30,6 +30,7 @@ from polypseg.evaluation.scoring import score_masks
 from polypseg.files import atomic_write, commit
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import bootstrap_interval, compare
+from polypseg.visualization import charts
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "realtime.yaml"
 BUDGET = {
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[*VARIANTS, FLIPS], help="these variants, beside the recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder that keeps the runs")
     parser.add_argument("--out", type=Path, default=Path("results/ablation.csv"), help="CSV, written anew")
+    parser.add_argument("--chart", type=Path, default=Path("docs/images/ablation.png"), help="PNG, drawn anew")
     options = parser.parse_args()
     if len(options.data) < 2:
         parser.error("--data: name two data sets, one to train on and one to judge on")
@@ -83,6 +85,8 @@ def main() -> int:
             print(f"{variant}, {trained.name} to {judged.name}: {rows[-1]['dice']}", flush=True)
         with atomic_write(options.out, "w") as file:
             pd.DataFrame(rows).to_csv(file, index=False, lineterminator="\n")
+    with atomic_write(options.chart) as file:
+        file.write(charts.differences(differences(rows), "mean Dice less the recipe's, on the data set not trained on"))
     print(f"{options.out}: {len(rows)} rows")
     return 0
 
@@ -140,6 +144,17 @@ def row(variant: str, trained: Path, judged: Path, scores: pd.DataFrame, ours: p
         "p_value": float(f"{change.p_value:.2g}"),
         **{name: scores[name][0] for name in ("bundle_hash", "commit", "device", "precision")},
     }
+
+
+def differences(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """The rows of all variants but the recipe itself, as the chart takes them."""
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for one in rows:
+        if one["variant"] != OURS:
+            direction = f"{one['trained_on']} to {one['judged_on']}"
+            values = one["difference"], one["difference_low"], one["difference_high"]
+            found.setdefault(one["variant"], {})[direction] = values
+    return found
 
 
 def _polypseg(*arguments: str) -> None:

@@ -98,3 +98,29 @@ def test_colours_are_told_apart() -> None:
     values = np.array([to_rgb(colour) for colour in COLOURS])
     distances = np.abs(values[:, None] - values[None]).max(axis=-1) + np.eye(len(values))
     assert len(COLOURS) == 8 and distances.min() > 0.2
+
+
+def test_differences_lie_left_and_right_of_none() -> None:
+    rows = {
+        "worse": {"here": (-0.2, -0.3, -0.1), "there": (-0.25, -0.28, -0.22)},
+        "better": {"here": (0.2, 0.1, 0.3), "there": (0.25, 0.22, 0.28)},
+        "better there": {"there": (0.2, 0.18, 0.22)},
+    }
+    picture = decode(charts.differences(rows, "difference of Dice"))
+    left, right = halves(picture[50:], COLOURS[0])  # below the legend
+    assert left > 50 and 0.5 < left / right < 2
+    left, right = halves(picture[50:], COLOURS[1])
+    assert right > 1.5 * left > 50
+    wide, narrow = (
+        np.ptp(
+            np.argwhere(
+                places(decode(charts.differences({"one": {"a": values}, "two": {"b": (0, -1, 1)}}, "")), COLOURS[0])
+            )[:, 1]
+        )
+        for values in ((0.1, -0.8, 0.9), (0.1, 0.0, 0.2))
+    )
+    assert wide > narrow > 0
+
+
+def test_differences_of_one_row() -> None:
+    assert places(decode(charts.differences({"one": {"a": (0.0, 0.0, 0.0)}}, "")), COLOURS[0]).any()

@@ -92,9 +92,6 @@ def average(
     write_split(catalog.frames, folder / "split.csv")
     with logging_to(folder / "log.txt"):
         validation = catalog.of_split("val")
-        for path, bundle in zip(models, bundles, strict=True):
-            scores, _ = score_masks(Segmenter(bundle), validation, show)
-            log.info("%s, on validation: dice %.4f", path, scores["dice"].mean())
         made = ModelBundle.save(
             folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
             architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
@@ -103,7 +100,12 @@ def average(
             **{key: first.metadata[key] for key in KEPT if key in first.metadata},
             commit=commit(), device=trainer_device(),
         )  # fmt: skip
-        made = made.update(**choose(Segmenter(made), validation, "on validation", show))
+        fresh = Segmenter(made)
+        for path, bundle in zip(models, bundles, strict=True):
+            # Not by a member's own int8, which the mean has not got yet: like is compared with like.
+            scores, _ = score_masks(Segmenter(bundle, precision=fresh.precision), validation, show)
+            log.info("%s, on validation: dice %.4f", path, scores["dice"].mean())
+        made = made.update(**choose(fresh, validation, "on validation", show))
         segmenter = Segmenter(made)
         score_splits(segmenter, loss_of(made), catalog, folder, show)
         draw_examples(segmenter, catalog, folder / PICTURES)

@@ -79,6 +79,32 @@ def speed(groups: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
     return _png(figure)
 
 
+def differences(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], label: str) -> bytes:
+    """A line for each row, and on it for each series ``(difference, low, high)``; what crosses 0 may be chance."""
+    figure, (axis,) = _figure(1, (8.4, 1.4 + 0.34 * len(rows)))
+    series = list(dict.fromkeys(name for found in rows.values() for name in found))
+    for number, (name, colour) in enumerate(zip(series, COLOURS, strict=False)):
+        places = [place for place, found in enumerate(rows.values()) if name in found]
+        value, low, high = np.array([found[name] for found in rows.values() if name in found]).T
+        height = np.array(places) + 0.24 * (number - (len(series) - 1) / 2)
+        axis.errorbar(
+            value,
+            height,
+            xerr=(value - low, high - value),
+            fmt="o",
+            markersize=4,
+            linewidth=1,
+            color=colour,
+            label=name,
+        )
+    axis.axvline(0, color="0.4", linewidth=1)
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(label)
+    figure.legend(*axis.get_legend_handles_labels(), frameon=False, ncols=len(series), loc="outside upper right")
+    return _png(figure)
+
+
 def _figure(count: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
     from matplotlib.figure import Figure
 
