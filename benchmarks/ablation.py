@@ -113,7 +113,7 @@ def judge(variant: str, trained: Path, judged: Path, runs: Path) -> pd.DataFrame
     if not file.exists():
         segmenter = Segmenter(ModelBundle.load(run), tta="flips" if variant == FLIPS else "none")
         frames = read_all([judged])
-        scores, _ = score_masks(segmenter, frames)
+        scores, _ = score_masks(segmenter, frames, progress=sys.stderr.isatty())
         scores["group"] = [frame.group for frame in frames]
         origin = {
             "date": datetime.date.today().isoformat(),
