@@ -107,7 +107,7 @@ def judge(variant: str, trained: Path, judged: Path, runs: Path) -> pd.DataFrame
         words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
         _polypseg(
             "train", "--config", str(RECIPE), "--data", str(trained), "--out", str(run),
-            *words, *(["--resume"] if (run / "checkpoints").exists() else []),
+            *words, *(["--resume"] if run.exists() else []),
         )  # fmt: skip
     file = runs / f"{_slug(variant)}-on-{judged.name}.csv"
     if not file.exists():
