@@ -51,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no average of weights": {"optimizer.ema_decay": None},
     "Dice pooled over the batch": {"loss.dice_per_image": False},
     "cross-entropy alone": {"loss.dice": 0.0},
+    "weights along the boundary": {"loss.boundary": 5.0},
     "twice the epochs": {"trainer.epochs": 16},
     "224x224": {"frames.size": 224, "frames.first_size": 160},
     "with the finest stage": {"model.output_stride": 1},

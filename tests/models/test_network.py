@@ -9,7 +9,6 @@ import torch
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.models.device import choose_device, gains_from_bf16
-from polypseg.models.losses import LossConfig, segmentation_loss, soft_dice_loss
 from polypseg.models.network import build, dropout_argument
 
 
@@ -99,38 +98,6 @@ def test_what_cannot_be_built_is_told_in_one_line(architecture: Architecture, me
     with pytest.raises(PolypsegError, match=message) as caught:
         build(architecture)
     assert "\n" not in str(caught.value)
-
-
-def test_losses_equal_smps() -> None:
-    """BCE and pooled Dice are those of segmentation-models-pytorch, the known recipe's library."""
-    torch.manual_seed(0)
-    logits, target = torch.randn(4, 1, 16, 16), (torch.rand(4, 1, 16, 16) > 0.7).float()
-    bce = segmentation_loss(logits, target, LossConfig(bce=1, dice=0))
-    assert bce == pytest.approx(float(torch.nn.BCEWithLogitsLoss()(logits, target)), abs=1e-6)
-    pooled = segmentation_loss(logits, target, LossConfig(bce=0, dice=1))
-    assert pooled == pytest.approx(float(smp.losses.DiceLoss("binary")(logits, target)), abs=1e-6)
-    each = torch.stack([smp.losses.DiceLoss("binary")(logits[i : i + 1], target[i : i + 1]) for i in range(4)])
-    per_image = segmentation_loss(logits, target, LossConfig(bce=0, dice=1, dice_per_image=True))
-    assert per_image == pytest.approx(float(each.mean()), abs=1e-6)
-    both = segmentation_loss(logits, target, LossConfig(bce=2, dice=3))
-    assert both == pytest.approx(2 * float(bce) + 3 * float(pooled), abs=1e-5)
-
-
-def test_soft_dice_at_its_ends() -> None:
-    target = torch.zeros(2, 1, 8, 8)
-    target[0, :, :4] = 1
-    assert soft_dice_loss(torch.where(target > 0, 50.0, -50.0), target, per_image=True) == pytest.approx(0, abs=1e-6)
-    wrong = soft_dice_loss(torch.where(target > 0, -50.0, 50.0), target, per_image=True)
-    assert wrong == pytest.approx(0.5, abs=1e-6)  # 1 for the image with a polyp, 0 for the one without
-    assert soft_dice_loss(torch.full((1, 1, 8, 8), 3.0), torch.zeros(1, 1, 8, 8), per_image=False) == 0
-
-
-def test_loss_is_computed_in_float32() -> None:
-    logits = torch.full((1, 1, 64, 64), 2.0, dtype=torch.bfloat16, requires_grad=True)
-    loss = segmentation_loss(logits, torch.ones(1, 1, 64, 64), LossConfig())
-    assert loss.dtype == torch.float32
-    loss.backward()
-    assert logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
 def test_devices() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from polypseg.training.teacher import Teacher
 SHORT = {"epochs": 1, "keep": "last"}
 
 
-@pytest.mark.parametrize("config", [LossConfig(), LossConfig(bce=0.0), LossConfig(dice=0.0, bce=2.0)])
+@pytest.mark.parametrize(
+    "config", [LossConfig(), LossConfig(bce=0.0), LossConfig(dice=0.0, bce=2.0), LossConfig(boundary=5.0)]
+)
 @pytest.mark.parametrize("per_image", [True, False])
 def test_the_loss_is_least_where_both_answer_alike(config: LossConfig, per_image: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    config = LossConfig(config.bce, config.dice, per_image)
+    config = replace(config, dice_per_image=per_image)
     answers = torch.rand(2, 1, 8, 8, generator=generator) * 0.9 + 0.05
     logits = answers.logit().requires_grad_()
     least = distillation_loss(logits, answers, config)

@@ -18,11 +18,14 @@ class LossConfig:
         bce: weight of binary cross-entropy with logits, averaged over all pixels.
         dice: weight of the soft Dice loss.
         dice_per_image: Dice of each image, then their mean; else pooled over the batch, as the known recipe does.
+        boundary: what a pixel weighs more, in both parts, where all around it is of the other kind; along a straight
+            outline half of it. 0 for none; PraNet takes 5.
     """
 
     bce: float = 1.0
     dice: float = 1.0
     dice_per_image: bool = False
+    boundary: float = 0.0
 
 
 def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, config: LossConfig) -> torch.Tensor:
@@ -33,29 +36,56 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, config: LossCo
         target: N×1×H×W, 0 or 1.
         config: the parts' weights.
     """
-    return _weighted(logits, target, config, soft_dice_loss)
+    return _sum_of_parts(logits, target, config, soft_dice_loss)
 
 
-def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, per_image: bool) -> torch.Tensor:
-    """``1 - 2 Σ p t / (Σ p + Σ t)`` with ``p = sigmoid(logits)`` (Milletari et al., V-Net, 3DV 2016; linear form).
+def soft_dice_loss(
+    logits: torch.Tensor, target: torch.Tensor, per_image: bool, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``1 - 2 Σ w p t / (Σ w p + Σ w t)`` with ``p = sigmoid(logits)`` (Milletari et al., V-Net, 3DV 2016; linear).
 
     The sums run over each image (then the mean is taken) or over the whole batch. An image, or batch, without
     polyp counts as 0: its Dice has no gradient that helps, and the cross-entropy covers it.
+
+    Args:
+        logits, target: N×1×H×W.
+        per_image: where the sums run.
+        weight: of each pixel, N×1×H×W; None for 1.
     """
     dimensions = (1, 2, 3) if per_image else (0, 1, 2, 3)
-    probability = logits.sigmoid()
+    probability, truth = _weighted(logits.sigmoid(), weight), _weighted(target, weight)
     intersection = (probability * target).sum(dimensions)
-    total = probability.sum(dimensions) + target.sum(dimensions)
+    total = probability.sum(dimensions) + truth.sum(dimensions)
     dice = 2.0 * intersection / total.clamp_min(1e-7)
     present = (target.sum(dimensions) > 0).float()
     return ((1.0 - dice) * present).mean()
 
 
+def boundary_weight(target: torch.Tensor, boundary: float) -> torch.Tensor:
+    """``1 + boundary · |mean of the target around the pixel - target|``, around as wide as 31 pixels are in 352.
+
+    As in the loss of PraNet (Fan et al., MICCAI 2020), which has it from F3Net (Wei et al., AAAI 2020). At the frame's
+    edge the mean is of the pixels within.
+
+    Args:
+        target: N×1×H×W float32, 0..1.
+        boundary: the factor.
+
+    Returns:
+        N×1×H×W float32, 1 or more.
+    """
+    from torch.nn.functional import avg_pool2d
+
+    reach = max(1, round(max(target.shape[2:]) * 15 / 352))
+    around = avg_pool2d(target, 2 * reach + 1, 1, reach, count_include_pad=False)
+    return 1.0 + boundary * (around - target).abs()
+
+
 def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, config: LossConfig) -> torch.Tensor:
     """The loss against a teacher's answers, of the same parts and weights; least where the network answers alike.
 
-    Dice takes the form with squares, ``1 - 2 Σ p t / (Σ p² + Σ t²)`` (Milletari et al., V-Net, 3DV 2016): the linear
-    form is least at a hard mask, whatever the teacher says.
+    Dice takes the form with squares, ``1 - 2 Σ w p t / (Σ w p² + Σ w t²)`` (Milletari et al., V-Net, 3DV 2016): the
+    linear form is least at a hard mask, whatever the teacher says.
 
     Args:
         logits: N×1×H×W, any float type; computed in float32.
@@ -69,29 +99,38 @@ def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, config: LossC
 
     if answers.shape != logits.shape:
         answers = interpolate(answers.float(), logits.shape[2:], mode="bilinear", antialias=True)
-    return _weighted(logits, answers, config, _squared_dice_loss)
+    return _sum_of_parts(logits, answers, config, _squared_dice_loss)
 
 
-def _squared_dice_loss(logits: torch.Tensor, target: torch.Tensor, per_image: bool) -> torch.Tensor:
+def _squared_dice_loss(
+    logits: torch.Tensor, target: torch.Tensor, per_image: bool, weight: torch.Tensor | None
+) -> torch.Tensor:
     dimensions = (1, 2, 3) if per_image else (0, 1, 2, 3)
     probability = logits.sigmoid()
-    both = (probability.square() + target.square()).sum(dimensions)
-    dice = 2.0 * (probability * target).sum(dimensions) / both.clamp_min(1e-7)
+    both = _weighted(probability.square() + target.square(), weight).sum(dimensions)
+    dice = 2.0 * _weighted(probability * target, weight).sum(dimensions) / both.clamp_min(1e-7)
     return (1.0 - dice).mean()
 
 
-def _weighted(
+def _weighted(values: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    return values if weight is None else weight * values
+
+
+def _sum_of_parts(
     logits: torch.Tensor,
     target: torch.Tensor,
     config: LossConfig,
-    dice_loss: Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor],
+    dice_loss: Callable[[torch.Tensor, torch.Tensor, bool, torch.Tensor | None], torch.Tensor],
 ) -> torch.Tensor:
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     logits, target = logits.float(), target.float()
+    weight = boundary_weight(target, config.boundary) if config.boundary else None
     loss = logits.new_zeros(())
     if config.bce:
-        loss = loss + config.bce * binary_cross_entropy_with_logits(logits, target)
+        # A mean over each image's own weight: one with much outline weighs no more than others.
+        share = None if weight is None else weight / weight.mean((1, 2, 3), keepdim=True)
+        loss = loss + config.bce * binary_cross_entropy_with_logits(logits, target, share)
     if config.dice:
-        loss = loss + config.dice * dice_loss(logits, target, config.dice_per_image)
+        loss = loss + config.dice * dice_loss(logits, target, config.dice_per_image, weight)
     return loss
