@@ -26,7 +26,7 @@ from polypseg.data.splits import hash_split, read_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.metrics.overlap import dice
 from polypseg.training.callbacks import AtomicCheckpointIO
-from polypseg.training.recipe import first_difference
+from polypseg.training.recipe import first_difference, with_values
 from polypseg.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -402,6 +402,10 @@ def test_what_may_differ_when_a_run_is_resumed(small_recipe: Callable[..., Any])
     before = small_recipe().to_dict()
     assert first_difference(before, small_recipe(frames={"workers": 3, "cache": "disk"}).to_dict()) is None
     assert first_difference(before, small_recipe(trainer={"epochs": 9}).to_dict()) == "trainer.epochs: 2 then, 9 now"
+    del before["loss"]["boundary"], before["teacher"]  # as a version wrote it that had no such fields
+    assert first_difference(before, small_recipe().to_dict()) is None
+    later = with_values(small_recipe(), {"loss.boundary": 5.0}).to_dict()
+    assert first_difference(before, later) == "loss.boundary: 0.0 then, 5.0 now"
 
 
 def test_unknown_network_names_suggest_the_nearest(

@@ -319,14 +319,22 @@ _MAY_DIFFER = {
 
 
 def first_difference(
-    before: dict[str, Any], now: dict[str, Any], prefix: str = "", may_differ: Collection[str] = _MAY_DIFFER
+    before: dict[str, Any],
+    now: dict[str, Any],
+    prefix: str = "",
+    may_differ: Collection[str] = _MAY_DIFFER,
+    defaults: dict[str, Any] | None = None,
 ) -> str | None:
-    """The first setting, as ``frames.size: 256 then, 352 now``, in which two recipes would train differently."""
+    """The first setting, as ``frames.size: 256 then, 352 now``, in which two recipes would train differently.
+
+    A field that an earlier version did not have yet counts as its default, which is what that version did.
+    """
+    defaults = Recipe().to_dict() if defaults is None else defaults
     for key in {**before, **now}:
         name = f"{prefix}{key}"
-        old, new = before.get(key), now.get(key)
+        old, new = before.get(key, defaults.get(key)), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found = first_difference(old, new, f"{name}.", may_differ)
+            found = first_difference(old, new, f"{name}.", may_differ, defaults.get(key, {}))
             if found:
                 return found
         elif old != new and name not in may_differ:
