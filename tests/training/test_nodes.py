@@ -195,7 +195,7 @@ def killed(hosts: Hosts, frames: Path, tmp_path_factory: pytest.TempPathFactory)
     agents = [hosts.start(number, line) for number in (1, 2)]
     wait_for_epochs(out, agents, 2)
     time.sleep(0.3)  # into a later epoch
-    shutil.copytree(out, folder / "before")
+    shutil.copytree(out, folder / "before", ignore=shutil.ignore_patterns("*.part"))  # those vanish while it runs
     (worker,) = Path(f"/proc/{agents[1].pid}/task/{agents[1].pid}/children").read_text().split()
     os.kill(int(worker), signal.SIGKILL)
     wait_for_epochs(out, agents, len(table(folder / "before")) + 1)
