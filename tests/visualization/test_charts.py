@@ -100,6 +100,11 @@ def test_colours_are_told_apart() -> None:
     assert len(COLOURS) == 8 and distances.min() > 0.2
 
 
+def spread(rows: dict[str, dict[str, tuple[float, float, float]]]) -> int:
+    """Columns from the first to the last pixel of the first series."""
+    return int(np.ptp(np.argwhere(places(decode(charts.differences(rows, "")), COLOURS[0]))[:, 1]))
+
+
 def test_differences_lie_left_and_right_of_none() -> None:
     rows = {
         "worse": {"here": (-0.2, -0.3, -0.1), "there": (-0.25, -0.28, -0.22)},
@@ -112,12 +117,7 @@ def test_differences_lie_left_and_right_of_none() -> None:
     left, right = halves(picture[50:], COLOURS[1])
     assert right > 1.5 * left > 50
     wide, narrow = (
-        np.ptp(
-            np.argwhere(
-                places(decode(charts.differences({"one": {"a": values}, "two": {"b": (0, -1, 1)}}, "")), COLOURS[0])
-            )[:, 1]
-        )
-        for values in ((0.1, -0.8, 0.9), (0.1, 0.0, 0.2))
+        spread({"one": {"a": values}, "two": {"b": (0, -1, 1)}}) for values in ((0.1, -0.8, 0.9), (0.1, 0, 0.2))
     )
     assert wide > narrow > 0
 
