@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from polypseg.bundle import ModelBundle, Preprocessing
+from polypseg.inference.augmentation import views
+from polypseg.inference.runtimes.torch import TorchRuntime
 from polypseg.inference.segmenter import Segmenter
+
+# N×3×H×W float frames, 0..1, to N×1×h×w float32 probabilities on the same device.
+Answerer = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Teacher:
-    """Probability maps of a bundle for batches of training, by its fastest runtime.
+    """Probability maps of a bundle for batches of training, by what is fastest where the batch lies.
 
     Args:
         bundle: the teacher.
@@ -22,8 +30,8 @@ class Teacher:
     def __init__(self, bundle: ModelBundle, preprocessing: Preprocessing, tta: str = "none", threads: int = 0) -> None:
         self.bundle = bundle
         self._tta, self._threads = tta, threads
-        self._mean, self._std = (torch.tensor(one).view(3, 1, 1) for one in (preprocessing.mean, preprocessing.std))
-        self._segmenter: Segmenter | None = None
+        self._preprocessing = preprocessing
+        self._answer: Answerer | None = None
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Probabilities for augmented frames.
@@ -34,11 +42,53 @@ class Teacher:
         Returns:
             N×1×h×w float32 0..1, h×w the teacher's own size, on the images' device.
         """
-        if self._segmenter is None:  # not before the process knows its device and has started its workers
-            device = images.device.type
-            self._segmenter = Segmenter(self.bundle, device=device, threads=self._threads, tta=self._tta)
+        if self._answer is None:  # not before the process knows its device and has started its workers
+            self._answer = (
+                by_segmenter(self.bundle, self._tta, self._threads)
+                if images.device.type == "cpu"
+                else by_networks(self.bundle, self._tta, str(images.device))
+            )
+        mean, std = _constants(self._preprocessing, images)
+        return self._answer(images.float() * std + mean)
+
+
+def by_segmenter(bundle: ModelBundle, tta: str, threads: int) -> Answerer:
+    """Answers by the runtime that is fastest on a CPU."""
+    segmenter = Segmenter(bundle, device="cpu", threads=threads, tta=tta)
+
+    def answer(frames: torch.Tensor) -> torch.Tensor:
         # Augmentation ends in 8 bits, so that nothing is lost on the way back to a frame.
-        values = (images.float().cpu() * self._std + self._mean) * 255
-        frames = values.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-        maps = np.stack(list(self._segmenter.probabilities(frames, len(frames))))
-        return torch.from_numpy(maps)[:, None].to(images.device)
+        pixels = (frames * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.from_numpy(np.stack(list(segmenter.probabilities(pixels, len(pixels)))))[:, None]
+
+    return answer
+
+
+def by_networks(bundle: ModelBundle, tta: str, device: str) -> Answerer:
+    """Answers by PyTorch on the frames' own device: on a GPU the way over the CPU would take longer than they do."""
+    networks = [(one, TorchRuntime(one, device)) for one in bundle.networks]
+    # The axes of N×C×H×W.
+    mirrored = [tuple(axis + 2 for axis in axes) for axes in views(tta)]
+    size = bundle.preprocessing.height, bundle.preprocessing.width
+
+    @torch.no_grad()
+    def answer(frames: torch.Tensor) -> torch.Tensor:
+        maps = []
+        for one, runtime in networks:
+            mean, std = _constants(one.preprocessing, frames)
+            own = (_resized(frames, (one.preprocessing.height, one.preprocessing.width)) - mean) / std
+            answers = [(runtime.compute(own.flip(axes)) / one.temperature).sigmoid().flip(axes) for axes in mirrored]
+            maps.append(_resized(torch.stack(answers).mean(0), size))
+        return torch.stack(maps).mean(0)
+
+    return answer
+
+
+def _constants(preprocessing: Preprocessing, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation, 3×1×1, on a tensor's device."""
+    mean, std = (torch.tensor(one, device=like.device).view(3, 1, 1) for one in (preprocessing.mean, preprocessing.std))
+    return mean, std
+
+
+def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return images if images.shape[2:] == size else interpolate(images, size, mode="bilinear")

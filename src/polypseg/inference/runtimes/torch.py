@@ -61,13 +61,18 @@ class TorchRuntime:
         self._network = torch.compile(network) if compile else network
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(self._preprocessing.normalise(images))
-        batch = batch.to(self._device, memory_format=self._layout)
+        with torch.inference_mode():
+            batch = torch.from_numpy(self._preprocessing.normalise(images)).to(self._device)
+            logits: NDArray[np.float32] = self.compute(batch)[:, 0].cpu().numpy()
+        return logits
+
+    def compute(self, batch: torch.Tensor) -> torch.Tensor:
+        """N×3×h×w float32, normalised, to N×1×h×w float32 logits, both on the runtime's device."""
         autocast = (
             torch.autocast(self._device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
         )
-        with torch.inference_mode(), autocast:
-            logits: NDArray[np.float32] = self._network(batch)[:, 0].float().cpu().numpy()
+        with autocast:
+            logits: torch.Tensor = self._network(batch.to(memory_format=self._layout)).float()
         return logits
 
     def stream(self, images: Iterable[NDArray[np.uint8]], in_flight: int) -> Iterator[NDArray[np.float32]]:
