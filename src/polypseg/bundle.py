@@ -426,12 +426,18 @@ class ModelBundle:
 
         Returns:
             ``name`` and ``hash`` (of weights in 16 bits, that of the bundle before); of a mean of others' weights
-            ``averaged_from``, a list of such lineages; else ``epoch``, ``recipe`` and, where training started from a
-            bundle or learnt a bundle's answers, ``started_from`` and ``taught_by``, their lineages.
+            ``averaged_from``, a list of such lineages; of an ensemble ``ensemble_of``, the same of its members, or, of
+            the folds of one recipe, ``recipe`` and their number ``folds``; else ``epoch``, ``recipe`` and, where
+            training started from a bundle or learnt a bundle's answers, ``started_from`` and ``taught_by``, their
+            lineages.
         """
         known: dict[str, Any] = {"name": self.name, "hash": self.metadata.get("compacted_from", self.hash)}
         if "averaged_from" in self.metadata:
             return {**known, "averaged_from": self.metadata["averaged_from"]}
+        if self.members and "recipe" in self.metadata:
+            return {**known, "recipe": self.metadata["recipe"], "folds": len(self.members)}
+        if self.members:
+            return {**known, "ensemble_of": [one.lineage() for one in self.members]}
         known |= {key: self.metadata.get(key) for key in ("epoch", "recipe")}
         start = (self.metadata.get("encoder_weights") or {}).get("bundle")
         others = {"started_from": start, "taught_by": self.metadata.get("taught_by")}

@@ -192,20 +192,26 @@ def train(
 
 
 def average(
-    models: list[str], data: list[str], out: str, split_file: str | None = None, overwrite: bool = False
+    models: list[str],
+    data: list[str],
+    out: str,
+    split_file: str | None = None,
+    of: Literal["weights", "answers"] = "weights",
+    overwrite: bool = False,
 ) -> None:
-    """Average the weights of networks that trained on from one another, choose anew on validation, and test once.
+    """Average networks' weights or their answers, choose anew on validation, and test once.
 
     Args:
         models: bundles' or runs' folders, two or more, all trained by one split.
         data: folder of a data set that they were trained on; may be given several times.
         out: folder for the new bundle and its scores; names the model too.
         split_file: a CSV of `polypseg data split`; else the split that the first one was trained with.
+        of: weights, of networks that trained on from one another, to one network; or answers, of any, to an ensemble.
         overwrite: remove an earlier result in --out first.
     """
     from polypseg.training.average import average as run
 
-    print(run(models, data, out, split_file, overwrite=overwrite))
+    print(run(models, data, out, split_file, of, overwrite=overwrite))
 
 
 def tune(

@@ -111,6 +111,42 @@ def test_a_mean_of_a_mean_tells_all_its_training(
     ]
 
 
+def test_answers_of_networks_of_any_kind_are_averaged(
+    runs: list[Path], tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    larger = train(
+        small_recipe(name="larger", frames={"size": 96}, trainer={"epochs": 1}), [phantom_folder], tmp_path / "larger"
+    )
+    out = tmp_path / "both"
+    words = ["average", str(runs[0]), str(larger), "--data", str(phantom_folder), "--out", str(out)]
+    assert main(words) == 1
+    assert "or their answers (--of answers)" in capsys.readouterr().err and not out.exists()
+    assert main([*words, "--of", "answers"]) == 0
+    made, members = ModelBundle.load(out), [ModelBundle.load(one) for one in (runs[0], larger)]
+    assert [one.hash for one in made.members] == [one.hash for one in members]
+    assert made.name == "both" and made.threshold in THRESHOLDS and made.postprocessing in POSTPROCESSINGS
+    assert made.metadata["split"] == members[0].metadata["split"] and "recipe" not in made.metadata
+    catalog = read_all([phantom_folder]).with_split(read_split(out / "split.csv")).of_split("test")
+    frame = catalog.frame(0)
+    several = Segmenter(members).segment(frame).probability
+    assert abs(Segmenter(made).segment(frame).probability - several).max() < 1e-6
+    written = json.loads((out / "test.json").read_text())
+    assert set(written["metrics"]) == {"val", "test"} and written["metrics"] == made.metadata["metrics"]
+
+    assert made.lineage() == {
+        "name": "both", "hash": made.hash, "ensemble_of": [one.lineage() for one in members]
+    }  # fmt: skip
+    card = render(made)
+    assert f"| answers | the mean of those of small ({members[0].hash[:12]}), larger ({members[1].hash[:12]}) |" in card
+    assert [line.split(" --data")[0] for line in card.splitlines() if line.startswith("polypseg ")][-3:] == [
+        "polypseg train --config small.yaml",
+        "polypseg train --config larger.yaml",
+        "polypseg average runs/small runs/larger",
+    ]
+    assert '" --of answers --out runs/again' in card
+
+
 def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
     runs: list[Path], tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,

@@ -45,8 +45,7 @@ def render(bundle: ModelBundle) -> str:
         title=_cell(bundle.name),
         data=[_data_set(name) for name in (metadata.get("data") or {}).get("datasets", [])],
         origin=metadata.get("encoder_weights") or {},
-        recipe=_yaml(metadata["recipe"]) if "recipe" in metadata else "",
-        steps=[] if bundle.members else _steps({**bundle.lineage(), "name": "again"}),
+        steps=_steps({**bundle.lineage(), "name": "again"}),
         evaluations=metadata.get("evaluations") or [],
         test=(metadata.get("metrics") or {}).get("test"),
         out_of_fold=(metadata.get("metrics") or {}).get("out_of_fold"),
@@ -59,12 +58,14 @@ def render(bundle: ModelBundle) -> str:
 
 def _steps(lineage: dict[str, Any]) -> list[dict[str, Any]]:
     """What to run, one after another, for a bundle of this lineage; each step once."""
-    members, recipe = lineage.get("averaged_from"), lineage.get("recipe")
+    recipe = lineage.get("recipe")
+    averaged = {"weights": lineage.get("averaged_from"), "answers": lineage.get("ensemble_of")}
+    of, members = next(((of, members) for of, members in averaged.items() if members), ("", None))
     steps: dict[str, dict[str, Any]] = {}
     for one in filter(None, members or [lineage.get("started_from"), lineage.get("taught_by")]):
         steps |= {step["hash"]: step for step in _steps(one)}
     if members:
-        steps[lineage["hash"]] = {**lineage, "average": [one["name"] for one in members]}
+        steps[lineage["hash"]] = {**lineage, "average": [one["name"] for one in members], "of": of}
     elif recipe:
         steps[lineage["hash"]] = {**lineage, "recipe": _yaml(recipe), "epochs": recipe.get("trainer", {}).get("epochs")}
     return list(steps.values())

@@ -1,8 +1,9 @@
-"""From several trained networks to one, by the mean of their weights.
+"""From several trained networks to one bundle, by the mean of their weights or of their answers.
 
-Networks that trained on from one another lie close enough for that: the mean answers as fast as one of them and
+Networks that trained on from one another lie close enough for a mean of weights: it answers as fast as one of them and
 generalises as an average over training does (stochastic weight averaging: Izmailov et al., UAI 2018; of whole runs:
-Wortsman et al., Model soups, ICML 2022). Networks with different beginnings do not; their ensemble is another thing.
+Wortsman et al., Model soups, ICML 2022). Networks with different beginnings do not; their answers can be averaged, by
+an ensemble, which takes the time of all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -38,7 +40,9 @@ from polypseg.training.run import (
 )
 
 log = logging.getLogger("polypseg")
-KEPT = ("encoder_weights", "data", "split", "licence", "recipe")  # of the first one's metadata.json
+# Of the first one's metadata.json, in a mean of answers and, further, in one of weights.
+KEPT = ("data", "split", "licence")
+KEPT_OF_WEIGHTS = ("encoder_weights", "recipe")
 State = Mapping[str, torch.Tensor]
 
 
@@ -47,17 +51,20 @@ def average(
     data: Sequence[str | Path],
     out: str | Path,
     split_file: str | Path | None = None,
+    of: Literal["weights", "answers"] = "weights",
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
     """Average trained networks, choose threshold and post-processing anew on validation, and test once.
 
     Args:
-        models: two or more bundles or run folders, each trained on from another of them, all by one split. The first
-            gives the new one its preprocessing and ``output_stride``; it is named after ``out``.
+        models: two or more bundles or run folders, all by one split; for a mean of weights, each trained on from
+            another of them. The first gives the new one its preprocessing and ``output_stride``; it is named after
+            ``out``.
         data: folders of the data sets they were trained on.
         out: the folder for the result.
         split_file: their split, where neither the first one's run folder nor its name tells.
+        of: ``weights`` makes one network of them, ``answers`` an ensemble, whose members may be of any kind.
         overwrite: remove an earlier result in ``out`` first.
         progress: show progress bars; by default where standard error is a terminal.
 
@@ -67,8 +74,8 @@ def average(
 
     Raises:
         UsageError: there are fewer than two models.
-        PolypsegError: one is an ensemble, has another network or preprocessing, or was trained by another split; or
-            as ``train``.
+        PolypsegError: one is an ensemble, was trained by another split or, for a mean of weights, has another network
+            or preprocessing; or as ``train``.
     """
     folder, started = Path(out), time.monotonic()
     show = sys.stderr.isatty() if progress is None else progress
@@ -77,8 +84,10 @@ def average(
     bundles = [ModelBundle.load(model) for model in models]
     first = bundles[0]
     for path, bundle in zip(models, bundles, strict=True):
-        _check(str(path), bundle, first)
-    settings = {"models": [str(model) for model in models], "data": [str(one) for one in data]}
+        bundle.check_single()
+        if of == "weights":
+            _check_alike(str(path), bundle, first)
+    settings = {"models": [str(model) for model in models], "data": [str(one) for one in data], "of": of}
     check_folder(folder, settings, resume=False, overwrite=overwrite)
     catalog, split_name, split_hash = split_of(read_all(data), split_file, first)
     for path, bundle in zip(models, bundles, strict=True):
@@ -92,14 +101,7 @@ def average(
     write_split(catalog.frames, folder / "split.csv")
     with logging_to(folder / "log.txt"):
         validation = catalog.of_split("val")
-        made = ModelBundle.save(
-            folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
-            architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
-            threshold_split="validation",
-            averaged_from=[one.lineage() for one in bundles],
-            **{key: first.metadata[key] for key in KEPT if key in first.metadata},
-            commit=commit(), device=trainer_device(),
-        )  # fmt: skip
+        made = _made(folder, bundles, of)
         fresh = Segmenter(made)
         for path, bundle in zip(models, bundles, strict=True):
             # Not by a member's own int8, which the mean has not got yet: like is compared with like.
@@ -111,6 +113,21 @@ def average(
         draw_examples(segmenter, catalog, folder / PICTURES)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
     return folder
+
+
+def _made(folder: Path, bundles: Sequence[ModelBundle], of: str) -> ModelBundle:
+    first = bundles[0]
+    kept = (*KEPT, *KEPT_OF_WEIGHTS) if of == "weights" else KEPT
+    details: dict[str, Any] = {key: first.metadata[key] for key in kept if key in first.metadata}
+    details |= {"threshold_split": "validation", "commit": commit(), "device": trainer_device()}
+    if of == "weights":
+        return ModelBundle.save(
+            folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
+            architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
+            averaged_from=[one.lineage() for one in bundles], **details,
+        )  # fmt: skip
+    members = {f"member-{number}": bundle for number, bundle in enumerate(bundles, 1)}
+    return ModelBundle.join(folder / "bundle", members, name=folder.name, threshold=first.threshold, **details)
 
 
 def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
@@ -129,8 +146,7 @@ def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:
     }
 
 
-def _check(path: str, bundle: ModelBundle, first: ModelBundle) -> None:
-    bundle.check_single()
+def _check_alike(path: str, bundle: ModelBundle, first: ModelBundle) -> None:
     frames = asdict(bundle.preprocessing), asdict(first.preprocessing)
     for what, name in (
         ("architecture", bundle.architecture.weights_differ_by(first.architecture)),
@@ -140,5 +156,5 @@ def _check(path: str, bundle: ModelBundle, first: ModelBundle) -> None:
             ours, theirs = (getattr(getattr(one, what), name) for one in (bundle, first))
             raise PolypsegError(
                 f"{path}: its {what} has {name} {ours}, the first one's {theirs}; average models that "
-                "trained on from one another"
+                "trained on from one another, or their answers (--of answers)"
             )
