@@ -1,4 +1,4 @@
-"""What each part of ``recipes/realtime.yaml`` is worth, judged where it counts: on a data set that was not trained on.
+"""What each part of ``recipes/two-cores.yaml`` is worth, judged where it counts: on a data set that was not trained on.
 
 Every variant changes one thing of the recipe at a small budget (160×160, eight epochs, without the finest stage, as the
 network that ships), is trained on each data set alone (split ``grouped``, which chooses epoch and threshold), and
@@ -32,7 +32,7 @@ from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import bootstrap_interval, compare
 from polypseg.visualization import charts
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "realtime.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "two-cores.yaml"
 BUDGET = {
     "split": "grouped",
     "frames.size": 160,

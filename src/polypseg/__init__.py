@@ -39,7 +39,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     threads: int = 0,
-    tta: str = "none",
+    tta: str | None = None,
 ) -> Segmenter:
     """A ``Segmenter`` for a bundle.
 
@@ -50,7 +50,7 @@ def load(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
-        tta: test-time augmentation, ``none``, ``flip`` or ``flips``.
+        tta: test-time augmentation, ``none``, ``flip``, ``flips`` or ``small``; by default the bundle's own.
 
     Raises:
         PolypsegError: there is no whole bundle there, or what it needs is not installed.

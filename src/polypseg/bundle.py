@@ -41,7 +41,7 @@ DEFAULT_MODEL = "polypseg-realtime"
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 _REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
 _DECIDING = (
-    "weights_sha256", "members", "architecture", "preprocessing", "threshold", "temperature", "postprocessing",
+    "weights_sha256", "members", "architecture", "preprocessing", "threshold", "temperature", "postprocessing", "tta",
 )  # fmt: skip
 # What ``save`` writes by itself, and what was found with these very weights.
 _WRITTEN = (*_REQUIRED, "intended_use", "versions", "compacted_from")
@@ -146,6 +146,11 @@ class Preprocessing:
     def apply(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """H×W×3 uint8 RGB to the network's input, 3×``height``×``width`` float32."""
         return self.normalise(self.resize_frame(frame))
+
+    def scaled(self, share: float) -> Preprocessing:
+        """The same for another size: ``share`` of this one's rows and columns, in multiples of 32."""
+        height, width = (max(32, 32 * round(side * share / 32)) for side in (self.height, self.width))
+        return replace(self, height=height, width=width)
 
     def restore(self, probability: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
         """A probability map of the network's size to H×W float32 0..1 of the frame's size, bilinear."""
@@ -496,6 +501,15 @@ class ModelBundle:
     def postprocessing(self) -> Postprocessing:
         """What is done to the mask; nothing where none was chosen."""
         return Postprocessing(**self.metadata.get("postprocessing", {}))
+
+    @property
+    def tta(self) -> str:
+        """Its own test-time augmentation, as ``Segmenter`` takes it: what it is meant to be run with."""
+        return str(self.metadata.get("tta", "none"))
+
+    def at(self, preprocessing: Preprocessing) -> ModelBundle:
+        """The same bundle with another preprocessing, as for another size of its input; nothing is written."""
+        return replace(self, metadata={**self.metadata, "preprocessing": asdict(preprocessing)})
 
     @property
     def networks(self) -> tuple[ModelBundle, ...]:

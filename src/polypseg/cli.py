@@ -25,6 +25,7 @@ log = logging.getLogger("polypseg")
 REPEATABLE = {"predict": ("--model", "--save"), "benchmark": ("--data", "--runtimes")}
 FLAGS = ("--resume", "--overwrite", "--corruptions", "--live")  # true when they stand alone
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as inference.outputs.Output
+Augmented = Literal["none", "flip", "flips", "small"]  # as inference.augmentation.VIEWS
 Timed = Literal["torch", "compile", "openvino", "onnx"]  # as evaluation.speed.RUNTIMES
 SEVERAL = {"--save": get_args(Saved), "--runtimes": get_args(Timed)}  # options that take several words at once
 
@@ -252,7 +253,7 @@ def evaluate(
     runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
-    tta: Literal["none", "flip", "flips"] = "none",
+    tta: Augmented | None = None,
 ) -> None:
     """Score a model, or predictions of another program, under every definition, with intervals and a report.
 
@@ -268,7 +269,8 @@ def evaluate(
         runtime: what computes the network; auto takes the fastest that is there.
         device: auto, cpu, cuda or mps.
         precision: of the computation; auto takes the fastest that is there.
-        tta: test-time augmentation: flip (left-right, twice the work) or flips (also top-bottom, four times).
+        tta: test-time augmentation: none, flip (left-right, twice the work), flips (also top-bottom, four times) or
+            small (turned, at two thirds of the size, two fifths more work); null is the bundle's own.
     """
     from polypseg.evaluation.run import run
 
@@ -301,6 +303,7 @@ def calibrate(
     split: Literal["train", "val", "test", "all"] = "val",
     split_file: str | None = None,
     alpha: float | None = None,
+    tta: Augmented | None = None,
 ) -> None:
     """Choose a bundle's temperature, threshold and post-processing on validation frames, and write them into it.
 
@@ -310,10 +313,11 @@ def calibrate(
         split: part of the split to choose on.
         split_file: a CSV of `polypseg data split`; else the split that the bundle was trained with.
         alpha: also find the threshold at which this share of a polyp's pixels is missed at most, 0..1.
+        tta: test-time augmentation to run the bundle with from now on: none, flip, flips or small; null keeps its own.
     """
     from polypseg.evaluation.calibrate import calibrate as run
 
-    found = run(bundle, data, split=split, split_file=split_file, alpha=alpha)
+    found = run(bundle, data, split=split, split_file=split_file, alpha=alpha, tta=tta)
     regions = found.postprocessing
     print(
         f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}, smallest region "
@@ -370,7 +374,7 @@ def predict(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     threads: int = 0,
-    tta: Literal["none", "flip", "flips"] = "none",
+    tta: Augmented | None = None,
     batch_size: int | None = None,
     smoothing: float = 0.0,
     resume: bool = False,
@@ -396,7 +400,8 @@ def predict(
         device: auto, cpu, cuda or mps.
         precision: of the computation; auto takes the fastest that is there.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
-        tta: test-time augmentation: flip (left-right, twice the work) or flips (also top-bottom, four times).
+        tta: test-time augmentation: none, flip (left-right, twice the work), flips (also top-bottom, four times) or
+            small (turned, at two thirds of the size, two fifths more work); null is the bundle's own.
         batch_size: frames computed at once; null is 1 for pictures and 4 for a video.
         smoothing: videos only, weight of the earlier frames in each frame's answer, 0 (none) to below 1.
         resume: keep outputs that are complete and were made by the same model from the same files; make the others.
@@ -464,7 +469,7 @@ def serve(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     threads: int = 0,
-    tta: Literal["none", "flip", "flips"] = "none",
+    tta: Augmented | None = None,
     queue: int = 32,
     batch_size: int = 4,
     timeout: float = 30.0,
@@ -486,7 +491,8 @@ def serve(
         device: auto, cpu, cuda or mps.
         precision: of the computation; auto takes the fastest that is there.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
-        tta: test-time augmentation: flip (left-right, twice the work) or flips (also top-bottom, four times).
+        tta: test-time augmentation: none, flip (left-right, twice the work), flips (also top-bottom, four times) or
+            small (turned, at two thirds of the size, two fifths more work); null is the bundle's own.
         queue: frames that may be waited for at once; more requests are answered 429.
         batch_size: frames computed at once, if so many wait; none waits for others.
         timeout: seconds from a frame's arrival to its answer; longer is answered 504.

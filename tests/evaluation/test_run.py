@@ -33,6 +33,7 @@ from polypseg.evaluation.calibrate import calibrate
 from polypseg.evaluation.robustness import robustness
 from polypseg.evaluation.run import compare, ranking_table
 from polypseg.evaluation.run import run as evaluate_run
+from polypseg.evaluation.scoring import choose_threshold
 from polypseg.evaluation.selection import select
 from polypseg.metrics.calibration import CONFORMAL_THRESHOLDS
 from polypseg.models.network import build
@@ -497,12 +498,20 @@ def test_too_few_frames_for_the_guarantee(copied: Path, phantom_folder: Path) ->
     assert (copied / "bundle" / "metadata.json").read_bytes() == metadata
 
 
-def test_calibrate_by_the_command_line(capsys: pytest.CaptureFixture[str], copied: Path, phantom_folder: Path) -> None:
+def test_calibrate_by_the_command_line(
+    capsys: pytest.CaptureFixture[str], copied: Path, phantom_folder: Path, val: Catalog
+) -> None:
     status, out, error = run(capsys, "calibrate", copied, "--data", phantom_folder, "--split", "train", "--alpha", 0.3)
     assert status == 0, error
     bundle = ModelBundle.load(copied)
     assert f"temperature {bundle.temperature:g}, threshold {bundle.threshold:g}" in out and "guarantee: " in out
-    assert bundle.metadata["threshold_split"] == "seed, train"
+    assert bundle.metadata["threshold_split"] == "seed, train" and bundle.tta == "none"
+    status, _, error = run(capsys, "calibrate", copied, "--data", phantom_folder, "--tta", "flip")
+    assert status == 0, error
+    looked = ModelBundle.load(copied)
+    assert looked.tta == polypseg.load(copied).tta == "flip"
+    assert looked.threshold == choose_threshold(polypseg.load(copied, tta="flip"), val, progress=False)[0]
+    assert calibrate(copied, [phantom_folder], progress=False).tta == "flip"  # it stays the bundle's own
 
 
 # --- comparison ---

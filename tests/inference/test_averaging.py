@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 import polypseg
-from polypseg.bundle import ModelBundle, Preprocessing
+from polypseg.bundle import Architecture, ModelBundle, Preprocessing
 from polypseg.data import phantom
+from polypseg.errors import UsageError
+from polypseg.export.run import export
+from polypseg.models.network import build
 
 FRAMES = [phantom.draw(seed, 70 + seed, 90)[0] for seed in range(4)]
 FLIPS = {"flip": [(), (1,)], "flips": [(), (1,), (0,), (0, 1)]}
@@ -35,6 +40,59 @@ def test_augmentation_averages_the_views(exported: ModelBundle, tta: str, runtim
     # a mirrored frame has the mirrored answer
     mirrored = averaged.probability(np.flip(plain.preprocessing.resize_frame(FRAMES[0]), 1).copy())
     assert np.abs(np.flip(mirrored, 1) - averaged.probability(FRAMES[0])).max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def plusplus(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    """A U-Net++, untrained, exported to OpenVINO; not to be changed."""
+    torch.manual_seed(0)
+    architecture = Architecture("UnetPlusPlus", "mobilenet_v2", (16, 16, 16, 8, 8))
+    folder = tmp_path_factory.mktemp("plusplus") / "bundle"
+    bundle = ModelBundle.save(
+        folder, build(architecture).state_dict(), name="plusplus", architecture=architecture,
+        preprocessing=Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.1, 0.1, 0.1)), threshold=0.5,
+    )  # fmt: skip
+    export(bundle.folder, "openvino", "fp32", progress=False)
+    return ModelBundle.load(folder)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_a_second_look_is_turned_and_smaller(plusplus: ModelBundle, runtime: str) -> None:
+    options = {"runtime": runtime, "device": "cpu", "precision": "fp32"}
+    plain, looked = (polypseg.load(plusplus.folder, tta=tta, **options) for tta in ("none", "small"))
+    smaller = polypseg.load(plusplus.at(replace(plusplus.preprocessing, height=32, width=64)), **options)
+    for batch_size in (1, 3):
+        for frame, found in zip(FRAMES, looked.probabilities(iter(FRAMES), batch_size), strict=True):
+            resized = plain.preprocessing.resize_frame(frame)
+            seen = cv2.resize(np.rot90(resized, 2), (64, 32), interpolation=cv2.INTER_LINEAR)
+            turned = np.rot90(smaller.probability(seen), 2).copy()
+            second = cv2.resize(turned, (96, 64), interpolation=cv2.INTER_LINEAR)
+            first = plain.probability(frame)
+            assert np.abs(found - (first + second) / 2).max() < 1e-3 < np.abs(found - first).max()
+    together = np.stack([plain.preprocessing.resize_frame(frame) for frame in FRAMES])
+    singly = np.stack([looked.probability(frame) for frame in FRAMES])
+    assert np.abs(1 / (1 + np.exp(-looked.logits(together))) - singly).max() < 1e-4
+    assert looked.reason == plain.reason  # still one network
+
+
+def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path: Path) -> None:
+    shutil.copytree(exported.folder, tmp_path / "own")
+    own = ModelBundle.load(tmp_path / "own").update(tta="small")
+    assert exported.tta == "none" and own.tta == "small" and own.hash != exported.hash
+    options = {"runtime": "torch", "device": "cpu"}
+    found = polypseg.load(own.folder, **options)
+    assert found.tta == found.settings["tta"] == "small"
+    asked = polypseg.load(exported.folder, tta="small", **options)
+    np.testing.assert_array_equal(found.probability(FRAMES[0]), asked.probability(FRAMES[0]))
+    without = polypseg.load(own.folder, tta="none", **options)
+    plain = polypseg.load(exported.folder, **options)
+    np.testing.assert_array_equal(without.probability(FRAMES[0]), plain.probability(FRAMES[0]))
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])  # this one's U-Net keeps the sizes of its features
+def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle, runtime: str) -> None:
+    with pytest.raises(UsageError, match=f"{runtime}/.*: cannot compute frames of 32×64, only those of its own size"):
+        polypseg.load(exported.folder, runtime=runtime, tta="small")
 
 
 def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path) -> None:

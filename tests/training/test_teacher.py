@@ -72,7 +72,7 @@ def test_the_teacher_answers_the_very_frames(exported: ModelBundle, runtime_size
         np.testing.assert_allclose(answer[0], segmenter.probability(ours.resize_frame(frame)), atol=1e-5)
 
 
-@pytest.mark.parametrize("tta", ["none", "flips"])
+@pytest.mark.parametrize("tta", ["none", "flips", "small"])
 def test_a_gpu_is_given_the_same_answers(exported: ModelBundle, tmp_path: Path, tta: str) -> None:
     # What is computed where the frames lie, here on the CPU, against the Segmenter's way over 8-bit frames.
     size = exported.preprocessing.height, exported.preprocessing.width
@@ -89,7 +89,7 @@ def test_a_gpu_is_given_the_same_answers(exported: ModelBundle, tmp_path: Path, 
     assert found.shape == (3, 1, *size) and found.dtype == torch.float32 and not found.is_inference()
     # bf16, and the enlarged frame's 8 bits on the Segmenter's way, make the difference.
     difference = np.abs(found[:, 0].numpy() - expected)
-    assert difference.mean() < 0.003 and difference.max() < 0.08 < np.ptp(expected)
+    assert difference.mean() < 0.006 and difference.max() < 0.08 < np.ptp(expected)
 
 
 @pytest.mark.slow

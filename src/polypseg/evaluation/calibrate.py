@@ -35,6 +35,7 @@ def calibrate(
     split: str = "val",
     split_file: str | Path | None = None,
     alpha: float | None = None,
+    tta: str | None = None,
     progress: bool | None = None,
 ) -> ModelBundle:
     """Choose a bundle's temperature, threshold and post-processing on validation frames, and write them into it.
@@ -51,13 +52,15 @@ def calibrate(
         split: ``val``, or another part of the split.
         split_file: a CSV; by default the split that the bundle was trained with.
         alpha: 0..1, exclusive; None for no such threshold.
+        tta: the test-time augmentation that the bundle is to be run with from now on, as ``Segmenter`` takes it; None
+            leaves the bundle's own.
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
         The bundle as it is now.
 
     Raises:
-        UsageError: ``alpha`` is not between 0 and 1.
+        UsageError: ``alpha`` is not between 0 and 1, or there is no such ``tta``.
         PolypsegError: the bundle or the data stand in the way, or ``alpha`` cannot be kept on so few frames.
     """
     if alpha is not None and not 0 < alpha < 1:
@@ -67,8 +70,8 @@ def calibrate(
     opened.check_own()
     opened.check_single("its threshold was chosen on frames that its members had not seen; calibrate a single network")
     frames, provenance = select(read_all(data), split, split_file, opened)
-    temperature = _temperature(Segmenter(opened, temperature=1.0), frames, show)
-    segmenter = Segmenter(opened, temperature=temperature)
+    temperature = _temperature(Segmenter(opened, temperature=1.0, tta="none"), frames, show)
+    segmenter = Segmenter(opened, temperature=temperature, tta=tta)
     conformal = None if alpha is None else _conformal(segmenter, frames, alpha, show)
     threshold, tried = choose_threshold(segmenter, frames, show)
     postprocessing, processed = choose_postprocessing(segmenter, frames, threshold, show)
@@ -80,6 +83,7 @@ def calibrate(
         postprocessing=asdict(postprocessing),
         postprocessing_choice=processed,
         conformal=conformal,
+        tta=segmenter.tta,
         metrics=None,  # training's were of another threshold; its test.json keeps them
     )
 

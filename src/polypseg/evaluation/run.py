@@ -38,7 +38,7 @@ def run(
     runtime: str = "auto",
     device: str = "auto",
     precision: str = "auto",
-    tta: str = "none",
+    tta: str | None = None,
     progress: bool | None = None,
 ) -> Path:
     """Evaluate a bundle, or predictions that another program wrote, and write the report.

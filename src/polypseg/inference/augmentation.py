@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from polypseg.errors import UsageError
 
-# Each view as the axes to mirror, of H×W×…; mirroring undoes itself.
-VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "flip": ((), (1,)),
-    "flips": ((), (1,), (0,), (0, 1)),
+Axes = tuple[int, ...]  # to mirror, of H×W×…; mirroring undoes itself
+
+# The views at each share of the network's size. Every size counts alike, and every view of a size.
+VIEWS: dict[str, dict[float, tuple[Axes, ...]]] = {
+    "none": {1.0: ((),)},
+    "flip": {1.0: ((), (1,))},
+    "flips": {1.0: ((), (1,), (0,), (0, 1))},
+    "small": {1.0: ((),), 2 / 3: ((0, 1),)},
 }
 
 
-def views(name: str) -> tuple[tuple[int, ...], ...]:
-    """The views of a kind of augmentation: ``none``, ``flip`` (left-right) or ``flips`` (both axes, four views).
+def views(name: str) -> dict[float, tuple[Axes, ...]]:
+    """The views of a kind of augmentation, by the share of the network's size at which they are seen.
+
+    ``flip`` has a second view, mirrored left-right; ``flips`` four, mirrored along both axes; ``small`` a second one at
+    two thirds of the size, turned by 180°, which takes two fifths more work.
 
     Raises:
         UsageError: there is no such kind.
@@ -28,6 +35,9 @@ def views(name: str) -> tuple[tuple[int, ...], ...]:
     return VIEWS[name]
 
 
-def mirror(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
-    """An H×W×… array mirrored along axes 0 and 1, contiguous."""
-    return np.ascontiguousarray(np.flip(array, axes)) if axes else array
+_FLIP_CODE = {(0,): 0, (1,): 1, (0, 1): -1}  # OpenCV's
+
+
+def mirror(array: NDArray[Any], axes: Axes) -> NDArray[Any]:
+    """An H×W or H×W×C array mirrored along axes 0 and 1, contiguous."""
+    return np.asarray(cv2.flip(array, _FLIP_CODE[axes])) if axes else array

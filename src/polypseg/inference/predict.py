@@ -60,7 +60,7 @@ def predict(
     device: str = "auto",
     precision: str = "auto",
     threads: int = 0,
-    tta: str = "none",
+    tta: str | None = None,
     batch_size: int | None = None,
     smoothing: float = 0.0,
     resume: bool = False,

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polypseg.bundle import ModelBundle
+from polypseg.bundle import ModelBundle, Preprocessing
 from polypseg.errors import UsageError
-from polypseg.inference.augmentation import mirror, views
+from polypseg.inference.augmentation import Axes, mirror, views
 from polypseg.inference.choice import open_runtime
 from polypseg.inference.runtimes import Runtime
 from polypseg.segmentation import Enlarged, Segmentation
@@ -31,7 +32,8 @@ class Segmenter:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
-        tta: test-time augmentation, ``none``, ``flip`` (left-right, twice the work) or ``flips`` (four times).
+        tta: test-time augmentation, ``none``, ``flip`` (left-right, twice the work), ``flips`` (four times) or
+            ``small`` (a second look at two thirds of the size, two fifths more work); by default the (first) bundle's.
         compile: PyTorch only: ``torch.compile``, slow to start.
         channels_last: PyTorch only: the memory layout.
         temperature: divides the logits, > 0; by default the bundle's.
@@ -54,7 +56,7 @@ class Segmenter:
         device: str = "auto",
         precision: str = "auto",
         threads: int = 0,
-        tta: str = "none",
+        tta: str | None = None,
         compile: bool = False,
         channels_last: bool = True,
         temperature: float | None = None,
@@ -67,20 +69,24 @@ class Segmenter:
         self.bundle = self.bundles[0]
         self.preprocessing = self.bundle.preprocessing
         self.postprocessing = self.bundle.postprocessing
-        self.tta = tta
+        self.tta = self.bundle.tta if tta is None else tta
         if threshold is None:
             threshold = float(np.mean([one.threshold for one in self.bundles]))
         if not 0 <= threshold <= 1:
             raise UsageError(f"--threshold {threshold:g}: must lie in 0..1")
         self.threshold = threshold
+        networks = [network for bundle in self.bundles for network in bundle.networks]
+        # Of the same number for each network, so that the mean over all of them gives each the same weight.
         self._members: list[_Member] = []
-        for one in (network for bundle in self.bundles for network in bundle.networks):
-            opened, reason = open_runtime(one, runtime, device, precision, threads, compile, channels_last)
+        for one, (share, mirrored) in itertools.product(networks, views(self.tta).items()):
+            seen = one if share == 1 else one.at(one.preprocessing.scaled(share))
+            opened, reason = open_runtime(seen, runtime, device, precision, threads, compile, channels_last)
             if not self._members:
                 self.runtime, self.reason = opened, reason
-            self._members.append(_Member(one, opened, tta, one.temperature if temperature is None else temperature))
-        if len(self._members) > 1:
-            self.reason = f"{len(self._members)} networks, the first by {self.reason}"
+            own = one.temperature if temperature is None else temperature
+            self._members.append(_Member(one.preprocessing, seen.preprocessing, mirrored, opened, own))
+        if len(networks) > 1:
+            self.reason = f"{len(networks)} networks, the first by {self.reason}"
 
     @property
     def temperature(self) -> float:
@@ -198,12 +204,20 @@ class Segmenter:
 
 
 class _Member:
-    """One bundle of a Segmenter, with its runtime, test-time augmentation and temperature."""
+    """One network of a Segmenter at one size, with its runtime, the views of that size and its temperature."""
 
-    def __init__(self, bundle: ModelBundle, runtime: Runtime, tta: str, temperature: float) -> None:
-        self.preprocessing = bundle.preprocessing
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        seen: Preprocessing,
+        views: Sequence[Axes],
+        runtime: Runtime,
+        temperature: float,
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.size = (seen.width, seen.height)
         self.runtime = runtime
-        self.views = views(tta)
+        self.views = views
         self.temperature = float(temperature)
 
     def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.float32]]:
@@ -220,6 +234,8 @@ class _Member:
             if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
                 raise ValueError(f"a frame is H×W×3 uint8 RGB, not {frame.shape} {frame.dtype}")
             resized = self.preprocessing.resize_frame(frame)
+            if resized.shape[1::-1] != self.size:
+                resized = np.asarray(cv2.resize(resized, self.size, interpolation=cv2.INTER_LINEAR), np.uint8)
             yield from (mirror(resized, axes) for axes in self.views)
 
     def _sigmoid(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:

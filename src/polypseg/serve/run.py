@@ -40,7 +40,7 @@ def serve(
     device: str = "auto",
     precision: str = "auto",
     threads: int = 0,
-    tta: str = "none",
+    tta: str | None = None,
 ) -> None:
     """Serve a model until SIGINT or SIGTERM; what was accepted is answered, a job in work is gone on with next time.
 

@@ -41,7 +41,7 @@ from polypseg.training.run import (
 
 log = logging.getLogger("polypseg")
 # Of the first one's metadata.json, in a mean of answers and, further, in one of weights.
-KEPT = ("data", "split", "licence")
+KEPT = ("tta", "data", "split", "licence")
 KEPT_OF_WEIGHTS = ("encoder_weights", "recipe")
 State = Mapping[str, torch.Tensor]
 

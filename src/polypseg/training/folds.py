@@ -197,6 +197,7 @@ def _join(
     ensemble = ModelBundle.join(
         folder / "bundle", bundles, name=recipe.name, **chosen,
         encoder_weights=first["encoder_weights"],
+        tta=recipe.tta,
         recipe=recipe.to_dict(),
         data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
         split={"name": split_name, "hash": hash_split(catalog.frames)},

@@ -84,12 +84,12 @@ class TeacherConfig:
     Args:
         bundle: bundle, run folder or shipped model that teaches, an ensemble too; null for none.
         weight: of the loss against the teacher's answers, 0..1; the rest is that against the masks.
-        tta: its test-time augmentation, none, flip (twice the work) or flips (four times).
+        tta: its test-time augmentation, none, flip (twice the work), flips (four times) or small (two fifths more).
     """
 
     bundle: str | None = None
     weight: float = 0.5
-    tta: Literal["none", "flip", "flips"] = "none"
+    tta: Literal["none", "flip", "flips", "small"] = "none"
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,8 @@ class Recipe:
     Args:
         name: names the run folder, runs/NAME, and the model.
         threshold: probability at and above which a pixel is polyp, 0..1; null chooses it on validation.
+        tta: test-time augmentation that the model is chosen, tested and run with, none, flip (twice the work), flips (four
+            times) or small (two fifths more).
         split: seed, grouped, pranet, medico or kfold, or a CSV written by `polypseg data split`.
         frames: how frames are read, augmented and batched.
         model: the network.
@@ -168,6 +170,7 @@ class Recipe:
 
     name: str = "seed"
     threshold: float | None = 0.5
+    tta: Literal["none", "flip", "flips", "small"] = "none"
     split: str = "seed"
     frames: FramesConfig = field(default_factory=FramesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -415,6 +415,7 @@ def _bundle(
         threshold=0.5 if recipe.threshold is None else recipe.threshold,
         threshold_split="validation" if recipe.threshold is None else None,
         encoder_weights=_read_yaml(folder / _ORIGIN),
+        tta=recipe.tta,
         **taught,
         epoch=int(checkpoint["epoch"]) + 1,
         recipe=recipe.to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -23,7 +24,7 @@ class Teacher:
     Args:
         bundle: the teacher.
         preprocessing: of the network that learns.
-        tta: the teacher's test-time augmentation, ``none``, ``flip`` or ``flips``.
+        tta: the teacher's test-time augmentation, as ``Segmenter`` takes it.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
     """
 
@@ -67,17 +68,18 @@ def by_segmenter(bundle: ModelBundle, tta: str, threads: int) -> Answerer:
 def by_networks(bundle: ModelBundle, tta: str, device: str) -> Answerer:
     """Answers by PyTorch on the frames' own device: on a GPU the way over the CPU would take longer than they do."""
     networks = [(one, TorchRuntime(one, device)) for one in bundle.networks]
-    # The axes of N×C×H×W.
-    mirrored = [tuple(axis + 2 for axis in axes) for axes in views(tta)]
     size = bundle.preprocessing.height, bundle.preprocessing.width
 
     @torch.no_grad()
     def answer(frames: torch.Tensor) -> torch.Tensor:
         maps = []
-        for one, runtime in networks:
+        for (one, runtime), (share, mirrored) in itertools.product(networks, views(tta).items()):
             mean, std = _constants(one.preprocessing, frames)
+            seen = one.preprocessing.scaled(share) if share != 1 else one.preprocessing
             own = (_resized(frames, (one.preprocessing.height, one.preprocessing.width)) - mean) / std
-            answers = [(runtime.compute(own.flip(axes)) / one.temperature).sigmoid().flip(axes) for axes in mirrored]
+            own = _resized(own, (seen.height, seen.width))
+            turned = [tuple(axis + 2 for axis in axes) for axes in mirrored]  # the axes of N×C×H×W
+            answers = [(runtime.compute(own.flip(axes)) / one.temperature).sigmoid().flip(axes) for axes in turned]
             maps.append(_resized(torch.stack(answers).mean(0), size))
         return torch.stack(maps).mean(0)
 

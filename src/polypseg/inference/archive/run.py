@@ -51,7 +51,7 @@ def predict_archive(
     device: str = "auto",
     precision: str = "auto",
     threads: int = 0,
-    tta: str = "none",
+    tta: str | None = None,
     batch_size: int | None = None,
     engine: str | None = None,
     address: str | None = None,

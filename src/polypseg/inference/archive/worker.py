@@ -54,7 +54,7 @@ class Job:
     device: str = "auto"
     precision: str = "auto"
     threads: int = 0
-    tta: str = "none"
+    tta: str | None = None
     batch_size: int = 0
     memory: int = 512
     masks: bool = True

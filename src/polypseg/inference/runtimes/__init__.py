@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from polypseg.errors import UsageError
 
 NAMES = ("openvino", "onnx", "torch")
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -50,6 +53,14 @@ def batched(runtime: Runtime, images: Iterable[NDArray[np.uint8]], size: int) ->
             batch = []
     if batch:
         yield from runtime.logits(np.stack(batch))
+
+
+def of_another_size(model: Path, size: tuple[int, int]) -> UsageError:
+    """What to raise where an export cannot compute frames of rows × columns other than its own."""
+    return UsageError(
+        f"{model}: cannot compute frames of {size[0]}×{size[1]}, only those of its own size; take --tta none, or "
+        "--runtime torch"
+    )
 
 
 def usable_cores() -> int:

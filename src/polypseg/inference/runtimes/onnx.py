@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polypseg.bundle import Export, Preprocessing
 from polypseg.errors import PolypsegError
-from polypseg.inference.runtimes import batched, usable_cores
+from polypseg.inference.runtimes import batched, of_another_size, usable_cores
 
 
 class ONNXRuntime:
@@ -22,6 +22,7 @@ class ONNXRuntime:
 
     Raises:
         PolypsegError: ONNX Runtime is not installed, or the file is missing, cut, changed or not to be opened.
+        UsageError: the export is for frames of another size.
     """
 
     name = "onnx"
@@ -49,7 +50,10 @@ class ONNXRuntime:
             raise PolypsegError(
                 f"{export.model}: cannot be opened by ONNX Runtime ({reason}); export it again"
             ) from error
-        self._input = self._session.get_inputs()[0].name
+        given = self._session.get_inputs()[0]
+        self._input, size = given.name, (preprocessing.height, preprocessing.width)
+        if given.shape[2:] != list(size):
+            raise of_another_size(export.model, size)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs = self._session.run(None, {self._input: self._preprocessing.normalise(images)})
