@@ -157,8 +157,8 @@ class Recipe:
     Args:
         name: names the run folder, runs/NAME, and the model.
         threshold: probability at and above which a pixel is polyp, 0..1; null chooses it on validation.
-        tta: test-time augmentation that the model is chosen, tested and run with, none, flip (twice the work), flips (four
-            times) or small (two fifths more).
+        tta: test-time augmentation that the model is chosen, tested and run with, none, flip (twice the work), flips
+            (four times) or small (two fifths more).
         split: seed, grouped, pranet, medico or kfold, or a CSV written by `polypseg data split`.
         frames: how frames are read, augmented and batched.
         model: the network.
