@@ -41,7 +41,7 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
     assert called == [
         {
             "sources": ["a.png", "some folder", "*.mp4", "0"], "model": (), "out": "predictions", "save": None,
-            "runtime": "auto", "device": "auto", "precision": "auto", "threads": 0, "tta": "none", "batch_size": None,
+            "runtime": "auto", "device": "auto", "precision": "auto", "threads": 0, "tta": None, "batch_size": None,
             "smoothing": 0.0, "resume": False, "overwrite": False, "live": False, "engine": None, "address": None,
             "workers": 0, "partition": 128, "memory": 512,
         }

@@ -189,7 +189,12 @@ class Segmenter:
         streams = (member.probabilities(copy, batch_size) for member, copy in zip(self._members, copies, strict=True))
         height, width = self.preprocessing.height, self.preprocessing.width
         for maps in zip(*streams, strict=True):
-            yield np.mean([self.preprocessing.restore(one, height, width) for one in maps], axis=0, dtype=np.float32)
+            # In place: np.mean would copy them all into one array first.
+            total = self.preprocessing.restore(maps[0], height, width).copy()
+            for one in maps[1:]:
+                total += self.preprocessing.restore(one, height, width)
+            total /= np.float32(len(maps))
+            yield total
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """N×h×w×3 uint8 of the network's size to N×h×w float32 logits, before temperature.
