@@ -148,7 +148,9 @@ class Preprocessing:
         return self.normalise(self.resize_frame(frame))
 
     def scaled(self, share: float) -> Preprocessing:
-        """The same for another size: ``share`` of this one's rows and columns, in multiples of 32."""
+        """The same for another size: ``share`` of this one's rows and columns, in multiples of 32; itself for 1."""
+        if share == 1:
+            return self
         height, width = (max(32, 32 * round(side * share / 32)) for side in (self.height, self.width))
         return replace(self, height=height, width=width)
 

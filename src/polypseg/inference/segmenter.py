@@ -79,7 +79,7 @@ class Segmenter:
         # Of the same number for each network, so that the mean over all of them gives each the same weight.
         self._members: list[_Member] = []
         for one, (share, mirrored) in itertools.product(networks, views(self.tta).items()):
-            seen = one if share == 1 else one.at(one.preprocessing.scaled(share))
+            seen = one.at(one.preprocessing.scaled(share))
             opened, reason = open_runtime(seen, runtime, device, precision, threads, compile, channels_last)
             if not self._members:
                 self.runtime, self.reason = opened, reason

@@ -44,13 +44,13 @@ class Teacher:
             N×1×h×w float32 0..1, h×w the teacher's own size, on the images' device.
         """
         if self._answer is None:  # not before the process knows its device and has started its workers
+            self._mean, self._std = _constants(self._preprocessing, images.device)
             self._answer = (
                 by_segmenter(self.bundle, self._tta, self._threads)
                 if images.device.type == "cpu"
                 else by_networks(self.bundle, self._tta, str(images.device))
             )
-        mean, std = _constants(self._preprocessing, images)
-        return self._answer(images.float() * std + mean)
+        return self._answer(images.float() * self._std + self._mean)
 
 
 def by_segmenter(bundle: ModelBundle, tta: str, threads: int) -> Answerer:
@@ -67,15 +67,17 @@ def by_segmenter(bundle: ModelBundle, tta: str, threads: int) -> Answerer:
 
 def by_networks(bundle: ModelBundle, tta: str, device: str) -> Answerer:
     """Answers by PyTorch on the frames' own device: on a GPU the way over the CPU would take longer than they do."""
-    networks = [(one, TorchRuntime(one, device)) for one in bundle.networks]
+    networks = [
+        (one, TorchRuntime(one, device), *_constants(one.preprocessing, torch.device(device)))
+        for one in bundle.networks
+    ]
     size = bundle.preprocessing.height, bundle.preprocessing.width
 
     @torch.no_grad()
     def answer(frames: torch.Tensor) -> torch.Tensor:
         maps = []
-        for (one, runtime), (share, mirrored) in itertools.product(networks, views(tta).items()):
-            mean, std = _constants(one.preprocessing, frames)
-            seen = one.preprocessing.scaled(share) if share != 1 else one.preprocessing
+        for (one, runtime, mean, std), (share, mirrored) in itertools.product(networks, views(tta).items()):
+            seen = one.preprocessing.scaled(share)
             own = (_resized(frames, (one.preprocessing.height, one.preprocessing.width)) - mean) / std
             own = _resized(own, (seen.height, seen.width))
             turned = [tuple(axis + 2 for axis in axes) for axes in mirrored]  # the axes of N×C×H×W
@@ -86,9 +88,9 @@ def by_networks(bundle: ModelBundle, tta: str, device: str) -> Answerer:
     return answer
 
 
-def _constants(preprocessing: Preprocessing, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation, 3×1×1, on a tensor's device."""
-    mean, std = (torch.tensor(one, device=like.device).view(3, 1, 1) for one in (preprocessing.mean, preprocessing.std))
+def _constants(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation, 3×1×1, on a device."""
+    mean, std = (torch.tensor(one, device=device).view(3, 1, 1) for one in (preprocessing.mean, preprocessing.std))
     return mean, std
 
 
