@@ -11,8 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from polypseg.cli import Saved, main
+from polypseg import cli
+from polypseg.cli import main
+from polypseg.evaluation.speed import RUNTIMES
 from polypseg.inference import predict as module
+from polypseg.inference.augmentation import VIEWS, Augmented
 from polypseg.inference.outputs import OUTPUTS
 
 
@@ -122,7 +125,9 @@ def test_failures_exit_with_1_and_one_line(
 
 
 def test_the_choices_of_the_command_line_are_those_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert get_args(Saved) == OUTPUTS
+    assert get_args(cli.Saved) == OUTPUTS
+    assert get_args(cli.Timed) == tuple(RUNTIMES)
+    assert get_args(cli.Augmented) == get_args(Augmented) == tuple(VIEWS)
     assert status_of("--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert all(f"--{option}" in shown for option in ("model", "out", "save", "resume", "overwrite", "smoothing"))

@@ -25,7 +25,7 @@ log = logging.getLogger("polypseg")
 REPEATABLE = {"predict": ("--model", "--save"), "benchmark": ("--data", "--runtimes")}
 FLAGS = ("--resume", "--overwrite", "--corruptions", "--live")  # true when they stand alone
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as inference.outputs.Output
-Augmented = Literal["none", "flip", "flips", "small"]  # as inference.augmentation.VIEWS
+Augmented = Literal["none", "flip", "flips", "small"]  # as inference.augmentation.Augmented
 Timed = Literal["torch", "compile", "openvino", "onnx"]  # as evaluation.speed.RUNTIMES
 SEVERAL = {"--save": get_args(Saved), "--runtimes": get_args(Timed)}  # options that take several words at once
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from polypseg.errors import UsageError
 
+Augmented = Literal["none", "flip", "flips", "small"]
 Axes = tuple[int, ...]  # to mirror, of H×W×…; mirroring undoes itself
 
 # The views at each share of the network's size. Every size counts alike, and every view of a size.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.inference.augmentation import Augmented
 from polypseg.models.losses import LossConfig
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class TeacherConfig:
 
     bundle: str | None = None
     weight: float = 0.5
-    tta: Literal["none", "flip", "flips", "small"] = "none"
+    tta: Augmented = "none"
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Recipe:
 
     name: str = "seed"
     threshold: float | None = 0.5
-    tta: Literal["none", "flip", "flips", "small"] = "none"
+    tta: Augmented = "none"
     split: str = "seed"
     frames: FramesConfig = field(default_factory=FramesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
