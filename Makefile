@@ -28,7 +28,7 @@ demo: install
 	@$(BIN)/polypseg demo --out demo $(if $(DATA),--data "$(DATA)")
 
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	@$(BIN)/ruff check .

@@ -16,6 +16,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with slow tests first: whoever tests beside each other should end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of the real data sets; skips where it is absent. ``POLYPSEG_DATA`` overrides the place."""
@@ -62,7 +68,26 @@ def small_recipe() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Any:
-    """A ModelBundle of a small network that has seen phantom frames, in every export; not to be changed."""
+    """A ModelBundle of a small network that has seen phantom frames, in every export; not to be changed.
+
+    It takes a minute to make, so that processes that test beside each other share it.
+    """
+    from filelock import FileLock
+
+    from polypseg.bundle import ModelBundle
+
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    folder = common / "exported"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            _export(tmp_path_factory.mktemp("unfinished"), phantom_folder).rename(folder)
+    return ModelBundle.load(folder / "bundle")
+
+
+def _export(folder: Path, phantom_folder: Path) -> Path:
+    """Train, save and export the bundle of ``exported`` in a folder, and return that."""
     import numpy as np
     import torch
 
@@ -88,7 +113,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    folder = tmp_path_factory.mktemp("exported")
     split = make_split("seed", catalog)
     write_split(split, folder / "split.csv")
     bundle = ModelBundle.save(
@@ -99,4 +123,4 @@ def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> 
         for precision in precisions:
             # A network so little trained may lose more than a real one.
             export(bundle.folder, name, precision, data=[phantom_folder], max_drop=0.2, progress=False)
-    return ModelBundle.load(bundle.folder)
+    return folder
