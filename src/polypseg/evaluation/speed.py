@@ -245,8 +245,7 @@ def timed(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], repeats: in
             spent.append(time.perf_counter() - start)
         return spent[WARM_UP:]
 
-    def streamed(some: Sequence[NDArray[np.uint8]], answers: Callable[..., Iterable[Any]]) -> float:
-        count = max(repeats, 2 * IN_FLIGHT)
+    def streamed(count: int, some: Sequence[NDArray[np.uint8]], answers: Callable[..., Iterable[Any]]) -> float:
         start = time.perf_counter()
         for _ in answers((some[index % len(some)] for index in range(count)), IN_FLIGHT):
             pass
@@ -255,7 +254,8 @@ def timed(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], repeats: in
     def found(*of: Any) -> Iterator[Any]:
         return (answer.polyps for answer in segmenter.stream(*of))
 
-    streamed(frames, found)  # warm-up
+    streamed(IN_FLIGHT, frames, found)  # warm-up
+    count = max(repeats, 2 * IN_FLIGHT)
     start = time.perf_counter()
     while time.perf_counter() - start < AWAKE:
         segmenter.segment(frames[0])
@@ -264,8 +264,8 @@ def timed(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], repeats: in
         "before": seconds(lambda index: segmenter.preprocessing.resize_frame(frames[index])),
         "after": seconds(lambda index: segmenter.answer(maps[index], height, width).polyps),
         "end_to_end": seconds(lambda index: segmenter.segment(frames[index]).polyps),
-        "network_stream": streamed(resized, segmenter.probabilities),
-        "stream": streamed(frames, found),
+        "network_stream": streamed(count, resized, segmenter.probabilities),
+        "stream": streamed(count, frames, found),
         "polyps": float(np.mean([len(segmenter.answer(one, height, width).polyps) for one in maps])),
         "memory_mb": _peak_memory(),
     }
