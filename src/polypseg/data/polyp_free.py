@@ -57,7 +57,7 @@ def decoy(frame: Frame, mask: Mask, rng: np.random.Generator) -> Frame:
     axes = [max(3, int(side * rng.uniform(0.05, 0.2))) for side in (width, height)]
     center = int(width * rng.uniform(0.2, 0.8)), int(height * rng.uniform(0.2, 0.8))
     cv2.ellipse(region, center, axes, rng.uniform(0, 180), 0, 360, 1, cv2.FILLED)
-    near = cv2.dilate(mask, np.ones((9, 9), np.uint8))
+    near = np.asarray(cv2.dilate(mask, np.ones((9, 9), np.uint8)), np.uint8)
     if (region & near).any():
         return frame
     made = _covered(frame, region, near, rng)
@@ -103,7 +103,7 @@ def _covered(frame: Frame, region: Mask, taboo: Mask, rng: np.random.Generator) 
     piece = np.ascontiguousarray(frame[y : y + height, x : x + width])
     # The region must not touch the piece's edge: OpenCV takes the colours to meet from there.
     pad = 2
-    piece = cv2.copyMakeBorder(piece, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
+    piece = np.asarray(cv2.copyMakeBorder(piece, pad, pad, pad, pad, cv2.BORDER_REFLECT_101), np.uint8)
     alpha = cv2.copyMakeBorder(shape * 255, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
     room = cv2.copyMakeBorder(frame, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
     middle = left + piece.shape[1] // 2, top + piece.shape[0] // 2
@@ -114,8 +114,8 @@ def _covered(frame: Frame, region: Mask, taboo: Mask, rng: np.random.Generator) 
 def _window(frame: Frame, mask: Mask, rng: np.random.Generator) -> Frame | None:
     """The largest of some windows without polyp and with little darkness, at the frame's size."""
     rows, columns = mask.shape
-    sums = cv2.integral(cv2.dilate(mask, np.ones((7, 7), np.uint8)))
-    dark = cv2.integral(_is_dark(frame))
+    sums = np.asarray(cv2.integral(cv2.dilate(mask, np.ones((7, 7), np.uint8))), np.int32)
+    dark = np.asarray(cv2.integral(_is_dark(frame)), np.int32)
     best: tuple[float, int, int, int, int] | None = None
     for _ in range(3 * _TRIES):
         height, width = (int(side * rng.uniform(_WINDOW, 0.9)) for side in (rows, columns))

@@ -50,7 +50,7 @@ def build(architecture: Architecture) -> torch.nn.Module:
 def _with_presence(kind: Any) -> Any:
     """The class of an SMP model, whose networks also judge where a polyp is plausible; see ``Presence``."""
 
-    class WithPresence(kind):  # type: ignore[misc]
+    class WithPresence(kind):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
             self.presence = Presence(*self.encoder.out_channels[-2:])
@@ -89,11 +89,11 @@ class Presence(torch.nn.Module):
             torch.nn.Conv2d(hidden, hidden, 3, padding=1),
             torch.nn.ReLU(),
             torch.nn.Dropout2d(0.1),
-            torch.nn.Conv2d(hidden, 1, 1),
         )
+        self.last = torch.nn.Conv2d(hidden, 1, 1)
         # It starts sure that a polyp is plausible everywhere, so that a trained network goes on as it was.
-        torch.nn.init.zeros_(self.judge[-1].weight)
-        torch.nn.init.constant_(self.judge[-1].bias, 4.0)
+        torch.nn.init.zeros_(self.last.weight)
+        torch.nn.init.constant_(self.last.bias, 4.0)  # type: ignore[arg-type]
 
     def forward(self, fine: torch.Tensor, deep: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """N×fine×h×w, N×deep×h/2×w/2 and N×1×16h×16w to N×1×h×w logits."""
@@ -102,7 +102,7 @@ class Presence(torch.nn.Module):
         frame = torch.cat([deep.mean((2, 3)), deep.amax((2, 3)), seen.amax((2, 3))], 1)
         context = interpolate(self.deep(deep), scale_factor=2, mode="bilinear")
         summed = self.fine(fine) + context + self.map(pooled) + self.whole(frame)[:, :, None, None]
-        judged: torch.Tensor = self.judge(summed)
+        judged: torch.Tensor = self.last(self.judge(summed))
         return judged
 
 
