@@ -17,6 +17,7 @@ from polypseg.data import read_all
 from polypseg.data.cache import FrameCache
 from polypseg.errors import UsageError
 from polypseg.evaluation.scoring import choose_postprocessing, choose_threshold
+from polypseg.evaluation.seen import seen
 from polypseg.evaluation.selection import select
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.calibration import (
@@ -36,6 +37,7 @@ def calibrate(
     split_file: str | Path | None = None,
     alpha: float | None = None,
     tta: str | None = None,
+    allow_train_frames: bool = False,
     progress: bool | None = None,
 ) -> ModelBundle:
     """Choose a bundle's temperature, threshold and post-processing on validation frames, and write them into it.
@@ -54,6 +56,7 @@ def calibrate(
         alpha: 0..1, exclusive; None for no such threshold.
         tta: the test-time augmentation that the bundle is to be run with from now on, as ``Segmenter`` takes it; None
             leaves the bundle's own.
+        allow_train_frames: choose on frames that the bundle was trained or tested on, too; ``threshold_split`` says so.
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
@@ -61,7 +64,8 @@ def calibrate(
 
     Raises:
         UsageError: ``alpha`` is not between 0 and 1, or there is no such ``tta``.
-        PolypsegError: the bundle or the data stand in the way, or ``alpha`` cannot be kept on so few frames.
+        PolypsegError: the bundle or the data stand in the way, a frame is one that the bundle was trained or tested
+            on, or ``alpha`` cannot be kept on so few frames.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f"--alpha {alpha:g}: must lie between 0 and 1")
@@ -69,7 +73,12 @@ def calibrate(
     opened = ModelBundle.load(bundle)
     opened.check_own()
     opened.check_single("its threshold was chosen on frames that its members had not seen; calibrate a single network")
-    frames, provenance = select(read_all(data), split, split_file, opened)
+    whole = read_all(data)
+    frames, provenance = select(whole, split, split_file, opened)
+    known = seen(opened, frames, whole, split_file)
+    if not allow_train_frames:
+        known.refuse(("train", "test"), "calibrated on", "choose on others, as by --split val")
+    chosen_on = "; ".join([f"{provenance['split']['name']}, {split}", *known.warnings(("train", "test"))])
     temperature = _temperature(Segmenter(opened, temperature=1.0, tta="none"), frames, show)
     segmenter = Segmenter(opened, temperature=temperature, tta=tta)
     conformal = None if alpha is None else _conformal(segmenter, frames, alpha, show)
@@ -78,7 +87,7 @@ def calibrate(
     return opened.update(
         temperature=temperature,
         threshold=threshold,
-        threshold_split=f"{provenance['split']['name']}, {split}",
+        threshold_split=chosen_on,
         threshold_choice=tried,
         postprocessing=asdict(postprocessing),
         postprocessing_choice=processed,

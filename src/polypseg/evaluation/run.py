@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 
 from polypseg.bundle import ModelBundle
+from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.evaluate import evaluate
 from polypseg.evaluation.predictions import BundlePredictor, FolderPredictor, Predictor
 from polypseg.evaluation.report import write_report
 from polypseg.evaluation.robustness import robustness
-from polypseg.evaluation.scoring import at_network_size
+from polypseg.evaluation.scoring import NetworkSize
+from polypseg.evaluation.seen import seen, trained_on
 from polypseg.evaluation.selection import select
 from polypseg.files import commit, disk_error, write_json
 from polypseg.inference.segmenter import Segmenter
@@ -30,10 +32,11 @@ def run(
     data: Sequence[str | Path],
     out: str | Path,
     *,
-    split: str = "test",
+    split: str | None = None,
     split_file: str | Path | None = None,
     predictions: str | Path | None = None,
     threshold: float | None = None,
+    allow_train_frames: bool = False,
     corruptions: bool = False,
     runtime: str = "auto",
     device: str = "auto",
@@ -47,10 +50,12 @@ def run(
         bundle: a bundle's or a run's folder; None with ``predictions``.
         data: folders of data sets.
         out: folder for ``report.json``, ``per_image.csv`` and ``report.html``.
-        split: ``train``, ``val``, ``test`` or ``all``.
+        split: ``train``, ``val``, ``test`` or ``all``; by default ``test``, but ``all`` of data that the bundle has
+            never seen, and of predictions without a split file.
         split_file: a CSV; by default the split that the bundle was trained with.
         predictions: a folder of masks or probability maps, one a frame.
         threshold: for predictions, 0..1; 0.5 by default. A bundle has its own.
+        allow_train_frames: score frames that the bundle was trained or chosen on, too; the report says so first.
         corruptions: also test robustness; 40 times the work.
         runtime, device, precision, tta: as of ``Segmenter``; for a bundle.
         progress: show progress bars; by default where standard error is a terminal.
@@ -61,7 +66,8 @@ def run(
     Raises:
         UsageError: neither or both of bundle and predictions are given, or an option fits only one of them or is out
             of its range.
-        PolypsegError: the bundle, the data, a prediction or the folder stands in the way.
+        PolypsegError: the bundle, the data, a prediction or the folder stands in the way, or a frame is one that the
+            bundle was trained or chosen on.
     """
     if (bundle is None) == (predictions is None):
         raise UsageError("evaluate: give either a bundle or --predictions")
@@ -71,26 +77,45 @@ def run(
         raise UsageError("--corruptions: needs a bundle, predictions cannot be made anew")
     show = sys.stderr.isatty() if progress is None else progress
     opened = None if bundle is None else ModelBundle.load(bundle)
-    frames, provenance = select(read_all(data), split, split_file, opened)
+    whole = read_all(data)
+    part = split or _usual_part(whole, split_file, opened)
+    frames, provenance = select(whole, part, split_file, opened)
+    warnings: list[str] = []
+    if opened is not None:
+        known = seen(opened, frames, whole, split_file)
+        parts = ("train",) if part == "val" else ("train", "val")  # who asks for val knows what it is
+        if not allow_train_frames:
+            known.refuse(parts, "scored", "leave them out, as by --split test")
+        warnings = known.warnings(("train", "val"))
+        provenance["training_frames"] = {**known.parts} if known.recorded else None
     try:
         Path(out).mkdir(parents=True, exist_ok=True)  # now, not after the work
     except OSError as error:
         raise disk_error(Path(out), error) from error
-    network_size = None
+    network_size: NetworkSize | None = None
     predictor: Predictor
     if opened is not None:
         segmenter = Segmenter(opened, runtime, device, precision, tta=tta)
         predictor = BundlePredictor(segmenter)
-        network_size = at_network_size(segmenter, frames, loss_of(opened))
+        network_size = NetworkSize(segmenter, loss_of(opened))
     else:
         assert predictions is not None
         predictor = FolderPredictor(predictions, frames, 0.5 if threshold is None else threshold)
     report = evaluate(
         predictor, frames, network_size=network_size, provenance={**provenance, "commit": commit()}, progress=show
     )
+    report.numbers["warnings"] = warnings + report.numbers["warnings"]
     if corruptions:
         report.numbers["robustness"] = robustness(segmenter, frames, show)
     return write_report(report, frames, predictor, out)
+
+
+def _usual_part(whole: Catalog, split_file: str | Path | None, bundle: ModelBundle | None) -> str:
+    """The part that is scored where none is named: the test frames, or all where the model has seen none."""
+    if split_file is not None:
+        return "test"
+    datasets = set() if bundle is None else trained_on(bundle)
+    return "test" if datasets is None or datasets & set(whole.frames["dataset"]) else "all"
 
 
 def compare(reports: Sequence[str | Path], out: str | Path | None = None) -> Ranking:
