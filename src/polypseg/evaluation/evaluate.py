@@ -187,7 +187,7 @@ def _measure(row: Any, answer: Segmentation, truth: Any, sums: _Sums) -> dict[st
     sums.pooled = sums.pooled + counts
     sums.reliability.add(probability, truth)
     match = match_lesions(mask, truth, probability)
-    every = getattr(answer, "candidate_mask", mask)
+    every = answer.candidate_mask
     candidates = match if every is mask else match_lesions(every, truth, probability)
     peak = _frame_score(candidates, probability, answer.threshold)
     sums.detections.add(match, candidates, peak, truth.size)
@@ -196,7 +196,7 @@ def _measure(row: Any, answer: Segmentation, truth: Any, sums: _Sums) -> dict[st
         "dataset": row.dataset,
         "frame_id": row.frame_id,
         "group": row.group,
-        "centre": getattr(row, "centre", ""),
+        "centre": row.centre,
         "width": row.width,
         "height": row.height,
         "area": float(truth.mean()),
