@@ -83,8 +83,8 @@ class Report:
     per_image: pd.DataFrame
 
     def worst(self, count: int = WORST) -> pd.DataFrame:
-        """The frames with the lowest Dice, lowest first."""
-        return self.per_image.nsmallest(count, "dice")
+        """The frames with a polyp that have the lowest Dice, lowest first."""
+        return self.per_image.dropna(subset="dice").nsmallest(count, "dice")
 
 
 @dataclass

@@ -80,10 +80,14 @@ class Ranking:
     Attributes:
         places: one a model, in order.
         comparisons: of each pair (better, worse).
+        groups: of the images.
+        groups_needed: with fewer no pair can be told apart, whatever the scores are; letters then say nothing.
     """
 
     places: tuple[Place, ...]
     comparisons: dict[tuple[str, str], Comparison]
+    groups: int
+    groups_needed: int
 
 
 def bootstrap_interval(
@@ -345,7 +349,22 @@ def rank(
     }
     apart = [pair for pair, comparison in comparisons.items() if comparison.adjusted <= alpha]
     letters = _letters(names, apart)
-    return Ranking(tuple(Place(name, means[name], letters[name]) for name in names), comparisons)
+    count = int(_codes(groups, len(_scores(scores[names[0]]))).max()) + 1
+    places = tuple(Place(name, means[name], letters[name]) for name in names)
+    return Ranking(places, comparisons, count, groups_needed(len(pairs), alpha))
+
+
+def groups_needed(pairs: int, alpha: float = 0.05) -> int:
+    """The fewest groups with which the sign-flip test can tell one of some pairs apart.
+
+    Of k groups there are 2^k sign patterns, of which two, the observed one and its opposite, are always as far from 0:
+    p is at least 2^(1 - k), and Holm's correction takes the smallest of them times the number of pairs.
+
+    Args:
+        pairs: that are compared, 1 or more.
+        alpha: as in ``rank``.
+    """
+    return math.ceil(1 + math.log2(max(pairs, 1) / alpha))
 
 
 def _letters(names: Sequence[str], apart: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
