@@ -195,7 +195,7 @@ def ranking_table(ranking: Ranking) -> str:
     lines = [f"{_count(ranking.places[0].mean.n, 'frame')} with a polyp, in {_count(ranking.groups, 'group')}"]
     if not enough:
         lines.append(
-            f"too few groups for a verdict: with fewer than {ranking.groups_needed} this test cannot reach p = {ALPHA:g}"
+            f"too few groups for a verdict: with fewer than {ranking.groups_needed} the test cannot reach p = {ALPHA:g}"
         )
     told = "     cannot be told apart from those that share a letter" if enough else ""
     lines.append(f"{'model':{width}}  Dice    95 % interval{told}")
