@@ -184,7 +184,7 @@ def _their_lesions(frame: Frame) -> Scores:
             if region.area < MIN_AREA:
                 regions[region.slice][region.image] = 0
             elif mask is frame.mask:
-                confidences.append(float(region.intensity_mean))
+                confidences.append(float(region.intensity_max))
         labels.append(torch.from_numpy(regions))
     predicted, true = labels
     counts = [

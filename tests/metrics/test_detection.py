@@ -183,17 +183,13 @@ def test_froc_is_monais() -> None:
         tp_probs += [hit for hit in hits if hit]
     per_image, sensitivity = froc.compute_froc_curve_data(np.array(fp_probs), np.array(tp_probs), targets, len(data))
     curve = made(*data).froc("any")
-    # theirs has a point for each false region too, and starts at neither
-    theirs = sorted(set(zip(per_image.tolist(), sensitivity.tolist(), strict=True)))
-    ours = {(0.0, 0.0), *zip(curve.false_regions_per_frame.tolist(), curve.sensitivity.tolist(), strict=True)}
-    assert (len(ours) > 20 and set(theirs) - {(0, 0)} <= {(pytest.approx(x), pytest.approx(y)) for x, y in ours}) or (
-        np.allclose(sorted(set(theirs) | {(0.0, 0.0)}), sorted(ours))
-    )
+    ours = np.vstack([(0, 0), np.stack([curve.false_regions_per_frame, curve.sensitivity], axis=1)])
+    theirs = np.stack([per_image, sensitivity], axis=1)[::-1]
+    np.testing.assert_allclose(theirs, ours[:-1])  # they leave the last point out
+    assert len(theirs) > 20
     rates = (0.1, 0.25, 0.5)
     score = froc.compute_froc_score(per_image, sensitivity, rates)
-    points = sorted(ours)
-    mine = np.interp(rates, [x for x, _ in points], [y for _, y in points])
-    assert score == pytest.approx(mine.mean(), abs=1e-9)
+    assert score == pytest.approx(np.interp(rates, *ours[:-1].T).mean(), abs=1e-9)
 
 
 def test_the_roc_of_frames_is_scikit_learns() -> None:
