@@ -131,7 +131,7 @@ def test_a_renamed_copy_is_known_by_its_content(recorded: ModelBundle, catalog: 
     other = other_data(tmp_path / "their-clinic", catalog, innocent="train")
     for named in ({}, {"split": "all"}):
         line = complaint(partial(run, recorded.folder, [other], tmp_path / "out", **named))
-        assert "images/innocent" in line and "one of 1 of 3 frames" in line
+        assert "images/innocent" in line and "by its content" in line and "one of 1 of 3 frames" in line
 
 
 def test_data_that_the_model_has_never_seen_are_scored_whole(
