@@ -105,7 +105,7 @@ def test_training_frames_are_refused_and_allowed_with_a_first_line(
     assert page.index(first) < page.index("<h1>")
 
     run(recorded.folder, [data], tmp_path / "test", progress=False)  # its own test frames need no leave
-    assert report(tmp_path / "test")["warnings"] == [] and report(tmp_path / "test")["n"] == 2
+    assert report(tmp_path / "test")["warnings"] == [] and report(tmp_path / "test")["n"] == 1
 
 
 def test_a_split_file_that_calls_training_frames_test(
@@ -121,7 +121,7 @@ def test_validation_frames_only_by_their_name(
     recorded: ModelBundle, data: Path, catalog: Catalog, tmp_path: Path
 ) -> None:
     run(recorded.folder, [data], tmp_path / "val", split="val", progress=False)
-    assert report(tmp_path / "val")["warnings"] == ["1 of these 1 frames chose its checkpoint and operating point"]
+    assert report(tmp_path / "val")["warnings"] == ["2 of these 2 frames chose its checkpoint and operating point"]
     other = other_data(tmp_path / "other", catalog, copied="val")
     line = complaint(partial(run, recorded.folder, [other], tmp_path / "out"))
     assert "images/copied" in line and "chose its checkpoint" in line
@@ -170,7 +170,7 @@ def test_calibration_is_for_validation_frames(recorded: ModelBundle, data: Path,
     split = calibrate(recorded.folder, [data], progress=False).metadata["threshold_split"]
     assert split == "seed, val"
     after = calibrate(recorded.folder, [data], split="test", allow_train_frames=True, progress=False)
-    assert after.metadata["threshold_split"] == "seed, test; 2 of these 2 frames are its test"
+    assert after.metadata["threshold_split"] == "seed, test; 1 of these 1 frames are its test"
     assert after.frames() == recorded.frames()  # what it has seen stays known
 
 

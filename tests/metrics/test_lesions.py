@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from polypseg.metrics.lesions import LesionMatch, match_lesions, shows_polyp
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 Mask = NDArray[np.bool_]
@@ -160,7 +161,7 @@ def test_same_regions_and_confidence_as_a_segmentation() -> None:
     rng = np.random.default_rng(5)
     probability = ndimage.gaussian_filter(rng.random((60, 80)), 3).astype(np.float32)
     probability = (probability - probability.min()) / np.ptp(probability)
-    segmentation = Segmentation.from_probability(probability, 0.6)
+    segmentation = Segmentation.from_probability(probability, OperatingPoint(0.6, confidence="mean"))
     match = match_lesions(segmentation.mask, segmentation.mask, probability, min_area=1)
     expected = {(polyp.box, polyp.area): polyp.confidence for polyp in segmentation.polyps}
     assert len(expected) > 5
