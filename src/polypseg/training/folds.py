@@ -279,8 +279,8 @@ def _rows(catalog: Catalog, of_fold: dict[str, pd.DataFrame], ours: Sequence[pd.
     pooled = groups.merge(ours[0], on=key).dropna(subset="dice")
     interval = bootstrap_interval(pooled["dice"], groups=pooled["group"].tolist())
     rows.append({"name": "out of fold", **_cells("val", interval)})
-    ensemble = groups.merge(ours[1], on=key).dropna(subset="dice") if len(ours) > 1 else ()
-    if len(ensemble):
+    ensemble = groups.merge(ours[1], on=key).dropna(subset="dice") if len(ours) > 1 else None
+    if ensemble is not None and len(ensemble):
         labels, mean = ensemble["group"].tolist(), np.mean(on_test, axis=0)
         found = compare(ensemble["dice"], mean, labels)
         rows += [
