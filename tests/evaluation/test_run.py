@@ -214,7 +214,7 @@ class Page(HTMLParser):
 
 ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "strong", "div", "img", "table", "thead",
-    "tbody", "tr", "th", "td", "span", "figure", "figcaption", "br", "dl", "dt", "dd",
+    "tbody", "tr", "th", "td", "span", "figure", "figcaption", "br", "dl", "dt", "dd", "h3",
 }  # fmt: skip
 
 
