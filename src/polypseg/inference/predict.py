@@ -22,6 +22,7 @@ from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import disk_error, read_json, sha256_file
 from polypseg.inference.archive.sources import is_archive
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.options import check_batch_size, check_one_of, check_ray_only
 from polypseg.inference.outputs import (
     DEFAULT_OUTPUTS,
@@ -444,7 +445,7 @@ class _Run:
     def _write(self, read: _Read, probability: NDArray[np.float32]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
         """Write a frame's outputs; returns its record and its mask, eight pixels a byte."""
         still = read.still
-        answer = self.segmenter.answer(probability, *read.frame.shape[:2])
+        answer = self.segmenter.answer(probability, *read.frame.shape[:2], outside=outside_of(read.frame))
         record = frame_record(
             answer, source=still.path.name, model=self.segmenter.hash, index=still.index, time=still.time
         )

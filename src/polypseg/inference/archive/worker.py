@@ -22,6 +22,7 @@ from polypseg.inference.archive import rows
 from polypseg.inference.archive.plan import Plan, mask_folder, partition_file
 from polypseg.inference.archive.sources import Entry
 from polypseg.inference.archive.store import Store, read_bytes
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import mask_picture
 
 MIB = 2**20
@@ -246,7 +247,7 @@ class _Partition:
 
     def _encode(self, read: _Read, probability: NDArray[np.float32]) -> tuple[int, str | None, bytes]:
         """Make a frame's row, and its mask as PNG."""
-        answer = self.worker.segmenter.answer(probability, *read.frame.shape[:2])
+        answer = self.worker.segmenter.answer(probability, *read.frame.shape[:2], outside=outside_of(read.frame))
         job = self.worker.job
         name = None
         if job.masks:
