@@ -142,7 +142,8 @@ class Segmenter:
         """All that decides an answer besides the frame, in plain types."""
         return {
             "model": self.hash,
-            **asdict(self.operating_point),
+            "threshold": self.threshold,
+            "operating_point": asdict(self.operating_point),
             "runtime": self._told("name"),
             "device": self.device,
             "precision": self.precision,

@@ -516,8 +516,8 @@ def write_scores(
     bundle = segmenter.bundle
     provenance = {
         "bundle_hash": bundle.hash, "split": bundle.metadata["split"], "data": bundle.metadata["data"],
-        "operating_point": asdict(bundle.operating_point), "commit": commit(), "device": trainer_device(),
-        "precision": segmenter.precision,
+        "threshold": bundle.threshold, "operating_point": asdict(bundle.operating_point), "commit": commit(),
+        "device": trainer_device(), "precision": segmenter.precision,
     }  # fmt: skip
     write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
     with atomic_write(folder / "per_image.csv", "w") as file:
