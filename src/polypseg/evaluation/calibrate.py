@@ -84,14 +84,13 @@ def calibrate(
     segmenter = Segmenter(opened, tta=tta)
     temperature, maps = _tempered(segmenter, frames, show)
     conformal = None if alpha is None else _conformal(maps, alpha, show)
-    point, choice = choose_point(maps, objective, max_false_per_frame, show)
-    for warning in _warnings(temperature, choice, conformal):
+    chosen = choose_point(maps, objective, max_false_per_frame, show)
+    for warning in _warnings(temperature, chosen["operating_point_choice"], conformal):
         log.warning("%s: %s", opened.folder, warning)
     return opened.update(
-        operating_point=point,
+        **chosen,
         temperature=temperature,
         threshold_split=f"{provenance['split']['name']}, {split}",
-        operating_point_choice=choice,
         conformal=conformal,
         tta=segmenter.tta,
         metrics=None,  # training's were of another operating point; its test.json keeps them

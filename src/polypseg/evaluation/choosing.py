@@ -144,7 +144,7 @@ def log_odds(probability: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def choose_point(
     maps: Maps, objective: str = "lesion_f1", max_false_per_frame: float | None = None, progress: bool = True
-) -> tuple[OperatingPoint, dict[str, Any]]:
+) -> dict[str, Any]:
     """Choose the operating point; the steps stand in the module.
 
     Args:
@@ -156,7 +156,8 @@ def choose_point(
         progress: show progress bars.
 
     Returns:
-        The operating point, and how it was found, in plain types: ``operating_point_choice`` of ``metadata.json``.
+        ``operating_point``; ``threshold_choice``, ``{threshold: mean Dice}`` of all that were tried; and
+        ``operating_point_choice``, how the rest was found, in plain types: as ``ModelBundle.update`` takes them.
 
     Raises:
         UsageError: the objective is unknown, or the number below 0.
@@ -186,14 +187,13 @@ def choose_point(
         "n": len(maps),
         "polyp_free": free,
         "lesions": table.lesions,
-        "threshold": thresholds,
         "cleaning": cleanings,
         "auc": auc,
         "marked": round(float(table.marked.mean()), 6),
         "before": table.at(kind, 0.0),
         "chosen": table.at(kind, least),
     }
-    return point, record
+    return {"operating_point": point, "threshold_choice": thresholds, "operating_point_choice": record}
 
 
 def check_shows_polyp(catalog: Catalog) -> None:

@@ -450,7 +450,8 @@ def choose(maps: Maps, where: str, progress: bool) -> dict[str, Any]:
     Returns:
         What was chosen and how, as ``ModelBundle.update`` takes it.
     """
-    point, choice = choose_point(maps, progress=progress)
+    entries = choose_point(maps, progress=progress)
+    point, choice = entries["operating_point"], entries["operating_point_choice"]
     found = choice["chosen"]
     log.info(
         "threshold %.2f, smallest region %g of the frame, holes %s, chosen %s (Dice %.4f there)",
@@ -463,7 +464,7 @@ def choose(maps: Maps, where: str, progress: bool) -> dict[str, Any]:
         f", polyp-free frames marked {found['polyp_free_marked']:.3f}" if choice["polyp_free"] else
         "; there is no polyp-free frame among them",
     )  # fmt: skip
-    return {"operating_point": point, "operating_point_choice": choice}
+    return entries
 
 
 def score_splits(
