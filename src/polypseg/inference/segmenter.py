@@ -191,7 +191,13 @@ class Segmenter:
             yield self.answer(probability, height, width, outside=outside)
 
     def answer(
-        self, probability: NDArray[np.float32], height: int, width: int, *, outside: NDArray[np.bool_] | None = None
+        self,
+        probability: NDArray[np.float32],
+        height: int,
+        width: int,
+        *,
+        outside: NDArray[np.bool_] | None = None,
+        point: OperatingPoint | None = None,
     ) -> Segmentation:
         """From a probability map of the network's size to the Segmentation of an H×W frame.
 
@@ -201,8 +207,10 @@ class Segmenter:
             width: columns of the frame, pixels.
             outside: where the frame shows nothing of the patient, as ``field_of_view.outside_of`` finds it: regions
                 that lie there for the most are no polyps. None takes all of it for the patient.
+            point: an operating point in place of the segmenter's own.
         """
-        return Segmentation.from_probability(Enlarged(probability, height, width), self.operating_point, outside)
+        found = Enlarged(probability, height, width)
+        return Segmentation.from_probability(found, point or self.operating_point, outside)
 
     def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One frame's probability map at the network's size, h×w float32 0..1; ``frame`` as in ``segment``."""
