@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -486,6 +487,71 @@ def test_the_guarantee_holds_on_its_own_frames(copied: Path, phantom_folder: Pat
     assert (n * missed + 1) / (n + 1) <= alpha
     above = CONFORMAL_THRESHOLDS[np.float32(found["threshold"]) < CONFORMAL_THRESHOLDS]
     assert (n * missed_and_marked(above[1])[0] + 1) / (n + 1) > alpha  # no larger threshold keeps it, but for rounding
+
+
+def with_val(split: pd.DataFrame, frames: Catalog, folder: Path, polyps: bool) -> Path:
+    """The split with only those validation frames that show a polyp, or only the others; the rest is left to train."""
+    shows = {(row.dataset, row.frame_id): bool(frames.mask(index).any()) for index, row in enumerate(frames)}
+    kept = [shows[key] == polyps for key in zip(split["dataset"], split["frame_id"], strict=True)]
+    changed = split.assign(split=split["split"].where((split["split"] != "val") | np.array(kept), "train"))
+    write_split(changed, folder / "changed.csv")
+    return folder / "changed.csv"
+
+
+def test_polyp_free_frames_alone_choose_nothing(
+    copied: Path, phantom_folder: Path, split: pd.DataFrame, frames: Catalog, tmp_path: Path
+) -> None:
+    file = with_val(split, frames, tmp_path, polyps=False)
+    metadata = (copied / "bundle" / "metadata.json").read_bytes()
+    line = complaint(lambda: calibrate(copied, [phantom_folder], split_file=file, progress=False))
+    assert re.match(r"none of the \d+ frames to choose the operating point on shows a polyp; ", line)
+    assert (copied / "bundle" / "metadata.json").read_bytes() == metadata
+
+
+def test_no_polyp_free_frame_is_written_down_and_warned_of(
+    copied: Path, phantom_folder: Path, split: pd.DataFrame, frames: Catalog, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    file = with_val(split, frames, tmp_path, polyps=True)
+    found = calibrate(copied, [phantom_folder], split_file=file, max_false_per_frame=3, progress=False)
+    choice = found.metadata["operating_point_choice"]
+    assert choice["polyp_free"] == 0 and "polyp_free_marked" not in choice["chosen"]
+    assert choice["objective"] == "max_false_per_frame" and choice["chosen"]["false_per_frame"] <= 3
+    assert any("none of these frames is without a polyp" in one.getMessage() for one in caplog.records)
+
+
+def test_a_hopeless_model_is_warned_of(
+    copied: Path, phantom_folder: Path, val: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose map is the same everywhere: the best threshold marks all."""
+    bundle = ModelBundle.load(copied)
+    state = {name: value * 0 if "segmentation_head" in name else value for name, value in bundle.weights().items()}
+    kept = {name: bundle.metadata[name] for name in ("split", "data", "frames") if name in bundle.metadata}
+    ModelBundle.save(
+        copied / "bundle", state, name="hopeless", architecture=bundle.architecture,
+        preprocessing=bundle.preprocessing, **kept,
+    )  # fmt: skip
+    calibrate(copied, [phantom_folder], progress=False)
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert "the threshold marks 100.0% of the pixels of a frame" in told
+
+
+def test_the_temperature_is_that_of_the_mean_of_the_views(copied: Path, phantom_folder: Path, val: Catalog) -> None:
+    """By a search of its own, over segmenters that are given one."""
+    after = calibrate(copied, [phantom_folder], tta="flip", progress=False)
+
+    def loss(temperature: float) -> float:
+        segmenter = polypseg.load(copied, precision="fp32", tta="flip")
+        for member in segmenter._members:
+            member.temperature = temperature
+        each = []
+        for index in range(len(val)):
+            probability = segmenter.probability(val.frame(index)).astype(np.float64).clip(1e-7, 1 - 1e-7)
+            truth = PREPROCESSING.resize_mask(val.mask(index)) > 0
+            each.append(-np.log(np.where(truth, probability, 1 - probability)).mean())
+        return float(np.mean(each))
+
+    assert loss(after.temperature) <= min(loss(after.temperature * factor) for factor in (0.93, 1.07)) + 1e-6
 
 
 def test_too_few_frames_for_the_guarantee(copied: Path, phantom_folder: Path) -> None:
