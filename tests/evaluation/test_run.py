@@ -445,7 +445,6 @@ def test_calibration_finds_the_threshold(copied: Path, finished: Path, phantom_f
     segmenter = polypseg.load(copied)
     probabilities = [segmenter.segment(val.frame(index)).probability for index in range(len(val))]
     shown = [index for index in range(len(val)) if val.mask(index).any()]
-    assert 0 < len(shown) < len(val)  # the others have no say in the outline
     scores = {}
     for threshold in np.arange(1, 20) / 20:
         each = [
@@ -489,40 +488,32 @@ def test_the_guarantee_holds_on_its_own_frames(copied: Path, phantom_folder: Pat
     assert (n * missed_and_marked(above[1])[0] + 1) / (n + 1) > alpha  # no larger threshold keeps it, but for rounding
 
 
-def with_val(split: pd.DataFrame, frames: Catalog, folder: Path, polyps: bool) -> Path:
-    """The split with only those validation frames that show a polyp, or only the others; the rest is left to train."""
-    shows = {(row.dataset, row.frame_id): bool(frames.mask(index).any()) for index, row in enumerate(frames)}
-    kept = [shows[key] == polyps for key in zip(split["dataset"], split["frame_id"], strict=True)]
-    changed = split.assign(split=split["split"].where((split["split"] != "val") | np.array(kept), "train"))
-    write_split(changed, folder / "changed.csv")
-    return folder / "changed.csv"
-
-
 def test_polyp_free_frames_alone_choose_nothing(
     copied: Path, phantom_folder: Path, split: pd.DataFrame, frames: Catalog, tmp_path: Path
 ) -> None:
-    file = with_val(split, frames, tmp_path, polyps=False)
+    free = {row.frame_id for index, row in enumerate(frames) if not frames.mask(index).any()}
+    assert free
+    changed = split.assign(split=np.where(split["frame_id"].isin(free), "val", "train"))
+    write_split(changed, tmp_path / "changed.csv")
     metadata = (copied / "bundle" / "metadata.json").read_bytes()
-    line = complaint(lambda: calibrate(copied, [phantom_folder], split_file=file, progress=False))
-    assert re.match(r"none of the \d+ frames to choose the operating point on shows a polyp; ", line)
+    asked = {"split_file": tmp_path / "changed.csv", "allow_train_frames": True, "progress": False}
+    line = complaint(partial(calibrate, copied, [phantom_folder], **asked))
+    assert re.match(rf"none of the {len(free)} frames to choose the operating point on shows a polyp; ", line)
     assert (copied / "bundle" / "metadata.json").read_bytes() == metadata
 
 
 def test_no_polyp_free_frame_is_written_down_and_warned_of(
-    copied: Path, phantom_folder: Path, split: pd.DataFrame, frames: Catalog, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    file = with_val(split, frames, tmp_path, polyps=True)
-    found = calibrate(copied, [phantom_folder], split_file=file, max_false_per_frame=3, progress=False)
+    copied: Path, phantom_folder: Path, val: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert all(val.mask(index).any() for index in range(len(val)))
+    found = calibrate(copied, [phantom_folder], max_false_per_frame=3, progress=False)
     choice = found.metadata["operating_point_choice"]
     assert choice["polyp_free"] == 0 and "polyp_free_marked" not in choice["chosen"]
     assert choice["objective"] == "max_false_per_frame" and choice["chosen"]["false_per_frame"] <= 3
     assert any("none of these frames is without a polyp" in one.getMessage() for one in caplog.records)
 
 
-def test_a_hopeless_model_is_warned_of(
-    copied: Path, phantom_folder: Path, val: Catalog, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_hopeless_model_is_warned_of(copied: Path, phantom_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One whose map is the same everywhere: the best threshold marks all."""
     bundle = ModelBundle.load(copied)
     state = {name: value * 0 if "segmentation_head" in name else value for name, value in bundle.weights().items()}
