@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import polypseg
-from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+from polypseg.bundle import Architecture, Export, ModelBundle, Preprocessing
 from polypseg.data import phantom
 from polypseg.errors import UsageError
 from polypseg.export.run import export
@@ -76,6 +76,19 @@ def test_a_second_look_is_turned_and_smaller(plusplus: ModelBundle, runtime: str
     assert looked.reason == plain.reason  # still one network
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_views_of_a_network_share_its_weights(
+    plusplus: ModelBundle, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    for kind, name in ((ModelBundle, "weights"), (Export, "verify")):
+        of = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, of=of: (read.append(self), of(self))[1])
+    segmenter = polypseg.load(plusplus.folder, runtime=runtime, device="cpu", precision="fp32", tta="small")
+    assert len(read) == 1
+    assert segmenter.probability(FRAMES[0]).shape == (64, 96)
+
+
 def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path: Path) -> None:
     shutil.copytree(exported.folder, tmp_path / "own")
     own = ModelBundle.load(tmp_path / "own").update(tta="small")
@@ -116,6 +129,12 @@ def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path)
             assert np.abs(found - (maps[0] + second) / 2).max() < 1e-4
     answer = both.segment(FRAMES[0])
     np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.5))
+    mixed = polypseg.load([exported.folder, other.folder], device="cpu")
+    alone = [polypseg.load(folder, device="cpu") for folder in (exported.folder, other.folder)]
+    assert alone[0].precision == "int8" != alone[1].precision
+    assert mixed.precision == mixed.settings["precision"] == f"int8+{alone[1].precision}"
+    assert mixed.settings["runtime"] == "openvino+torch" and mixed.device == "cpu"
+    assert "; the others by torch on cpu" in mixed.reason
     twins = polypseg.load([exported.folder, tmp_path / "same"], **options)
     assert np.abs(twins.probability(FRAMES[0]) - single[0].probability(FRAMES[0])).max() < 1e-6
 
