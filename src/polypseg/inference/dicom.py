@@ -45,7 +45,6 @@ _NO_PICTURES = (  # SOP classes with pixels that are not to be looked at
 )
 _UNDEFINED = 0xFFFFFFFF  # the length that compressed pixel data give; their fragments tell their own
 _LONGEST = 0xFFFFFFFE  # bytes that a DICOM element can hold
-_MOST_FRAMES = 1_000_000  # eleven hours of video
 # The order of a segmentation's frames: by segment, then by the source's frame. (element, its group, its name)
 _DIMENSIONS = (
     (0x0062000B, 0x0062000A, "Segment"),  # ReferencedSegmentNumber of SegmentIdentificationSequence
@@ -178,8 +177,6 @@ def read_dicom(path: str | Path) -> DicomFrames:
         count, height, width = (_positive(path, header, name) for name in ("NumberOfFrames", "Rows", "Columns"))
         if height * width > MAX_PIXELS:
             raise PolypsegError(f"{path}: is larger than {MAX_PIXELS:,} pixels and was not decoded")
-        if count > _MOST_FRAMES:
-            raise PolypsegError(f"{path}: says that it has {count:,} frames; {_MOST_FRAMES:,} at most are read")
         if not _is_video(syntax):
             _check_meaning(path, header, syntax)
         start = _find_pixels(path, header, syntax, count)
@@ -305,7 +302,6 @@ def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> int:
             if length == _UNDEFINED:
                 fragments = _fragments(file)
                 length = sum(fragments[-1]) - start if fragments else 0
-                _check_fragments(path, syntax, count, fragments)
     if length == 0:
         raise PolypsegError(f"{path}: holds no pixel data; export the image again")
     if start + length > end:
@@ -322,17 +318,6 @@ def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> int:
     return start
 
 
-def _check_fragments(path: Path, syntax: UID, count: int, fragments: list[tuple[int, int]]) -> None:
-    """Refuse compressed pixel data that cannot hold the frames claimed: a fragment, or of a video a byte, is the least.
-
-    What is claimed costs memory and time, whatever is there.
-    """
-    filled = [length for _, length in fragments if length]
-    most = sum(filled) if _is_video(syntax) else len(filled)
-    if filled and most < count:
-        raise _wrong_count(path, f"at most {most}", count)
-
-
 def _element(file: IO[bytes], syntax: UID) -> tuple[int, int]:
     """(where its value begins, its length), bytes, of the pixel data where a file stands; length 0 at its end."""
     order = "<" if syntax.is_little_endian else ">"
@@ -344,8 +329,8 @@ def _element(file: IO[bytes], syntax: UID) -> tuple[int, int]:
 def _fragments(file: IO[bytes]) -> list[tuple[int, int]]:
     """(where, length), bytes, of each fragment of the compressed pixel data at which a file stands."""
     item = struct.Struct("<HHI")
-    found: list[tuple[int, int]] = []
-    while len(head := file.read(item.size)) == item.size and len(found) <= 2 * _MOST_FRAMES:
+    found = []
+    while len(head := file.read(item.size)) == item.size:
         group, element, length = item.unpack(head)
         if (group, element) != (0xFFFE, 0xE000):
             break
