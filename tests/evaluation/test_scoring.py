@@ -18,7 +18,8 @@ from polypseg.data import read
 from polypseg.data.cache import FrameCache
 from polypseg.data.dataset import FrameDataset
 from polypseg.data.transforms import evaluation_pipeline
-from polypseg.evaluation.scoring import DEFINITIONS, THRESHOLDS, choose_threshold, score
+from polypseg.evaluation.choosing import Maps
+from polypseg.evaluation.scoring import DEFINITIONS, score
 from polypseg.models.losses import LossConfig
 from polypseg.models.network import build
 
@@ -84,15 +85,17 @@ def test_each_definition(segmenter: polypseg.Segmenter, frames: Catalog) -> None
     assert len({round(value, 6) for name, value in result.summary.items() if "dice" in name}) == 4  # all differ
 
 
-def test_the_chosen_threshold_is_the_best_of_all(segmenter: polypseg.Segmenter, frames: Catalog) -> None:
-    chosen, tried = choose_threshold(segmenter, frames, progress=False)
-    probabilities = [segmenter.segment(frames.frame(index)).probability for index in range(len(frames))]
-    expected = {}
-    for threshold in THRESHOLDS:
-        scores = [
-            f1_score(frames.mask(index).ravel(), (probability >= threshold).ravel(), zero_division=1.0)
-            for index, probability in enumerate(probabilities)
-        ]
-        expected[f"{threshold:.2f}"] = float(np.mean(scores))
-    assert tried == pytest.approx(expected, abs=1e-5)
-    assert expected[f"{chosen:.2f}"] == max(expected.values())
+def test_frames_that_were_predicted_for_the_choice_are_not_predicted_again(
+    segmenter: polypseg.Segmenter, frames: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = score(segmenter, frames, LossConfig(), progress=False)
+    maps = Maps.of(segmenter, frames, progress=False)
+
+    def again(*_: object) -> None:
+        raise AssertionError("the network was asked again")
+
+    monkeypatch.setattr(polypseg.Segmenter, "views", again)
+    monkeypatch.setattr(Catalog, "frame", again)
+    found = score(segmenter, frames, LossConfig(), False, maps.answers(segmenter.operating_point))
+    assert found.summary == pytest.approx(expected.summary, abs=1e-3)
+    np.testing.assert_allclose(found.per_image["dice"], expected.per_image["dice"], atol=1e-3)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import polypseg
-from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+from polypseg.bundle import Architecture, Export, ModelBundle, Preprocessing
 from polypseg.data import phantom
 from polypseg.errors import UsageError
 from polypseg.export.run import export
 from polypseg.models.network import build
+from polypseg.operating_point import OperatingPoint
 
 FRAMES = [phantom.draw(seed, 70 + seed, 90)[0] for seed in range(4)]
 FLIPS = {"flip": [(), (1,)], "flips": [(), (1,), (0,), (0, 1)]}
@@ -75,6 +76,19 @@ def test_a_second_look_is_turned_and_smaller(plusplus: ModelBundle, runtime: str
     assert looked.reason == plain.reason  # still one network
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_views_of_a_network_share_its_weights(
+    plusplus: ModelBundle, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    for kind, name in ((ModelBundle, "weights"), (Export, "verify")):
+        of = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, of=of: (read.append(self), of(self))[1])
+    segmenter = polypseg.load(plusplus.folder, runtime=runtime, device="cpu", precision="fp32", tta="small")
+    assert len(read) == 1
+    assert segmenter.probability(FRAMES[0]).shape == (64, 96)
+
+
 def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path: Path) -> None:
     shutil.copytree(exported.folder, tmp_path / "own")
     own = ModelBundle.load(tmp_path / "own").update(tta="small")
@@ -115,6 +129,12 @@ def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path)
             assert np.abs(found - (maps[0] + second) / 2).max() < 1e-4
     answer = both.segment(FRAMES[0])
     np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.5))
+    mixed = polypseg.load([exported.folder, other.folder], device="cpu")
+    alone = [polypseg.load(folder, device="cpu") for folder in (exported.folder, other.folder)]
+    assert alone[0].precision == "int8" != alone[1].precision
+    assert mixed.precision == mixed.settings["precision"] == f"int8+{alone[1].precision}"
+    assert mixed.settings["runtime"] == "openvino+torch" and mixed.device == "cpu"
+    assert "; the others by torch on cpu" in mixed.reason
     twins = polypseg.load([exported.folder, tmp_path / "same"], **options)
     assert np.abs(twins.probability(FRAMES[0]) - single[0].probability(FRAMES[0])).max() < 1e-6
 
@@ -134,19 +154,19 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
         preprocessing=Preprocessing(96, 64, (0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), threshold=0.9,
     )  # fmt: skip
     ModelBundle.join(
-        tmp_path / "run" / "bundle", {"one": exported, "two": other}, name="both", threshold=0.35,
-        postprocessing={"min_area": 0.03, "fill_holes": False},
+        tmp_path / "run" / "bundle", {"one": exported, "two": other}, name="both",
+        operating_point=OperatingPoint(0.35, min_area=0.03),
     )  # fmt: skip
     options = {"runtime": "torch", "device": "cpu", "precision": "fp32"}
     listed = polypseg.load([exported.folder, other.folder], **options)
     both = polypseg.load(tmp_path / "run", **options)
-    assert (both.threshold, both.postprocessing.min_area) == (0.35, 0.03)
+    assert (both.threshold, both.operating_point.min_area) == (0.35, 0.03)
     assert both.hash == ModelBundle.load(tmp_path / "run").hash
     assert both.reason.startswith("2 networks, the first by torch on cpu")
     for frame, found, expected in zip(FRAMES, both.probabilities(FRAMES), listed.probabilities(FRAMES), strict=True):
         np.testing.assert_array_equal(found, expected)
         answer = both.segment(frame)
-        np.testing.assert_array_equal(answer.mask, both.postprocessing.apply(answer.probability >= np.float32(0.35)))
+        np.testing.assert_array_equal(answer.mask, both.operating_point.clean(answer.probability >= np.float32(0.35)))
     # what is scored at the network's size is the mean too, not the first network
     catalog = read_all([phantom_folder])
     truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]

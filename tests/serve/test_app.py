@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from polypseg.catalog import read_frame, read_mask
 from polypseg.data import read
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import frame_record
 from polypseg.serve.app import preferred
 from polypseg.visualization.overlay import overlay
@@ -51,9 +54,46 @@ def test_the_answer_is_the_segmenters(server: Any, segmenter: Any, frames: list[
         answer = post(server, path, path.name)
         assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
         expected = frame_record(segmenter.segment(read_frame(path)), source=path.name, model=segmenter.hash)
+        expected["operating_point"] = asdict(segmenter.operating_point)
         assert answer.json() == json.loads(json.dumps(expected))
         found += len(expected["polyps"])
     assert found
+
+
+def test_the_operating_point_of_a_request(server: Any, segmenter: Any, frames: list[Path]) -> None:
+    frame = read_frame(frames[1])
+    own = segmenter.operating_point
+    for asked, where in (
+        ({"threshold": own.threshold - 0.02}, "params"), ({"min_confidence": 1}, "params"),
+        ({"threshold": own.threshold - 0.02, "min_confidence": 0.999}, "data"),
+    ):  # fmt: skip
+        point = replace(own, **asked)
+        expected = segmenter.answer(
+            segmenter.probability(frame), *frame.shape[:2], outside=outside_of(frame), point=point
+        )
+        answer = post(server, frames[1], **{where: asked}).json()
+        assert answer["operating_point"] == asdict(point) and answer["threshold"] == point.threshold
+        assert answer["polyps"] == json.loads(json.dumps([polyp.to_dict() for polyp in expected.polyps]))
+    both = post(server, frames[1], params={"threshold": 0.9}, data={"threshold": 0.1}).json()
+    assert both["threshold"] == 0.1  # the form goes before
+    for name in ("threshold", "min_confidence"):
+        for value in ("2", "-0.1", "nan", "high"):
+            for where in ("params", "data"):
+                refused(post(server, frames[1], **{where: {name: value}}), 422, name)
+
+
+def test_where_a_frame_shows_nothing_of_the_patient_is_told(
+    server: Any, segmenter: Any, frames: list[Path], tmp_path: Path
+) -> None:
+    frame = read_frame(frames[1])
+    frame[:, : frame.shape[1] // 3] = 0
+    path = tmp_path / "bordered.png"
+    Image.fromarray(frame).save(path)
+    answer = post(server, path, params={"probability": "true"}).json()
+    beyond = decoded(base64.b64decode(answer["outside"])) > 0
+    assert beyond[:, : beyond.shape[1] // 4].all() and not beyond[:, beyond.shape[1] // 2 :].all()
+    expected = segmenter.segment(frame)
+    assert answer["polyps"] == json.loads(json.dumps([polyp.to_dict() for polyp in expected.polyps]))
 
 
 def test_the_mask_the_overlay_and_the_probability(server: Any, segmenter: Any, frames: list[Path]) -> None:
@@ -419,6 +459,7 @@ def test_corrections_become_a_data_set(server: Any, phantom_folder: Path, frames
 def test_the_model_and_its_limits(server: Any, segmenter: Any) -> None:
     found = server.web.get("/v1/model").json()
     assert found["hash"] == segmenter.hash and found["threshold"] == segmenter.threshold
+    assert found["operating_point"] == asdict(segmenter.operating_point)
     assert (found["height"], found["width"]) == (64, 96)
     assert found["limits"] == {
         "max_bytes": 1 << 20, "max_pixels": 1_000_000, "max_job_bytes": 8 << 20, "max_video_seconds": 20.0,

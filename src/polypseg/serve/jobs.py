@@ -34,6 +34,7 @@ from starlette.exceptions import HTTPException
 import polypseg
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write, read_json, sha256_file
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import (
     RUN_FILES,
     Output,
@@ -540,7 +541,7 @@ class _Work:
     ) -> dict[str, Any]:  # fmt: skip
         """Segment a frame and write its outputs; its record."""
         probability = next(iter(self.probabilities([frame])))
-        answer = self._segmenter.answer(probability, *frame.shape[:2])
+        answer = self._segmenter.answer(probability, *frame.shape[:2], outside=outside_of(frame))
         record = frame_record(answer, source=name, model=self._segmenter.hash, index=index, time=moment)
         record = with_shapes({**record, **self._segmenter.settings, "source_sha256": digest}, answer)
         write_frame(out, stem, frame, answer, record, SAVED)
