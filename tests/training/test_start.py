@@ -75,7 +75,8 @@ def test_a_frozen_network_learns_where_a_polyp_is_plausible_and_nothing_else(
     start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
 ) -> None:
     recipe = small_recipe(
-        model={"weights": str(start.folder), "presence": True, "frozen": True}, loss=LossConfig(presence=1.0, background=0.3),
+        model={"weights": str(start.folder), "presence": True, "frozen": True},
+        loss=LossConfig(presence=1.0, background=0.3),
         frames={"made_polyp_free": 0.4, "polyp_free_share": 0.2},
         optimizer={"ema_decay": 0.5}, trainer={"epochs": 2},
     )  # fmt: skip
