@@ -318,7 +318,7 @@ def calibrate(
     from polypseg.evaluation.calibrate import calibrate as run
 
     found = run(bundle, data, split=split, split_file=split_file, alpha=alpha, tta=tta)
-    regions = found.postprocessing
+    regions = found.operating_point
     print(
         f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}, smallest region "
         f"{regions.min_area:g} of the frame, holes {'filled' if regions.fill_holes else 'kept'}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.cache import FrameCache
 from polypseg.errors import UsageError
-from polypseg.evaluation.scoring import choose_postprocessing, choose_threshold
+from polypseg.evaluation.scoring import choose_cleaning, choose_threshold
 from polypseg.evaluation.selection import select
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.calibration import (
@@ -26,6 +25,7 @@ from polypseg.metrics.calibration import (
     fit_temperature,
     miss_rates,
 )
+from polypseg.operating_point import OperatingPoint
 
 
 def calibrate(
@@ -74,13 +74,12 @@ def calibrate(
     segmenter = Segmenter(opened, temperature=temperature, tta=tta)
     conformal = None if alpha is None else _conformal(segmenter, frames, alpha, show)
     threshold, tried = choose_threshold(segmenter, frames, show)
-    postprocessing, processed = choose_postprocessing(segmenter, frames, threshold, show)
+    point, processed = choose_cleaning(segmenter, frames, OperatingPoint(threshold), show)
     return opened.update(
         temperature=temperature,
-        threshold=threshold,
+        operating_point=point,
         threshold_split=f"{provenance['split']['name']}, {split}",
         threshold_choice=tried,
-        postprocessing=asdict(postprocessing),
         postprocessing_choice=processed,
         conformal=conformal,
         tta=segmenter.tta,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polypseg.bundle import Postprocessing
 from polypseg.catalog import Catalog
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice, dice_at_thresholds
 from polypseg.metrics.pixels import Confusion, confusion
 from polypseg.models.losses import LossConfig, segmentation_loss
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 DEFINITIONS = {
@@ -32,8 +32,8 @@ DEFINITIONS = {
 RECIPE_BATCH = 16  # the known recipe's; the value of dice_batch depends on it
 THRESHOLDS: NDArray[np.float32] = np.linspace(0.05, 0.95, 19).astype(np.float32)
 # Simplest first: of equal ones the first is taken.
-POSTPROCESSINGS = tuple(
-    Postprocessing(min_area, fill_holes)
+CLEANINGS = tuple(
+    OperatingPoint(min_area=min_area, fill_holes=fill_holes)
     for fill_holes in (False, True)
     for min_area in (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01)
 )
@@ -155,15 +155,16 @@ def choose_threshold(segmenter: Answers, catalog: Catalog, progress: bool = True
     }
 
 
-def choose_postprocessing(
-    segmenter: Answers, catalog: Catalog, threshold: float, progress: bool = True
-) -> tuple[Postprocessing, list[dict[str, Any]]]:
-    """The one of ``POSTPROCESSINGS`` with the best mean per-image Dice at original size; none for a chance gain.
+def choose_cleaning(
+    segmenter: Answers, catalog: Catalog, point: OperatingPoint, progress: bool = True
+) -> tuple[OperatingPoint, list[dict[str, Any]]]:
+    """The point with the one of ``CLEANINGS`` that has the best mean per-image Dice at original size; none for a
+    chance gain.
 
     Args:
         segmenter: whose probabilities are taken.
         catalog: frames with masks.
-        threshold: at which the masks are made, 0..1.
+        point: whose threshold makes the masks.
         progress: show a progress bar.
 
     Returns:
@@ -172,17 +173,20 @@ def choose_postprocessing(
     Raises:
         PolypsegError: a frame or a mask cannot be read.
     """
-    total = np.zeros(len(POSTPROCESSINGS))
+    total = np.zeros(len(CLEANINGS))
     frames = (catalog.frame(index) for index in range(len(catalog)))
     answers = tqdm(
-        segmenter.stream(frames), "choosing the post-processing", len(catalog), unit="frame", disable=not progress,
+        segmenter.stream(frames), "choosing the smallest region", len(catalog), unit="frame", disable=not progress,
         leave=False,
     )  # fmt: skip
     for index, answer in enumerate(answers):
         truth = catalog.mask(index)
-        mask = Segmentation.from_probability(answer.probability, threshold).mask
-        total += [dice(one.apply(mask), truth) for one in POSTPROCESSINGS]
+        mask = answer.probability >= np.float32(point.threshold)
+        total += [dice(one.clean(mask), truth) for one in CLEANINGS]
     means = total / len(catalog)
-    best = int(means.argmax()) if means.max() >= means[0] + SMALLEST_GAIN else 0
-    tried = [{**asdict(one), "dice": round(float(mean), 6)} for one, mean in zip(POSTPROCESSINGS, means, strict=True)]
-    return POSTPROCESSINGS[best], tried
+    best = CLEANINGS[int(means.argmax()) if means.max() >= means[0] + SMALLEST_GAIN else 0]
+    tried = [
+        {"min_area": one.min_area, "fill_holes": one.fill_holes, "dice": round(float(mean), 6)}
+        for one, mean in zip(CLEANINGS, means, strict=True)
+    ]
+    return replace(point, min_area=best.min_area, fill_holes=best.fill_holes), tried

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from polypseg.errors import UsageError
 from polypseg.inference.augmentation import Axes, mirror, views
 from polypseg.inference.choice import open_runtime
 from polypseg.inference.runtimes import Runtime
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
 
 
@@ -23,8 +25,8 @@ class Segmenter:
     """Runs one bundle's network, or an ensemble's, by the runtime that suits the machine. Thread-safe.
 
     Of several bundles, or of an ensemble's members, the probabilities are averaged, each network's with the same
-    weight, at the first one's network size; the mean of the bundles' thresholds and the first one's post-processing
-    make the mask.
+    weight, at the first one's network size. Of several bundles' operating points it takes the mean threshold and
+    ``min_confidence``, and the first one's other values.
 
     Args:
         bundle: an opened bundle, what ``ModelBundle.load`` takes, or a list of those; None is the shipped default.
@@ -37,10 +39,12 @@ class Segmenter:
         compile: PyTorch only: ``torch.compile``, slow to start.
         channels_last: PyTorch only: the memory layout.
         temperature: divides the logits, > 0; by default the bundle's.
-        threshold: probability at and above which a pixel is polyp, 0..1; by default the bundle's.
+        threshold, min_confidence, min_area, fill_holes: of the operating point (``OperatingPoint``); each by default
+            the bundle's.
 
     Attributes:
         bundle: the (first) bundle.
+        operating_point: what makes polyps of the probabilities.
         runtime: what computes it.
         reason: one sentence that says which runtime, device and precision were taken, and why.
 
@@ -61,6 +65,9 @@ class Segmenter:
         channels_last: bool = True,
         temperature: float | None = None,
         threshold: float | None = None,
+        min_confidence: float | None = None,
+        min_area: float | None = None,
+        fill_holes: bool | None = None,
     ) -> None:
         several = [bundle] if bundle is None or isinstance(bundle, ModelBundle | str | Path) else list(bundle)
         if not several:
@@ -68,13 +75,10 @@ class Segmenter:
         self.bundles = [one if isinstance(one, ModelBundle) else ModelBundle.load(one) for one in several]
         self.bundle = self.bundles[0]
         self.preprocessing = self.bundle.preprocessing
-        self.postprocessing = self.bundle.postprocessing
         self.tta = self.bundle.tta if tta is None else tta
-        if threshold is None:
-            threshold = float(np.mean([one.threshold for one in self.bundles]))
-        if not 0 <= threshold <= 1:
-            raise UsageError(f"--threshold {threshold:g}: must lie in 0..1")
-        self.threshold = threshold
+        self.operating_point = _mean_point(self.bundles).override(
+            threshold=threshold, min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes
+        )
         networks = [network for bundle in self.bundles for network in bundle.networks]
         # Of the same number for each network, so that the mean over all of them gives each the same weight.
         self._members: list[_Member] = []
@@ -87,6 +91,11 @@ class Segmenter:
             self._members.append(_Member(one.preprocessing, seen.preprocessing, mirrored, opened, own))
         if len(networks) > 1:
             self.reason = f"{len(networks)} networks, the first by {self.reason}"
+
+    @property
+    def threshold(self) -> float:
+        """The operating point's: probability, 0..1, at and above which a pixel belongs to a region."""
+        return self.operating_point.threshold
 
     @property
     def temperature(self) -> float:
@@ -118,7 +127,7 @@ class Segmenter:
         """All that decides an answer besides the frame, in plain types."""
         return {
             "model": self.hash,
-            "threshold": self.threshold,
+            **asdict(self.operating_point),
             "runtime": self.runtime.name,
             "device": self.device,
             "precision": self.precision,
@@ -171,9 +180,7 @@ class Segmenter:
             height: rows of the frame, pixels.
             width: columns of the frame, pixels.
         """
-        found = Segmentation.from_probability(Enlarged(probability, height, width), self.threshold)
-        mask = self.postprocessing.apply(found.mask)
-        return found if mask is found.mask else Segmentation(mask, found.source, self.threshold)
+        return Segmentation.from_probability(Enlarged(probability, height, width), self.operating_point)
 
     def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One frame's probability map at the network's size, h×w float32 0..1; ``frame`` as in ``segment``."""
@@ -206,6 +213,16 @@ class Segmenter:
         mean = np.stack(list(self.probabilities(images, len(images)))).clip(1e-7, 1 - 1e-7)
         logits: NDArray[np.float32] = np.log(mean) - np.log1p(-mean)
         return logits
+
+
+def _mean_point(bundles: Sequence[ModelBundle]) -> OperatingPoint:
+    points = [one.operating_point for one in bundles]
+    if len(points) == 1:
+        return points[0]
+    threshold, least = (
+        float(np.mean([getattr(one, name) for one in points])) for name in ("threshold", "min_confidence")
+    )
+    return replace(points[0], threshold=threshold, min_confidence=least)
 
 
 class _Member:

@@ -169,7 +169,7 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
             threshold=segmenter.threshold,
             width=segmenter.preprocessing.width,
             height=segmenter.preprocessing.height,
-            postprocessing=answers.PostprocessingAnswer(**asdict(segmenter.postprocessing)),
+            operating_point=answers.OperatingPointAnswer(**asdict(segmenter.operating_point)),
             runtime=segmenter.runtime.name,
             device=segmenter.device,
             precision=segmenter.precision,

@@ -123,11 +123,13 @@ def _made(folder: Path, bundles: Sequence[ModelBundle], of: str) -> ModelBundle:
     if of == "weights":
         return ModelBundle.save(
             folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
-            architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
+            architecture=first.architecture, preprocessing=first.preprocessing, operating_point=first.operating_point,
             averaged_from=[one.lineage() for one in bundles], **details,
         )  # fmt: skip
     members = {f"member-{number}": bundle for number, bundle in enumerate(bundles, 1)}
-    return ModelBundle.join(folder / "bundle", members, name=folder.name, threshold=first.threshold, **details)
+    return ModelBundle.join(
+        folder / "bundle", members, name=folder.name, operating_point=first.operating_point, **details
+    )
 
 
 def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:

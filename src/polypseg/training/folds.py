@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polypseg.bundle import ModelBundle, Postprocessing
+from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data.splits import COLUMNS, hash_split, make_folds
 from polypseg.errors import PolypsegError, UsageError
@@ -29,6 +29,7 @@ from polypseg.evaluation.scoring import DEFINITIONS, score, score_masks
 from polypseg.files import atomic_write, commit
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Interval, bootstrap_interval, compare
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 from polypseg.training.processes import is_first
 from polypseg.training.recipe import Recipe
@@ -191,7 +192,7 @@ def _join(
     pooled = Catalog(catalog.frames.iloc[order].reset_index(drop=True))
     counts = [int(np.count_nonzero(fold == number)) for number in range(1, len(bundles) + 1)]
     chosen = _choose(recipe, bundles, pooled, counts, progress)
-    out_of_fold = _segmenters(bundles, chosen["threshold"], Postprocessing(**chosen.get("postprocessing", {})))
+    out_of_fold = _segmenters(bundles, chosen["operating_point"])
     answered, _ = score_masks(_OutOfFold(out_of_fold, counts), pooled, progress)
     first = next(iter(bundles.values())).metadata
     ensemble = ModelBundle.join(
@@ -228,21 +229,19 @@ def _join(
         log.info("%s", _line(row))
 
 
-def _segmenters(
-    bundles: dict[str, ModelBundle], threshold: float | None = None, postprocessing: Postprocessing | None = None
-) -> list[Segmenter]:
-    segmenters = [Segmenter(bundle, threshold=threshold) for bundle in bundles.values()]
+def _segmenters(bundles: dict[str, ModelBundle], point: OperatingPoint | None = None) -> list[Segmenter]:
+    segmenters = [Segmenter(bundle) for bundle in bundles.values()]
     for segmenter in segmenters:
-        segmenter.postprocessing = segmenter.postprocessing if postprocessing is None else postprocessing
+        segmenter.operating_point = point or segmenter.operating_point
     return segmenters
 
 
 def _choose(
     recipe: Recipe, bundles: dict[str, ModelBundle], pooled: Catalog, counts: Sequence[int], progress: bool
 ) -> dict[str, Any]:
-    """The ensemble's threshold and post-processing, as ``metadata.json`` holds them."""
+    """The ensemble's operating point and how it was found, as ``ModelBundle.join`` takes them."""
     if recipe.threshold is not None:
-        return {"threshold": recipe.threshold, "threshold_split": None}
+        return {"operating_point": OperatingPoint(recipe.threshold), "threshold_split": None}
     answers = _OutOfFold(_segmenters(bundles), counts)
     return {"threshold_split": "out-of-fold frames", **choose(answers, pooled, "out of fold", progress)}
 

@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import DEFINITIONS, Answers, Scores, choose_postprocessing, choose_threshold, score
+from polypseg.evaluation.scoring import DEFINITIONS, Answers, Scores, choose_cleaning, choose_threshold, score
 from polypseg.files import atomic_write, commit, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
@@ -42,6 +41,7 @@ from polypseg.models.device import gains_from_bf16
 from polypseg.models.losses import LossConfig
 from polypseg.models.network import build, dropout_argument
 from polypseg.models.weights import WeightsOrigin, load_encoder_weights, normalisation
+from polypseg.operating_point import OperatingPoint
 from polypseg.training.callbacks import MetricsTable
 from polypseg.training.checkpoints import SafeCheckpointIO, is_hashed, read_checkpoint
 from polypseg.training.datamodule import FramesDataModule
@@ -448,7 +448,7 @@ def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: boo
 
 
 def choose(answers: Answers, frames: Catalog, where: str, progress: bool) -> dict[str, Any]:
-    """Choose threshold and post-processing on frames, and tell of it.
+    """Choose the operating point on frames, and tell of it.
 
     Args:
         answers: what answers the frames.
@@ -457,21 +457,16 @@ def choose(answers: Answers, frames: Catalog, where: str, progress: bool) -> dic
         progress: show progress bars.
 
     Returns:
-        What was chosen and how each choice did, as entries of ``metadata.json``.
+        What was chosen and how each choice did, as ``ModelBundle.update`` takes it.
     """
     threshold, tried = choose_threshold(answers, frames, progress)
     log.info("threshold %.2f, chosen %s (Dice %.4f there)", threshold, where, tried[f"{threshold:.2f}"])
-    postprocessing, processed = choose_postprocessing(answers, frames, threshold, progress)
+    point, processed = choose_cleaning(answers, frames, OperatingPoint(threshold), progress)
     log.info(
-        "post-processing, chosen there: smallest region %g of the frame, holes %s",
-        postprocessing.min_area, "filled" if postprocessing.fill_holes else "kept",
+        "smallest region %g of the frame, holes %s, chosen there",
+        point.min_area, "filled" if point.fill_holes else "kept",
     )  # fmt: skip
-    return {
-        "threshold": threshold,
-        "threshold_choice": tried,
-        "postprocessing": asdict(postprocessing),
-        "postprocessing_choice": processed,
-    }
+    return {"operating_point": point, "threshold_choice": tried, "postprocessing_choice": processed}
 
 
 def score_splits(segmenter: Segmenter, loss: LossConfig, catalog: Catalog, folder: Path, progress: bool) -> None:
