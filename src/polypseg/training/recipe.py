@@ -69,6 +69,12 @@ class ModelConfig(Architecture):
     encoder_weights: str = "imagenet"
     weights: str | None = None
 
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
+
     @property
     def architecture(self) -> Architecture:
         """The part that a bundle keeps."""

@@ -35,6 +35,7 @@ from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.scoring import DEFINITIONS, Answers, Scores, choose_cleaning, choose_threshold, score
 from polypseg.files import atomic_write, commit, write_json
+from polypseg.inference.runtimes.torch import check_weights
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
 from polypseg.models.device import gains_from_bf16
@@ -237,6 +238,7 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     """The bundle whose network training starts from."""
     bundle = ModelBundle.load(path)
     bundle.check_single("name one of its members as model.weights")
+    check_weights(bundle)
     ours, theirs = recipe.model.architecture, bundle.architecture
     differs = ours.weights_differ_by(theirs)
     if differs not in (None, "output_stride"):
