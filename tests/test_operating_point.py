@@ -112,7 +112,7 @@ def test_a_segmenter_uses_its_bundles(exported: ModelBundle, tmp_path: Path) -> 
     confidences = [polyp.confidence for answer in answers for polyp in answer.polyps]
     floor = float(np.median(confidences))
     strict = polypseg.load(bundle.folder, device="cpu", min_confidence=floor)
-    assert strict.settings["min_confidence"] == floor and strict.settings["confidence"] == "mean"
+    assert strict.settings["operating_point"] == {**asdict(chosen), "min_confidence": floor}
     left = [polyp for seed in range(8) for polyp in strict.segment(phantom.draw(seed, 80, 110)[0]).polyps]
     assert 0 < len(left) < len(confidences) and all(polyp.confidence >= floor - 1e-6 for polyp in left)
     every = polypseg.load(bundle.folder, device="cpu", threshold=0.4, min_area=0.0, fill_holes=False)

@@ -18,7 +18,7 @@ from polypseg.data import read
 from polypseg.data.cache import FrameCache
 from polypseg.data.dataset import FrameDataset
 from polypseg.data.transforms import evaluation_pipeline
-from polypseg.evaluation.scoring import DEFINITIONS, THRESHOLDS, choose_threshold, score
+from polypseg.evaluation.scoring import DEFINITIONS, score
 from polypseg.models.losses import LossConfig
 from polypseg.models.network import build
 
@@ -82,17 +82,3 @@ def test_each_definition(segmenter: polypseg.Segmenter, frames: Catalog) -> None
     assert result.summary["dice_network_size"] == pytest.approx(sum(per_image) / 20, abs=1e-6)
     assert result.summary["loss"] == pytest.approx(sum(losses) / 20, abs=1e-5)
     assert len({round(value, 6) for name, value in result.summary.items() if "dice" in name}) == 4  # all differ
-
-
-def test_the_chosen_threshold_is_the_best_of_all(segmenter: polypseg.Segmenter, frames: Catalog) -> None:
-    chosen, tried = choose_threshold(segmenter, frames, progress=False)
-    probabilities = [segmenter.segment(frames.frame(index)).probability for index in range(len(frames))]
-    expected = {}
-    for threshold in THRESHOLDS:
-        scores = [
-            f1_score(frames.mask(index).ravel(), (probability >= threshold).ravel(), zero_division=1.0)
-            for index, probability in enumerate(probabilities)
-        ]
-        expected[f"{threshold:.2f}"] = float(np.mean(scores))
-    assert tried == pytest.approx(expected, abs=1e-5)
-    assert expected[f"{chosen:.2f}"] == max(expected.values())

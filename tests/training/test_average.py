@@ -16,7 +16,7 @@ from polypseg.cli import main
 from polypseg.data import read_all
 from polypseg.data.splits import read_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import THRESHOLDS
+from polypseg.evaluation.choosing import THRESHOLDS
 from polypseg.export.card import render
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice

@@ -20,9 +20,10 @@ from polypseg.data import read_all
 from polypseg.data.duplicates import fingerprints, groups
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import CLEANINGS, THRESHOLDS
+from polypseg.evaluation.choosing import CLEANINGS, THRESHOLDS
 from polypseg.metrics.overlap import dice
 from polypseg.metrics.statistics import compare
+from polypseg.segmentation import Segmentation
 from polypseg.training.folds import train_folds
 from polypseg.training.run import train
 
@@ -81,34 +82,35 @@ def test_the_ensemble_is_chosen_out_of_fold(finished: Path, data: Path) -> None:
     catalog = read_all([data]).with_split(read_split(finished / "split.csv"))
     fold = dict(pd.read_csv(finished / "split.csv", dtype=str)[["frame_id", "fold"]].dropna().itertuples(index=False))
     segmenters = {str(k): polypseg.load(finished / f"fold-{k}") for k in range(1, FOLDS + 1)}
-    probabilities, truths, names = [], [], []
+    probabilities, truths, names, shown = [], [], [], []
     for index, row in enumerate(catalog):
         if row.split != "test":
+            shown.append(bool(catalog.mask(index).any()))
             probabilities.append(segmenters[fold[row.frame_id]].segment(catalog.frame(index)).probability)
             truths.append(catalog.mask(index))
             names.append(row.frame_id)
-    means = [
-        np.mean([dice(one >= threshold, truth) for one, truth in zip(probabilities, truths, strict=True)])
-        for threshold in THRESHOLDS
-    ]
+    of_polyps = [pair for pair, polyp in zip(zip(probabilities, truths, strict=True), shown, strict=True) if polyp]
+    means = [np.mean([dice(one >= threshold, truth) for one, truth in of_polyps]) for threshold in THRESHOLDS]
     ensemble = ModelBundle.load(finished)
     assert ensemble.threshold == pytest.approx(float(THRESHOLDS[int(np.argmax(means))]))
-    assert ensemble.metadata["threshold_choice"][f"{ensemble.threshold:.2f}"] == pytest.approx(max(means), abs=1e-6)
-    masks = [one >= np.float32(ensemble.threshold) for one in probabilities]
-    tried = ensemble.metadata["postprocessing_choice"]
+    assert ensemble.metadata["threshold_choice"][f"{ensemble.threshold:.2f}"] == pytest.approx(max(means), abs=1e-3)
+    tried = ensemble.metadata["operating_point_choice"]["cleaning"]
     for one, record in zip(CLEANINGS, tried, strict=True):
-        found = np.mean([dice(one.clean(mask), truth) for mask, truth in zip(masks, truths, strict=True)])
+        found = np.mean([dice(one.clean(each >= np.float32(ensemble.threshold)), truth) for each, truth in of_polyps])
         assert record == {
             "min_area": one.min_area,
             "fill_holes": one.fill_holes,
-            "dice": pytest.approx(found, abs=1e-6),
+            "dice": pytest.approx(found, abs=1e-3),
         }
     answered = pd.read_csv(finished / "per_image.csv").query("split == 'out-of-fold'").set_index("frame_id")["dice"]
-    by_hand = [dice(ensemble.operating_point.clean(mask), truth) for mask, truth in zip(masks, truths, strict=True)]
-    assert answered[names].to_numpy() == pytest.approx(by_hand, abs=1e-6)
+    by_hand = [
+        dice(Segmentation.from_probability(one, ensemble.operating_point).mask, truth)
+        for one, truth in zip(probabilities, truths, strict=True)
+    ]
+    assert answered[names].to_numpy() == pytest.approx(by_hand, abs=2e-3)  # the kept maps are of 16 bits
     metrics = json.loads((finished / "test.json").read_text())["metrics"]
     assert metrics["out_of_fold"]["n"] == len(names)
-    assert metrics["out_of_fold"]["dice"] == pytest.approx(np.mean(by_hand), abs=1e-9)
+    assert metrics["out_of_fold"]["dice"] == pytest.approx(np.mean(by_hand), abs=1e-3)
 
 
 def test_the_ensemble_is_the_mean_of_the_folds_and_is_tested(finished: Path, data: Path) -> None:

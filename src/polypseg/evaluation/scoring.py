@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from polypseg.catalog import Catalog
 from polypseg.inference.segmenter import Segmenter
-from polypseg.metrics.overlap import dice, dice_at_thresholds
+from polypseg.metrics.overlap import dice
 from polypseg.metrics.pixels import Confusion, confusion
 from polypseg.models.losses import LossConfig, segmentation_loss
-from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 DEFINITIONS = {
@@ -30,14 +29,6 @@ DEFINITIONS = {
     "loss": "the recipe's training loss, mean over images",
 }
 RECIPE_BATCH = 16  # the known recipe's; the value of dice_batch depends on it
-THRESHOLDS: NDArray[np.float32] = np.linspace(0.05, 0.95, 19).astype(np.float32)
-# Simplest first: of equal ones the first is taken.
-CLEANINGS = tuple(
-    OperatingPoint(min_area=min_area, fill_holes=fill_holes)
-    for fill_holes in (False, True)
-    for min_area in (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01)
-)
-SMALLEST_GAIN = 0.0005  # of mean Dice; what gains less on validation is chance, and is left out
 
 
 class Answers(Protocol):
@@ -61,7 +52,9 @@ class Scores:
     per_image: pd.DataFrame
 
 
-def score(segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bool = True) -> Scores:
+def score(
+    segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bool = True, kept: Answers | None = None
+) -> Scores:
     """Score a Segmenter once on the frames of a Catalog.
 
     Args:
@@ -69,11 +62,12 @@ def score(segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bo
         catalog: frames with masks.
         loss: the loss to report.
         progress: show a progress bar.
+        kept: what the segmenter said of these frames before, so that it is not asked again.
 
     Raises:
         PolypsegError: a frame or a mask cannot be read.
     """
-    per_image, dice_global = score_masks(segmenter, catalog, progress)
+    per_image, dice_global = score_masks(kept or segmenter, catalog, progress)
     summary = {
         "n": len(per_image),
         "dice": float(per_image["dice"].mean()),
@@ -130,63 +124,3 @@ def at_network_size(segmenter: Segmenter, catalog: Catalog, loss: LossConfig) ->
         "dice_batch": float(np.mean(per_batch)),
         "loss": float(np.mean(losses)),
     }
-
-
-def choose_threshold(segmenter: Answers, catalog: Catalog, progress: bool = True) -> tuple[float, dict[str, Any]]:
-    """The threshold of ``THRESHOLDS`` with the best mean per-image Dice at original size.
-
-    Returns:
-        The threshold and ``{threshold: mean Dice}`` of all that were tried.
-
-    Raises:
-        PolypsegError: a frame or a mask cannot be read.
-    """
-    total = np.zeros(len(THRESHOLDS))
-    frames = (catalog.frame(index) for index in range(len(catalog)))
-    answers = tqdm(
-        segmenter.stream(frames), "choosing the threshold", len(catalog), unit="frame", disable=not progress,
-        leave=False,
-    )  # fmt: skip
-    for index, answer in enumerate(answers):
-        total += dice_at_thresholds(answer.probability, catalog.mask(index), THRESHOLDS)
-    means = total / len(catalog)
-    return round(float(THRESHOLDS[means.argmax()]), 2), {
-        f"{threshold:.2f}": round(float(mean), 6) for threshold, mean in zip(THRESHOLDS, means, strict=True)
-    }
-
-
-def choose_cleaning(
-    segmenter: Answers, catalog: Catalog, point: OperatingPoint, progress: bool = True
-) -> tuple[OperatingPoint, list[dict[str, Any]]]:
-    """The point with the one of ``CLEANINGS`` that has the best mean per-image Dice at original size; none for a
-    chance gain.
-
-    Args:
-        segmenter: whose probabilities are taken.
-        catalog: frames with masks.
-        point: whose threshold makes the masks.
-        progress: show a progress bar.
-
-    Returns:
-        The choice, and each that was tried as ``{"min_area": …, "fill_holes": …, "dice": …}``.
-
-    Raises:
-        PolypsegError: a frame or a mask cannot be read.
-    """
-    total = np.zeros(len(CLEANINGS))
-    frames = (catalog.frame(index) for index in range(len(catalog)))
-    answers = tqdm(
-        segmenter.stream(frames), "choosing the smallest region", len(catalog), unit="frame", disable=not progress,
-        leave=False,
-    )  # fmt: skip
-    for index, answer in enumerate(answers):
-        truth = catalog.mask(index)
-        mask = answer.probability >= np.float32(point.threshold)
-        total += [dice(one.clean(mask), truth) for one in CLEANINGS]
-    means = total / len(catalog)
-    best = CLEANINGS[int(means.argmax()) if means.max() >= means[0] + SMALLEST_GAIN else 0]
-    tried = [
-        {"min_area": one.min_area, "fill_holes": one.fill_holes, "dice": round(float(mean), 6)}
-        for one, mean in zip(CLEANINGS, means, strict=True)
-    ]
-    return replace(point, min_area=best.min_area, fill_holes=best.fill_holes), tried

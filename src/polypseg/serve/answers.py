@@ -70,11 +70,17 @@ class Frame(BaseModel):
     width: int = Field(description="Pixels, EXIF orientation applied")
     height: int
     threshold: float
+    operating_point: OperatingPointAnswer = Field(description="What made polyps of the probabilities")
     model: str = Field(description="The model's hash")
     polyps: list[PolypAnswer] = Field(description="The largest first")
     probability: str = Field(
         default="",
         description="With ?probability=true: base64 of an 8-bit grey PNG of the network's size, 255 being 1.0",
+    )
+    outside: str = Field(
+        default="",
+        description="With ?probability=true, where there is such: base64 of a grey PNG, smaller than the frame and to be "
+        "stretched over it, 255 where it shows nothing of the patient, as in a black border",
     )
 
 

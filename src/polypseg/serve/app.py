@@ -35,9 +35,11 @@ import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.catalog import MASK_THRESHOLD
 from polypseg.errors import PolypsegError
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import frame_record
 from polypseg.inference.runtimes import usable_cores
 from polypseg.inference.segmenter import Segmenter
+from polypseg.operating_point import OperatingPoint
 from polypseg.serve import answers
 from polypseg.serve.corrections import Corrections
 from polypseg.serve.engine import Engine
@@ -209,12 +211,22 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
         request: Request,
         file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, or DICOM of one frame")],
         probability: Annotated[bool, Query(description="Add the probability map to the JSON")] = False,
+        threshold: Annotated[float | None, Query(**SHARE, description=THRESHOLD)] = None,
+        min_confidence: Annotated[float | None, Query(**SHARE, description=MIN_CONFIDENCE)] = None,
+        threshold_field: Annotated[float | None, Form(alias="threshold", **SHARE, description=THRESHOLD)] = None,
+        min_confidence_field: Annotated[
+            float | None, Form(alias="min_confidence", **SHARE, description=MIN_CONFIDENCE)
+        ] = None,
     ) -> Response:
-        """Segment one frame."""
+        """Segment one frame. Threshold and min_confidence may stand in the URL or in the form, which goes before."""
         media_type = preferred(request.headers.get("accept", "*/*"))
         if media_type is None:
             raise HTTPException(406, f"the answer can be {', '.join(TYPES)}; name one in Accept")
-        return Response(await frames.answer(file, media_type, probability), media_type=media_type)
+        point = segmenter.operating_point.override(
+            threshold=threshold if threshold_field is None else threshold_field,
+            min_confidence=min_confidence if min_confidence_field is None else min_confidence_field,
+        )
+        return Response(await frames.answer(file, media_type, probability, point), media_type=media_type)
 
     # ---- videos and batches ------------------------------------------------------------------------------
 
@@ -313,6 +325,9 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
 
 
 BINARY = {"type": "string", "format": "binary"}
+SHARE: dict[str, Any] = {"ge": 0, "le": 1}
+THRESHOLD = "A pixel belongs to a region if its probability is at least this; the model's own by default"
+MIN_CONFIDENCE = "A region is a polyp if its confidence is at least this; the model's own by default"
 
 
 class Frames:
@@ -337,7 +352,7 @@ class Frames:
         self._pace = 0.1  # seconds a frame lately
         self.admitted = 0
 
-    async def answer(self, upload: UploadFile, media_type: str, probability: bool) -> bytes:
+    async def answer(self, upload: UploadFile, media_type: str, probability: bool, point: OperatingPoint) -> bytes:
         """The answer about a frame, as one of ``TYPES``.
 
         Raises:
@@ -355,7 +370,14 @@ class Frames:
                     frame = await loop.run_in_executor(self._pool, self.read, upload, None)
                     found = await self._engine.probability(frame)
                     answer = await loop.run_in_executor(
-                        self._pool, self._render, frame, found, own_name(upload.filename), media_type, probability
+                        self._pool,
+                        self._render,
+                        frame,
+                        found,
+                        own_name(upload.filename),
+                        media_type,
+                        probability,
+                        point,
                     )
                     self._pace += 0.1 * ((time.monotonic() - started) / self._settings.batch_size - self._pace)
                     return answer
@@ -370,18 +392,29 @@ class Frames:
             return read_still(path, name or own_name(upload.filename), self._settings.max_pixels)
 
     def _render(
-        self, frame: NDArray[np.uint8], found: NDArray[np.float32], name: str, media_type: str, probability: bool
+        self,
+        frame: NDArray[np.uint8],
+        found: NDArray[np.float32],
+        name: str,
+        media_type: str,
+        probability: bool,
+        point: OperatingPoint,
     ) -> bytes:
-        answer = self._segmenter.answer(found, *frame.shape[:2])
+        outside = outside_of(frame)
+        answer = self._segmenter.answer(found, *frame.shape[:2], outside=outside, point=point)
         if media_type == "image/png":
             return _encoded(".png", answer.mask.astype(np.uint8) * 255)
         if media_type == "image/jpeg":
             boxes = [polyp.box for polyp in answer.polyps]
             return _encoded(".jpg", overlay(frame, answer.mask, boxes=boxes)[..., ::-1])
         record = frame_record(answer, source=name, model=self._segmenter.hash)
+        record["operating_point"] = asdict(answer.point)
         if probability:
             levels = np.rint(found * np.float32(255)).astype(np.uint8)
             record["probability"] = base64.b64encode(_encoded(".png", levels)).decode()
+            if outside is not None:
+                beyond = _encoded(".png", outside.astype(np.uint8) * 255)
+                record["outside"] = base64.b64encode(beyond).decode()
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
 
 

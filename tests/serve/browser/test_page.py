@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +208,11 @@ def test_a_photo_that_says_it_is_turned_is_shown_upright(visit: Visit, frames: l
     assert page.get_by_role("button", name="Correct the mask").is_enabled()
 
 
-def test_the_post_processing_of_the_model_is_applied(visit: Visit, service: Any, frames: list[Path]) -> None:
+def test_the_operating_point_of_the_model_is_applied(visit: Visit, service: Any, frames: list[Path]) -> None:
     model = service.web.get("/v1/model").json()
     page = visit()
-    page.route("**/v1/model", lambda route: route.fulfill(json={**model, "operating_point": {"min_area": 0.9}}))
+    point = {**model["operating_point"], "min_area": 0.9}
+    page.route("**/v1/model", lambda route: route.fulfill(json={**model, "operating_point": point}))
     page.reload()
     give(page, frames[0])
     page.locator("#polyps-text", has_text="no polyp").wait_for()
@@ -291,6 +293,29 @@ def test_the_threshold_answers_without_the_service(
     assert not any("/v1/" in url for url in sent)
 
 
+def test_regions_below_the_least_confidence_are_drawn_faintly_and_not_counted(
+    visit: Visit, service: Any, frames: list[Path], tmp_path: Path
+) -> None:
+    found = asked(service, frames[0])["polyps"]
+    assert found and all(polyp["confidence"] < 0.995 for polyp in found)
+    page = visit()
+    give(page, frames[0])
+    page.locator("#polyps-text", has_text=f"{len(found)} polyp").wait_for()
+    before = yellow(shown(page)).sum()
+    page.locator("#confidence").fill("1")
+    page.locator("#polyps-text", has_text="no polyp").wait_for()
+    assert f"{len(found)} region" in page.locator("#polyps-text").inner_text()
+    assert page.locator("#confidence-value").inner_text() == "1.000" and page.locator("#polyps li").count() == 0
+    faint = shown(page)
+    page.get_by_label("Off").check()
+    assert yellow(faint).sum() < 20 < before and (np.abs(faint.astype(int) - shown(page)).max(2) > 12).sum() > 20
+    record = json.loads(kept(page, "JSON", tmp_path).read_text())
+    assert record["polyps"] == [] and record["operating_point"]["min_confidence"] == 1
+    assert not read(kept(page, "Mask", tmp_path)).any()
+    page.get_by_role("button", name="Back to the model's").click()
+    page.locator("#polyps-text", has_text=f"{len(found)} polyp").wait_for()
+
+
 def test_the_counts_in_the_list_follow_the_threshold(visit: Visit, frames: list[Path]) -> None:
     page = visit()
     give(page, *frames)
@@ -367,12 +392,12 @@ def test_the_page_can_be_used_with_the_keyboard_alone(visit: Visit, frames: list
     page = visit()
     give(page, *frames[:2])
     reached = []
-    while "threshold" not in reached and len(reached) < 100:
+    while "confidence" not in reached and len(reached) < 100:
         page.keyboard.press("Tab")
         focus = page.evaluate("() => (({ id, className, name }) => id || className || name)(document.activeElement)")
         reached.append(focus)
     above = ["skip", "help-button", "files", "folder", "camera", "item", "remove"]
-    order = [*above, "next", "canvas", "compare", "opacity", "edit", "threshold"]
+    order = [*above, "next", "canvas", "compare", "opacity", "edit", "threshold", "confidence"]
     places = [reached.index(name) for name in order]
     assert places == sorted(places)
     said = page.locator("#live").inner_text()
@@ -682,24 +707,30 @@ def blobs(seed: int, height: int = 57, width: int = 83) -> NDArray[np.float32]:
     return (smooth - smooth.min()) / (smooth.max() - smooth.min())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_polyps_of_the_page_are_those_of_python(visit: Visit, seed: int) -> None:
     page = visit()
     probability = blobs(seed)
     height, width = probability.shape
-    post = OperatingPoint(0.55, confidence="mean", min_area=0.002, fill_holes=seed > 0)
-    expected = Segmentation.from_probability(probability, post)
+    outside = np.zeros((6, 9), bool)
+    outside[:, :2] = seed > 1
+    point = OperatingPoint(0.55, 0.62 if seed else 0, "peak" if seed % 2 else "mean", 0.002, seed > 0)
+    expected = Segmentation.from_probability(probability, point, outside)
     mask = expected.mask
-    polyps = page.evaluate(
-        """async ([values, width, height, post]) => {
-            const { maskOf, polypsOf, postprocess } = await import("/static/polyps.js");
-            const probability = Float32Array.from(values);
-            const mask = postprocess(maskOf(probability, 0.55), width, height, post);
-            return polypsOf(mask, probability, width, height);
+    assert (len(expected.polyps) < len(expected.candidates)) == (seed > 0)
+    found = page.evaluate(
+        """async ([values, width, height, point, outside]) => {
+            const { findPolyps } = await import("/static/polyps.js");
+            const map = { pixels: Uint8Array.from(outside), width: 9, height: 6 };
+            const found = findPolyps(Float32Array.from(values), width, height, point, map);
+            return { ...found, mask: Array.from(found.mask) };
         }""",
-        [probability.ravel().tolist(), width, height, {"min_area": post.min_area, "fill_holes": post.fill_holes}],
+        [probability.ravel().tolist(), width, height, asdict(point), (255 * outside.ravel()).tolist()],
     )
-    assert len(polyps) == len(expected.polyps) > 5
+    polyps = found["polyps"]
+    assert (np.reshape(found["mask"], mask.shape) == mask).all()
+    assert len(polyps) == len(expected.polyps) > 2
+    assert len(polyps) + len(found["faint"]) == len(expected.candidates)
     by_box = {tuple(polyp["box"]): polyp for polyp in polyps}
     for polyp in expected.polyps:
         one = by_box[polyp.box]

@@ -21,21 +21,21 @@ export const jsonBlob = (value) => new Blob([JSON.stringify(value), "\n"], { typ
 // A Blob of the mask as a grey PNG, 0 or 255. mask: Uint8Array of 0 and 1.
 export const maskBlob = (mask, width, height) => encodeGrey(mask.map((value) => 255 * value), width, height);
 
-// A Blob of the frame with its polyps as the viewer shows them, at the frame's size.
+// A Blob of the frame with its polyps as the viewer shows them, at the frame's size; without the faint regions.
 export function overlayBlob(scene, options) {
   const canvas = new OffscreenCanvas(scene.width, scene.height);
   const context = canvas.getContext("2d");
   context.drawImage(scene.picture, 0, 0, scene.width, scene.height);
-  paintPolyps(context, scene, options, Math.max(1, Math.max(scene.width, scene.height) / 700));
+  paintPolyps(context, { ...scene, faintPath: null }, options, Math.max(1, Math.max(scene.width, scene.height) / 700));
   return canvas.convertToBlob({ type: "image/png" });
 }
 
-// One frame's answer, with the keys of the service's. answer: what the service said; found: {polyps, threshold, corrected}.
-export function record(answer, { polyps, threshold, corrected }) {
+// One frame's answer, with the keys of the service's. answer: what the service said; found: {polyps, point, corrected}.
+export function record(answer, { polyps, point, corrected }) {
   const { source, frame, time, width, height, model } = answer;
   const rounded = (value) => Math.round(value * 1e6) / 1e6;
   return {
-    source, frame, time, width, height, threshold, model,
+    source, frame, time, width, height, threshold: point.threshold, model, operating_point: point,
     ...(corrected && { corrected }),
     polyps: polyps.map(({ box, area, confidence, contour }) => ({ box, area, confidence: rounded(confidence), contour })),
   };

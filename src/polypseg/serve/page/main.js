@@ -18,7 +18,7 @@ let items = []; // {kind: "image" | "video" | "camera", name, file, state, error
 let current = null;
 let opened = null; // the current frame, as `open` gives it
 let scene = null; // and analysed
-let threshold = 0.5;
+let point = { threshold: 0.5, min_confidence: 0, confidence: "peak", min_area: 0, fill_holes: false }; // what makes polyps
 let camera = null;
 
 const viewer = new Viewer($("canvas"));
@@ -30,7 +30,6 @@ const correction = new Correction(viewer, fillDetails, (item, mask) => {
   item.correction = mask;
   if (item === current) refresh(true);
 });
-const postprocessing = () => model?.operating_point ?? {};
 
 // --- adding ---
 
@@ -75,7 +74,7 @@ function changed(item) {
   countProgress();
   if (item.error) announce(`${item.name}: ${item.error}`);
   if (item === current && !(item.kind === "video" && player.item === item)) show(item);
-  if (item.state === "done" && item.kind === "image" && threshold !== item.answer.threshold) recountSoon();
+  if (item.state === "done" && item.kind === "image" && moved(item.answer.operating_point)) recountSoon();
 }
 
 async function remove(item) {
@@ -175,9 +174,9 @@ async function showFilm(item) {
   }
 }
 
-// After a change of frame, threshold or correction. keep: where we look stays.
+// After a change of frame, operating point or correction. keep: where we look stays.
 function refresh(keep) {
-  scene = analyse(opened, threshold, postprocessing());
+  scene = analyse(opened, point);
   viewer.show(scene, keep);
   if (current.kind === "image") {
     current.count = scene.polyps.length;
@@ -205,16 +204,24 @@ function fillDetails() {
     ? trackEntries(player.tracks, (seconds) => player.jump(seconds))
     : scene ? polypEntries(scene, viewer.selected, select) : [];
   fillList($("polyps"), shown);
-  $("polyps-text").textContent = film || scene ? counted(shown.length) : "Nothing to show yet.";
+  const faint = film ? 0 : (scene?.faint.length ?? 0);
+  const less = faint ? `; ${faint} region${faint > 1 ? "s" : ""} of less confidence, dashed` : "";
+  $("polyps-text").textContent = film || scene ? counted(shown.length) + less : "Nothing to show yet.";
   $("threshold-part").hidden = !scene || correction.active;
-  $("threshold").disabled = Boolean(current?.correction);
-  $("discard").hidden = !current?.correction;
-  $("threshold-reset").disabled = threshold === model?.threshold || Boolean(current?.correction);
-  $("threshold").value = threshold;
-  $("threshold-value").textContent = threshold.toFixed(2);
-  $("threshold-text").textContent = current?.correction
-    ? "This mask was corrected by hand; the threshold does not change it."
-    : `A pixel is polyp if its probability is at least this. The model's own is ${(model?.threshold ?? 0.5).toFixed(2)}.`;
+  const byHand = Boolean(current?.correction);
+  const own = model?.operating_point ?? point;
+  for (const id of ["threshold", "confidence"]) $(id).disabled = byHand;
+  $("discard").hidden = !byHand;
+  $("threshold-reset").disabled = byHand || !moved(own);
+  $("threshold").value = point.threshold;
+  $("confidence").value = point.min_confidence;
+  tellPoint();
+  $("threshold-text").textContent = byHand
+    ? "This mask was corrected by hand; neither threshold nor confidence changes it."
+    : `A pixel belongs to a region if its probability is at least this. The model's own is ${own.threshold.toFixed(2)}.`;
+  $("confidence-text").textContent = byHand
+    ? ""
+    : `A region is a polyp if its ${own.confidence === "mean" ? "mean" : "highest"} probability is at least this. The model's own is ${own.min_confidence.toFixed(3)}.`;
   $("canvas").setAttribute("aria-label", scene ? `${current.name}: ${counted(scene.polyps.length)}` : "Frame");
   downloadButtons();
 }
@@ -227,14 +234,22 @@ function select(index) {
   fillDetails();
 }
 
-// --- threshold ---
+// --- operating point ---
 
 let waitingFrame = null;
 let recounting = 0;
 
-function setThreshold(value) {
-  threshold = value;
-  $("threshold-value").textContent = threshold.toFixed(2);
+// Whether the sliders stand elsewhere than at another operating point.
+const moved = (other) => point.threshold !== other.threshold || point.min_confidence !== other.min_confidence;
+
+function tellPoint() {
+  $("threshold-value").textContent = point.threshold.toFixed(2);
+  $("confidence-value").textContent = point.min_confidence.toFixed(3);
+}
+
+function setPoint(change) {
+  point = { ...point, ...change };
+  tellPoint();
   waitingFrame ??= requestAnimationFrame(() => {
     waitingFrame = null;
     if (opened) refresh(true);
@@ -248,7 +263,7 @@ async function recountSoon() {
   await api.pause(0.3);
   for (const item of items.filter(({ kind, state }) => kind === "image" && state === "done")) {
     if (turn !== recounting) return;
-    item.count = (await polypsAt(item, threshold, postprocessing())).length;
+    item.count = (await polypsAt(item, point)).length;
     list.update(item);
     await api.pause(0);
   }
@@ -292,10 +307,10 @@ function toggleCamera() {
 }
 
 async function keepFrame() {
-  const { file, answer, map } = opened.item;
+  const { file, answer, map, outside } = opened.item;
   const name = `camera-${new Date().toISOString().replace(/[-:]|\..*/g, "").replace("T", "-")}.jpg`;
   const item = newItem("image", name, new File([file], name, { type: file.type }));
-  Object.assign(item, { answer: { ...answer, source: name }, map });
+  Object.assign(item, { answer: { ...answer, source: name }, map, outside });
   await illustrate(item);
   item.state = "done";
   add(item);
@@ -319,7 +334,7 @@ function downloadButtons() {
     offer("Mask (PNG)", async () => files.save(await files.maskBlob(scene.mask, scene.width, scene.height), `${name}.png`));
     offer("Overlay (PNG)", async () => files.save(await files.overlayBlob(scene, viewer.options), `${name}.overlay.png`));
     offer("JSON", () =>
-      files.save(files.jsonBlob(files.record(answer, { polyps: scene.polyps, threshold, corrected })), `${name}.json`),
+      files.save(files.jsonBlob(files.record(answer, { polyps: scene.polyps, point, corrected })), `${name}.json`),
     );
   }
   if (done.length) offer(`COCO, ${done.length} frame${done.length > 1 ? "s" : ""} (JSON)`, () => saveCoco(done));
@@ -335,7 +350,7 @@ function downloadButtons() {
 
 async function saveCoco(done) {
   const frames = [];
-  for (const item of done) frames.push({ answer: item.answer, polyps: await polypsAt(item, threshold, postprocessing()) });
+  for (const item of done) frames.push({ answer: item.answer, polyps: await polypsAt(item, point) });
   files.save(files.jsonBlob(files.coco(frames, $("intended").textContent)), "coco.json");
 }
 
@@ -357,7 +372,7 @@ function askToken(again) {
 async function begin() {
   try {
     model = await api.model();
-    threshold = model.threshold;
+    point = { ...model.operating_point };
     $("model").textContent = `${model.name} on ${model.device} (${model.runtime}, ${model.precision})`;
     $("model").title = model.reason;
     $("intended").textContent = model.intended_use;
@@ -394,8 +409,9 @@ for (const radio of document.querySelectorAll("[name=mode]")) {
 on("zoom-in", "click", () => viewer.zoomBy(1.4));
 on("zoom-out", "click", () => viewer.zoomBy(1 / 1.4));
 on("zoom-fit", "click", () => viewer.fit());
-on("threshold", "input", (event) => setThreshold(Number(event.target.value)));
-on("threshold-reset", "click", () => setThreshold(model.threshold));
+on("threshold", "input", (event) => setPoint({ threshold: Number(event.target.value) }));
+on("confidence", "input", (event) => setPoint({ min_confidence: Number(event.target.value) }));
+on("threshold-reset", "click", () => setPoint(model.operating_point));
 on("edit", "click", edit);
 on("discard", "click", () => {
   current.correction = null;

@@ -31,8 +31,19 @@ export function heatOf(map) {
 }
 
 // Into a context whose unit is a pixel of the frame. pixel: the size of one on the screen (or in the file) in that unit.
-export function paintPolyps(context, { width, height, path, heat, polyps }, { mode, opacity, numbers = true }, pixel) {
+export function paintPolyps(context, { width, height, path, faintPath, heat, polyps }, { mode, opacity, numbers = true }, pixel) {
   context.save();
+  if (faintPath && (mode === "contour" || mode === "fill")) {
+    context.globalAlpha = 0.6;
+    context.setLineDash([4 * pixel, 4 * pixel]);
+    for (const [colour, line] of [["rgb(0 0 0 / 60%)", 2.5], ["white", 1]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = line * pixel;
+      context.stroke(faintPath);
+    }
+    context.setLineDash([]);
+    context.globalAlpha = 1;
+  }
   if (mode === "heat" && heat) {
     context.globalAlpha = opacity;
     context.drawImage(heat, 0, 0, width, height);

@@ -1,5 +1,5 @@
-// From a probability map to polyps, by the rules of the Python package (segmentation.py, bundle.py, outputs.py), so
-// that the threshold can be moved without asking the service.
+// From a probability map to polyps, by the rules of the Python package (segmentation.py, operating_point.py,
+// outputs.py), so that threshold and least confidence can be moved without asking the service.
 
 // A map {pixels: Uint8Array (255 is 1), width, height} at a frame's size, bilinear: Float32Array, 0..1.
 export function enlarge(map, width, height) {
@@ -42,14 +42,39 @@ export function maskOf(probability, threshold) {
   return mask;
 }
 
-// The mask after the bundle's post-processing: holes filled, then regions smaller than a share of the frame removed.
-export function postprocess(mask, width, height, { min_area = 0, fill_holes = false } = {}) {
-  if (fill_holes) fillHoles(mask, width, height);
-  if (min_area) {
+// What an operating point (`operating_point` of the service) makes of a map at the frame's size: {mask, polyps, faint}.
+// faint: regions of too little confidence, which are in neither of the others. outside: where the frame shows nothing of
+// the patient, {pixels (255 there), width, height}, or null.
+export function findPolyps(probability, width, height, point, outside = null) {
+  const mask = clean(maskOf(probability, point.threshold), width, height, point, outside);
+  const found = polypsOf(mask, probability, width, height, point.confidence);
+  const least = Math.fround(point.min_confidence ?? 0);
+  const polyps = found.filter(({ confidence }) => Math.fround(confidence) >= least);
+  const faint = found.filter(({ confidence }) => Math.fround(confidence) < least);
+  if (faint.length) {
     const { labels, regions } = label(mask, width, height);
-    const kept = regions.map((region) => region.area >= min_area * width * height);
-    for (let at = 0; at < mask.length; at++) if (labels[at] && !kept[labels[at] - 1]) mask[at] = 0;
+    const dropped = new Set(faint.map(({ start }) => start));
+    const gone = regions.map(({ start }) => dropped.has(start));
+    for (let at = 0; at < mask.length; at++) if (labels[at] && gone[labels[at] - 1]) mask[at] = 0;
   }
+  return { mask, polyps, faint };
+}
+
+// The mask with holes filled, without regions smaller than a share of the frame, and without those of which more than
+// half lies outside.
+function clean(mask, width, height, { min_area = 0, fill_holes = false }, outside) {
+  if (fill_holes) fillHoles(mask, width, height);
+  if (!min_area && !outside) return mask;
+  const { labels, regions } = label(mask, width, height);
+  const beyond = new Float64Array(regions.length + 1);
+  for (let y = 0, at = 0; outside && y < height; y++) {
+    const row = Math.floor(((y + 0.5) * outside.height) / height) * outside.width;
+    for (let x = 0; x < width; x++, at++) {
+      if (labels[at] && outside.pixels[row + Math.floor(((x + 0.5) * outside.width) / width)]) beyond[labels[at]]++;
+    }
+  }
+  const kept = regions.map(({ area }, index) => area >= min_area * width * height && 2 * beyond[index + 1] <= area);
+  for (let at = 0; at < mask.length; at++) if (labels[at] && !kept[labels[at] - 1]) mask[at] = 0;
   return mask;
 }
 
@@ -112,17 +137,23 @@ function label(mask, width, height) {
   return { labels, regions };
 }
 
-// The polyps of a mask, largest first: {box: [xmin, ymin, xmax, ymax], area, confidence, contour, rings}.
-export function polypsOf(mask, probability, width, height) {
+// The regions of a mask, largest first: {box: [xmin, ymin, xmax, ymax], area, confidence, contour, rings, start}.
+// kind: what the confidence is, "peak" or "mean".
+export function polypsOf(mask, probability, width, height, kind = "peak") {
   const { labels, regions } = label(mask, width, height);
   const sums = new Float64Array(regions.length + 1);
-  for (let at = 0; at < labels.length; at++) if (labels[at]) sums[labels[at]] += probability[at];
+  const peaks = new Float64Array(regions.length + 1);
+  for (let at = 0; at < labels.length; at++) {
+    sums[labels[at]] += probability[at];
+    if (probability[at] > peaks[labels[at]]) peaks[labels[at]] = probability[at];
+  }
   const polyps = regions.map(({ area, box, start }, index) => {
     const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && labels[y * width + x] === index + 1;
     return {
       box,
       area,
-      confidence: sums[index + 1] / area,
+      confidence: kind === "mean" ? sums[index + 1] / area : peaks[index + 1],
+      start,
       contour: contourOf(inside, start % width, Math.floor(start / width)),
       rings: ringsOf(inside, box),
     };

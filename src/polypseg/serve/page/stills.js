@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { decodeGrey } from "./png.js";
 import { heatOf, pathOf } from "./paint.js";
-import { enlarge, maskOf, polypsOf, postprocess } from "./polyps.js";
+import { enlarge, findPolyps, polypsOf } from "./polyps.js";
 
 const AT_ONCE = 3; // requests in flight: the service always has one to go on with
 const REMEMBERED = 4; // frames whose pixels are kept, for quick steps back and forth
@@ -47,11 +47,15 @@ async function ask(item, changed) {
   changed(item);
 }
 
-// The map is kept as the PNG that it came as: small, so that thousands of frames fit into memory.
-export function takeAnswer(item, { probability, ...answer }) {
+// The maps are kept as the PNGs that they came as: small, so that thousands of frames fit into memory.
+export function takeAnswer(item, { probability, outside, ...answer }) {
+  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   item.answer = answer;
-  item.map = Uint8Array.from(atob(probability), (letter) => letter.charCodeAt(0));
+  item.map = bytes(probability);
+  item.outside = outside ? bytes(outside) : null;
 }
+
+const decoded = async (item) => [await decodeGrey(item.map), item.outside ? await decodeGrey(item.outside) : null];
 
 // Gives the item its thumbnail. What the browser cannot decode (TIFF, DICOM) is shown by the service's overlay.
 export async function illustrate(item) {
@@ -75,9 +79,9 @@ export async function illustrate(item) {
 // What the viewer needs of a frame. picture: what to draw it from.
 export async function open(item, picture = null) {
   const { width, height } = item.answer;
-  const map = await decodeGrey(item.map);
+  const [map, outside] = await decoded(item);
   picture ??= await createImageBitmap(item.shown);
-  return { item, picture, map, width, height, probability: enlarge(map, width, height), heat: heatOf(map) };
+  return { item, picture, map, outside, width, height, probability: enlarge(map, width, height), heat: heatOf(map) };
 }
 
 // The last frames that were opened.
@@ -103,18 +107,22 @@ export class Shelf {
   }
 }
 
-// The viewer's scene: the opened frame with its mask and polyps. A mask corrected by hand goes before the threshold.
-export function analyse(opened, threshold, postprocessing) {
-  const { item, probability, width, height } = opened;
-  const mask = item.correction ?? postprocess(maskOf(probability, threshold), width, height, postprocessing);
-  const polyps = polypsOf(mask, probability, width, height);
-  return { ...opened, mask, polyps, path: pathOf(polyps) };
+// What is found at an operating point. A mask corrected by hand goes before it.
+function found({ item, probability, outside, width, height }, point) {
+  if (!item.correction) return findPolyps(probability, width, height, point, outside);
+  const polyps = polypsOf(item.correction, probability, width, height, point.confidence);
+  return { mask: item.correction, polyps, faint: [] };
 }
 
-// How many polyps a frame has, without its picture.
-export async function polypsAt(item, threshold, postprocessing) {
+// The viewer's scene: the opened frame with its mask and polyps.
+export function analyse(opened, point) {
+  const { mask, polyps, faint } = found(opened, point);
+  return { ...opened, mask, polyps, faint, path: pathOf(polyps), faintPath: pathOf(faint) };
+}
+
+// The polyps of a frame, without its picture.
+export async function polypsAt(item, point) {
   const { width, height } = item.answer;
-  const probability = enlarge(await decodeGrey(item.map), width, height);
-  const mask = item.correction ?? postprocess(maskOf(probability, threshold), width, height, postprocessing);
-  return polypsOf(mask, probability, width, height);
+  const [map, outside] = await decoded(item);
+  return found({ item, probability: enlarge(map, width, height), outside, width, height }, point).polyps;
 }
