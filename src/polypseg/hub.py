@@ -16,6 +16,7 @@ from typing import Any
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.metadata import (
+    FRAMES_FILE,
     METADATA_FILE,
     MOST_BYTES,
     MOST_FILE_BYTES,
@@ -73,8 +74,9 @@ def fetch(reference: str) -> Path:
         take(f"{member}/{METADATA_FILE}" for member in members)
         for part in members or [""]:
             file = metadata.parent / part / METADATA_FILE
-            exports = _names(export_files, read_metadata(file), reference) if file.is_file() else []
-            take(f"{part}/{name}".lstrip("/") for name in (WEIGHTS_FILE, *exports))
+            described = read_metadata(file) if file.is_file() else {}
+            names = [WEIGHTS_FILE, *([FRAMES_FILE] if "frames" in described else [])]
+            take(f"{part}/{name}".lstrip("/") for name in names + _names(export_files, described, reference))
     except PolypsegError:
         raise
     except Exception as error:  # the hub's transport errors share no base class across its versions

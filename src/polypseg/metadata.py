@@ -17,6 +17,7 @@ from polypseg.errors import PolypsegError
 METADATA_FILE = "metadata.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+FRAMES_FILE = "frames.csv"
 FORMATS = {"openvino": "xml", "onnx": "onnx"}  # of exports, and the suffix of the file that is opened
 PRECISIONS = ("fp32", "bf16", "int8")
 MOST_BYTES = 32 * 2**20  # of metadata.json
@@ -35,6 +36,7 @@ _OBJECT, _LIST, _TEXT = (dict, type(None)), (list, type(None)), (str, type(None)
 _KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,), "tta": (str,), "architecture": (dict,), "preprocessing": (dict,), "operating_point": (dict,),
     "postprocessing": (dict,), "members": (dict,), "exports": (list,), "recipe": _OBJECT, "data": _OBJECT,
+    "frames": _OBJECT,
     "split": _OBJECT, "encoder_weights": _OBJECT, "metrics": _OBJECT, "metric_definitions": _OBJECT,
     "taught_by": _OBJECT, "speed": _OBJECT, "conformal": _OBJECT, "versions": _OBJECT, "evaluations": _LIST,
     "failures": _LIST, "averaged_from": _LIST, "licence": _TEXT, "commit": _TEXT, "device": _TEXT,
@@ -97,7 +99,7 @@ def member_names(metadata: Any) -> list[str]:
 
 def is_member(name: str) -> bool:
     """Whether a name can be a member's."""
-    ours = {one.lower() for one in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, *FORMATS)}
+    ours = {one.lower() for one in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, FRAMES_FILE, *FORMATS)}
     return _MEMBER.fullmatch(name) is not None and name.lower() not in ours and not name.endswith(".")
 
 
