@@ -63,7 +63,7 @@ def test_an_empty_catalog_has_all_columns() -> None:
 
 def test_a_missing_column_is_refused() -> None:
     with pytest.raises(ValueError, match="'group', 'split'"):
-        Catalog(pd.DataFrame(columns=COLUMNS[:-2]))
+        Catalog(pd.DataFrame(columns=COLUMNS[:-3]))
 
 
 def test_a_frame_twice_is_refused_but_not_in_two_data_sets() -> None:

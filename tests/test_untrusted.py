@@ -327,7 +327,29 @@ def test_an_enormous_metadata_json_is_not_read(tmp_path: Path) -> None:
 def test_enormous_weights_are_not_read(tmp_path: Path) -> None:
     bundle = save(tmp_path / "b")
     os.truncate(bundle.folder / "model.safetensors", 2**40)
-    refused(bundle.folder, "model.safetensors: is larger than 4 GiB")
+    refused(bundle.folder, "model.safetensors: is larger than 4096 MiB")
+
+
+def test_the_frames_of_anyone_are_one_line(tmp_path: Path) -> None:
+    bundle = save(tmp_path / "b")
+    file = bundle.folder / "frames.csv"
+    for content, says in (
+        (b"dataset,frame_id,split,sha256\na,b\n", "cannot be read"), (b"x\n" + b"y" * 200_000, "cannot be read"),
+        (b"x\n\xff\xfe\n", "cannot be read"), (b"x\n" + b"a,b,c,d,e\n", "cannot be read"),
+    ):  # fmt: skip
+        file.write_bytes(content)
+        change(bundle.folder, {"frames": {"sha256": hashlib.sha256(content).hexdigest()}})
+        with pytest.raises(PolypsegError, match=says) as caught:
+            ModelBundle.load(bundle.folder).frames()
+        assert str(caught.value).startswith(f"{file}: ") and len(str(caught.value).splitlines()) == 1
+    os.truncate(file, 2**40)
+    with pytest.raises(PolypsegError, match="is larger than 256 MiB"):
+        ModelBundle.load(bundle.folder).frames()
+    file.unlink()
+    file.symlink_to("/etc/hostname")
+    refused(bundle.folder, "frames.csv: leads out of the bundle")
+    change(bundle.folder, {"frames": "x"})
+    refused(bundle.folder, "frames is of type str")
 
 
 def tensors(header: Any, content: bytes = b"") -> bytes:

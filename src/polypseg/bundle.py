@@ -11,17 +11,19 @@ An ensemble is a bundle too. It holds whole bundles, its members, instead of wei
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import hashlib
 import importlib.metadata
+import itertools
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,8 +32,8 @@ from numpy.typing import NDArray
 from polypseg import hub
 from polypseg import metadata as rules
 from polypseg.errors import PolypsegError
-from polypseg.files import disk_error, make_folder, sha256_file, sha256_lines, sync, write_json
-from polypseg.metadata import CARD_FILE, METADATA_FILE, MOST_FILE_BYTES, WEIGHTS_FILE
+from polypseg.files import atomic_write, disk_error, make_folder, sha256_file, sha256_lines, sync, write_json
+from polypseg.metadata import CARD_FILE, FRAMES_FILE, METADATA_FILE, MOST_FILE_BYTES, MOST_FRAMES_BYTES, WEIGHTS_FILE
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged
 
@@ -55,7 +57,7 @@ _DECIDING = (
 )  # fmt: skip
 _FORMER = ("threshold", "postprocessing")  # of schema 1
 # What ``save`` writes by itself, and what was found with these very weights.
-_WRITTEN = (*_REQUIRED, *_FORMER, "intended_use", "versions", "compacted_from")
+_WRITTEN = (*_REQUIRED, *_FORMER, "intended_use", "versions", "compacted_from", "frames")
 _MEASURED = ("exports", "metrics", "metric_definitions", "evaluations", "speed", "failures")
 _PACKAGES = ("polypseg", "torch", "segmentation-models-pytorch", "timm", "albumentations", "numpy")
 
@@ -183,6 +185,26 @@ class Preprocessing:
     def restore(self, probability: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
         """A probability map of the network's size to H×W float32 0..1 of the frame's size, bilinear."""
         return Enlarged(probability, height, width).whole
+
+
+class FrameRecord(NamedTuple):
+    """One frame of the split that a bundle was trained by: its name, its part, and the SHA-256 of its file."""
+
+    dataset: str
+    frame_id: str
+    split: str
+    sha256: str
+
+
+def merge_frames(*tables: Iterable[FrameRecord]) -> list[FrameRecord]:
+    """The frames of several, each once: what one was trained on is ``train``, whatever it was to another."""
+    order = {"train": 0, "val": 1, "test": 2}
+    found: dict[tuple[str, str, str], FrameRecord] = {}
+    for one in (record for table in tables for record in table):
+        key = one.dataset, one.frame_id, one.sha256
+        if key not in found or order.get(one.split, 3) < order.get(found[key].split, 3):
+            found[key] = one
+    return sorted(found.values(), key=lambda one: (order.get(one.split, 3), one))
 
 
 @dataclass(frozen=True)
@@ -408,6 +430,42 @@ class ModelBundle:
         write_json(self.folder / METADATA_FILE, metadata)
         return ModelBundle.load(self.folder)
 
+    def record_frames(self, records: Iterable[FrameRecord]) -> ModelBundle:
+        """Write which frames it was trained on, chosen on and tested on, as ``frames.csv``; return it as it is now.
+
+        Raises:
+            PolypsegError: as ``update``.
+        """
+        self.check_own()
+        with atomic_write(self.folder / FRAMES_FILE, "w") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(FrameRecord._fields)
+            writer.writerows(merge_frames(records))
+        return self.update(frames={"sha256": sha256_file(self.folder / FRAMES_FILE)})
+
+    def frames(self) -> list[FrameRecord] | None:
+        """The frames of its split and of what it was trained on from, ``train`` first; an ensemble's of all members.
+
+        Returns:
+            A record a frame; None where none were written, as by former versions.
+
+        Raises:
+            PolypsegError: the file is not the one that ``metadata.json`` describes.
+        """
+        if self.members:
+            tables = [member.frames() for member in self.members]
+            known = [table for table in tables if table is not None]
+            return merge_frames(*known) if len(known) == len(tables) else None
+        if "frames" not in self.metadata:
+            return None
+        file = self.folder / FRAMES_FILE
+        try:
+            _verify(file, self.metadata["frames"]["sha256"], _remedy(self.folder), MOST_FRAMES_BYTES)
+            with file.open(encoding="utf-8", newline="") as rows:
+                return [FrameRecord(*row) for row in itertools.islice(csv.reader(rows), 1, None)]
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise PolypsegError(f"{file}: cannot be read ({error}); {_remedy(self.folder)}") from error
+
     def check_own(self) -> None:
         """Refuse to change a shipped bundle, or one of the hub: under its name, everyone expects what was published.
 
@@ -468,11 +526,13 @@ class ModelBundle:
             PolypsegError: as ``save``.
         """
         kept = {key: value for key, value in self.metadata.items() if key not in _WRITTEN and key not in _MEASURED}
-        return ModelBundle.save(
+        frames = self.frames()
+        made = ModelBundle.save(
             folder, self.weights(), name=name or self.name, architecture=self.architecture,
             preprocessing=self.preprocessing, operating_point=self.operating_point, half=True, **kept,
             compacted_from=self.hash,
         )  # fmt: skip
+        return made if frames is None else made.record_frames(frames)
 
     @property
     def name(self) -> str:
@@ -529,7 +589,7 @@ class ModelBundle:
     @property
     def files(self) -> list[str]:
         """The files of the whole bundle, by their names in its folder; the model card is none of them."""
-        names = [METADATA_FILE]
+        names = [METADATA_FILE, *([FRAMES_FILE] if "frames" in self.metadata else [])]
         for member in self.members:
             names += [f"{member.folder.name}/{file}" for file in member.files]
         if not self.members:
@@ -695,7 +755,7 @@ def _check_inside(folder: Path, name: str) -> None:
         )
 
 
-def _verify(file: Path, expected: str, remedy: str) -> None:
+def _verify(file: Path, expected: str, remedy: str, most: int = MOST_FILE_BYTES) -> None:
     """Compare a file with its SHA-256.
 
     Raises:
@@ -705,13 +765,11 @@ def _verify(file: Path, expected: str, remedy: str) -> None:
         raise PolypsegError(f"{file}: is missing; {remedy}")
     try:
         size = file.stat().st_size
-        found = sha256_file(file) if size <= MOST_FILE_BYTES else None
+        found = sha256_file(file) if size <= most else None
     except OSError as error:
         raise PolypsegError(f"{file}: cannot be read ({error.strerror}); {remedy}") from error
     if found is None:
-        raise PolypsegError(
-            f"{file}: is larger than {MOST_FILE_BYTES // 2**30} GiB, which no bundle's is; do not use it"
-        )
+        raise PolypsegError(f"{file}: is larger than {most // 2**20} MiB, which no bundle's is; do not use it")
     if found != expected:
         raise PolypsegError(f"{file}: is not the file that {METADATA_FILE} describes; {remedy}")
 

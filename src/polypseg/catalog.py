@@ -20,7 +20,7 @@ from polypseg.errors import PolypsegError
 from polypseg.files import sha256_lines
 
 COLUMNS = [
-    "frame_id", "image_path", "mask_path", "width", "height", "boxes", "dataset", "group", "split",
+    "frame_id", "image_path", "mask_path", "width", "height", "boxes", "dataset", "group", "split", "centre",
 ]  # fmt: skip
 SPLITS = ("train", "val", "test")
 MASK_THRESHOLD = 127  # of 0..255; grey values above it are polyp
@@ -184,11 +184,15 @@ class Catalog:
         dataset: name of the data set, as ``kvasir-seg``. str.
         group: frames with the same group must not be parted by a grouped split. str.
         split: ``train``, ``val``, ``test``, or an empty string where no split was applied. str.
+        centre: the hospital, as ``C1``, where the data set names it; else, and where the column is left out, an
+            empty string. str.
     """
 
     frames: pd.DataFrame
 
     def __post_init__(self) -> None:
+        if "centre" not in self.frames.columns:
+            object.__setattr__(self, "frames", self.frames.assign(centre=""))
         missing = [column for column in COLUMNS if column not in self.frames.columns]
         if missing:
             raise ValueError(f"a Catalog needs the columns {missing}")
@@ -202,7 +206,7 @@ class Catalog:
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Catalog:
         """A Catalog from one dict a frame; columns left out get ``None``, ``[]`` or an empty string."""
-        filled = [{"mask_path": None, "boxes": [], "group": "", "split": "", **row} for row in rows]
+        filled = [{"mask_path": None, "boxes": [], "group": "", "split": "", "centre": "", **row} for row in rows]
         # dtype object: pandas would make a missing mask_path NaN among strings.
         table = pd.DataFrame(filled, columns=COLUMNS, dtype=object)
         return cls(table.astype({"width": int, "height": int}))

@@ -245,10 +245,11 @@ def evaluate(
     bundle: str | None,
     data: list[str],
     out: str = "evaluation",
-    split: Literal["train", "val", "test", "all"] = "test",
+    split: Literal["train", "val", "test", "all"] | None = None,
     split_file: str | None = None,
     predictions: str | None = None,
     threshold: float | None = None,
+    allow_train_frames: bool = False,
     corruptions: bool = False,
     runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
     device: str = "auto",
@@ -261,10 +262,12 @@ def evaluate(
         bundle: a bundle's or a run's folder; left out with --predictions.
         data: folder of a data set, with images/ and masks/; may be given several times.
         out: folder for report.json, per_image.csv and report.html.
-        split: part of the split to score on; all takes every frame.
+        split: part of the split to score on; all takes every frame; null is test, but all for data that the bundle
+            has not seen and for predictions without --split_file.
         split_file: a CSV of `polypseg data split`; else the split that the bundle was trained with.
         predictions: folder of masks or probability maps, one a frame, named by its stem.
         threshold: predictions only, probability at and above which a pixel is polyp, 0..1; null is 0.5.
+        allow_train_frames: also score frames that the bundle was trained or chosen on; the report says so first.
         corruptions: also score spoilt frames (blur, darkness, highlights, ...); 40 times the work.
         runtime: what computes the network; auto takes the fastest that is there.
         device: auto, cpu, cuda or mps.
@@ -272,17 +275,16 @@ def evaluate(
         tta: test-time augmentation: none, flip (left-right, twice the work), flips (also top-bottom, four times) or
             small (turned, at two thirds of the size, two fifths more work); null is the bundle's own.
     """
+    from polypseg.evaluation.report import lines
     from polypseg.evaluation.run import run
 
     page = run(
         bundle, data, out, split=split, split_file=split_file, predictions=predictions, threshold=threshold,
-        corruptions=corruptions, runtime=runtime, device=device, precision=precision, tta=tta,
+        allow_train_frames=allow_train_frames, corruptions=corruptions, runtime=runtime, device=device,
+        precision=precision, tta=tta,
     )  # fmt: skip
     numbers = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
-    for name, one in numbers["definitions"].items():
-        interval = f" ({one['low']:.4f} to {one['high']:.4f})" if one.get("low") is not None else ""
-        print(f"{name:18} {one['mean']:.4f}{interval:22}  {one['definition']}")
-    print(page)
+    print(*lines(numbers), page, sep="\n")
 
 
 def compare(reports: list[str], out: str | None = None) -> None:
@@ -306,6 +308,7 @@ def calibrate(
     max_false_per_frame: float | None = None,
     alpha: float | None = None,
     tta: Augmented | None = None,
+    allow_train_frames: bool = False,
 ) -> None:
     """Choose a bundle's temperature and operating point on validation frames, and write them into it.
 
@@ -319,14 +322,16 @@ def calibrate(
         max_false_per_frame: in place of the objective, false regions a frame that are put up with to find most lesions.
         alpha: also find the threshold at which this share of a polyp's pixels is missed at most, 0..1.
         tta: test-time augmentation to run the bundle with from now on: none, flip, flips or small; null keeps its own.
+        allow_train_frames: also choose on frames that the bundle was trained or tested on; it is written down.
     """
     from polypseg.evaluation.calibrate import calibrate as run
 
     found = run(
         bundle, data, split=split, split_file=split_file, objective=objective, max_false_per_frame=max_false_per_frame,
-        alpha=alpha, tta=tta,
+        alpha=alpha, tta=tta, allow_train_frames=allow_train_frames,
     )  # fmt: skip
     point, choice = found.operating_point, found.metadata["operating_point_choice"]
+    print(f"chosen on {found.metadata['threshold_split']}")
     print(
         f"{found.folder}: temperature {found.temperature:g}, threshold {point.threshold:g}, smallest region "
         f"{point.min_area:g} of the frame, holes {'filled' if point.fill_holes else 'kept'}, least {point.confidence} "

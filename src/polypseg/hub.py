@@ -20,6 +20,7 @@ from polypseg.metadata import (
     METADATA_FILE,
     MOST_BYTES,
     MOST_FILE_BYTES,
+    MOST_FRAMES_BYTES,
     WEIGHTS_FILE,
     export_files,
     member_names,
@@ -149,7 +150,8 @@ def _download(hub: Any, repository: str, name: str, revision: str) -> str:
     if not isinstance(cached, str) or _COMMIT.fullmatch(revision) is None:
         url = hub.hf_hub_url(repository, name, revision=revision)
         size = hub.get_hf_file_metadata(url, timeout=_TIMEOUT).size
-        most = MOST_BYTES if name.rpartition("/")[2] == METADATA_FILE else MOST_FILE_BYTES
+        limits = {METADATA_FILE: MOST_BYTES, FRAMES_FILE: MOST_FRAMES_BYTES}
+        most = limits.get(name.rpartition("/")[2], MOST_FILE_BYTES)
         if size is None or size > most:
             told = "of unknown size" if size is None else f"of {size:,} bytes, more than any bundle's"
             raise PolypsegError(f"{PREFIX}{repository}: its {name} is {told}; do not use it")

@@ -24,6 +24,7 @@ MOST_BYTES = 32 * 2**20  # of metadata.json
 MOST_DEPTH = 64  # of what lies in one another: a dozen lineages
 MOST_MEMBERS = 64
 MOST_FILE_BYTES = 4 * 2**30  # of weights and of an export's file
+MOST_FRAMES_BYTES = 256 * 2**20  # of frames.csv: two million frames
 
 _MEMBER = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # each member lies in a folder of its name
 _EXPORT = re.compile(r"(openvino|onnx)/\w[\w-]{0,99}\.(xml|bin|onnx)", re.ASCII)  # a .bin elsewhere may be a pickle

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from polypseg.catalog import COLUMNS, Catalog
-from polypseg.data import READERS, clinicdb, folder, kvasir, phantom, read, read_all
+from polypseg.data import READERS, clinicdb, folder, kvasir, phantom, polypgen, read, read_all
 from polypseg.data.folder import Problem, dataset_name, natural_order
 from polypseg.errors import PolypsegError, UsageError
 
@@ -234,6 +234,90 @@ def test_clinicdb_is_recognised_by_its_numbers(
         assert set(read(path).frames["dataset"]) == {dataset}
 
 
+# ---- PolypGen -------------------------------------------------------------------------------------------
+
+POLYPGEN = [
+    "C1_100H0050", "C1_106OLCV1_100H0012", "C1_106OLCV1_100S0014", "C2_EndoCV2021_001024", "C2_EndoCV2021_001025",
+    "C3_EndoCV2021_00489", "C4_10_endocv2021_positive_1006", "C4_10_endocv2021_positive_499",
+    "C4_35_endocv2021_negative_1005", "C5_EndoCV2021_C5_50000003", "C6_EndoCV2021_C6_0100001",
+]  # fmt: skip
+
+
+def test_polypgen_in_one_folder(tmp_path: Path) -> None:
+    catalog = read(write(tmp_path / "any name", POLYPGEN))
+    assert set(catalog.frames["dataset"]) == {"polypgen"}
+    assert catalog.frames["centre"].tolist() == [stem[:2] for stem in ids(catalog)]
+    group = dict(zip(ids(catalog), catalog.frames["group"], strict=True))
+    together = [[POLYPGEN[1], POLYPGEN[2]], [POLYPGEN[6], POLYPGEN[7]]]
+    assert all(group[a] == group[b] for a, b in together)
+    assert len(set(group.values())) == len(POLYPGEN) - len(together)
+    assert group["C2_EndoCV2021_001024"] == "polypgen/C2_EndoCV2021_/1000-1024"
+
+
+def test_polypgen_as_it_is_published_has_the_same_frames(tmp_path: Path) -> None:
+    """Folders a centre, masks named <stem>_mask, some stems without their centre, and C3's one odd name."""
+    for stem in POLYPGEN:
+        centre = stem[:2]
+        folders = [tmp_path / f"data_{centre}" / f"{kind}_{centre}" for kind in ("images", "masks")]
+        for directory, ending in zip(folders, ("", "_mask"), strict=True):
+            directory.mkdir(parents=True, exist_ok=True)
+            published = stem if centre == "C3" else stem.removeprefix(f"{centre}_")
+            odd = "_" if (centre, ending) == ("C3", "") else ""
+            Image.new("L", (12, 8)).save(directory / f"{published}{odd}{ending}.jpg")
+    catalog = read(tmp_path)
+    assert set(catalog.frames["dataset"]) == {"polypgen"} and set(ids(catalog)) == set(POLYPGEN)
+    assert catalog.frames["group"].tolist() == read(write(tmp_path / "flat", ids(catalog))).frames["group"].tolist()
+
+
+@pytest.mark.parametrize(
+    "stems",
+    [
+        ["C1_001", "C1_002"],  # someone's own camera
+        ["C1_EndoCV2021_001", "EndoCV2021_002"],  # a frame without its centre
+        ["C7_EndoCV2021_001"],
+    ],
+)
+def test_other_frames_are_not_taken_for_polypgen(tmp_path: Path, stems: list[str]) -> None:
+    assert set(read(write(tmp_path / "PolypGen-like", stems)).frames["dataset"]) == {"polypgen-like"}
+
+
+def test_other_readers_name_no_centre(tmp_path: Path) -> None:
+    catalog = read(write(tmp_path / "set", ["a"]))
+    assert catalog.frames["centre"].tolist() == [""]
+    assert Catalog(catalog.frames.drop(columns="centre")).frames["centre"].tolist() == [""]
+
+
+# ---- names of masks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("addition", ["_mask", "-mask", "_segmentation", " GT", ".label", "_mask_1"])
+def test_masks_that_all_have_one_addition_are_paired_without_it(tmp_path: Path, addition: str) -> None:
+    path = write(tmp_path / "set", ["1", "10", "100", "a"])
+    for file in (path / "masks").iterdir():
+        file.rename(file.with_stem(file.stem + addition))
+    catalog = read(path)
+    assert ids(catalog) == ["a", "1", "10", "100"]
+    assert [Path(row.mask_path).stem for row in catalog] == [f"{row.frame_id}{addition}" for row in catalog]
+
+
+def test_masks_named_in_two_ways_are_one_problem(tmp_path: Path) -> None:
+    path = write(tmp_path / "set", "abcd")
+    for stem in "abc":
+        (path / "masks" / f"{stem}.png").rename(path / "masks" / f"{stem}_mask.png")
+    problems: list[Problem] = []
+    read(path, problems)
+    assert [problem.kind for problem in problems] == ["mask-names"]
+    assert "named <stem>_mask, but not d.png" in problems[0].message
+
+
+def test_a_single_stray_mask_is_told_by_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "set", "abc")
+    (path / "masks" / "b.png").rename(path / "masks" / "x_b.png")
+    problems: list[Problem] = []
+    assert ids(read(path, problems)) == ["a", "c"]
+    assert [problem.kind for problem in problems] == ["missing-frame", "missing-mask"]
+
+
 # ---- which reader ---------------------------------------------------------------------------------------
 
 
@@ -242,12 +326,10 @@ def test_each_folder_has_its_reader(tmp_path: Path) -> None:
     clinic = write(tmp_path / "clinic", ["1"])
     boxes = write_boxes(write(tmp_path / "clinic k", ["1"]), {"1": boxes_of()})
     drawn = phantom.write(tmp_path / "phantom", 1, seed=0, height=64, width=64)
-    assert [next(reader for reader in READERS if reader.recognise(path)) for path in (plain, clinic, boxes, drawn)] == [
-        folder,
-        clinicdb,
-        kvasir,
-        phantom,
-    ]
+    centres = write(tmp_path / "centres", POLYPGEN)
+    folders = (plain, clinic, boxes, drawn, centres)
+    readers = [folder, clinicdb, kvasir, phantom, polypgen]
+    assert [next(reader for reader in READERS if reader.recognise(path)) for path in folders] == readers
     assert not any(reader.recognise(tmp_path) for reader in READERS)
 
 
@@ -288,3 +370,11 @@ def test_the_real_clinicdb(real_data: Path) -> None:
     assert set(zip(catalog.frames["width"], catalog.frames["height"], strict=True)) == {(384, 288)}
     sizes = catalog.frames.groupby("group").size()
     assert sizes.tolist() == [last - first + 1 for first, last in SEQUENCES]
+
+
+@pytest.mark.real
+def test_the_real_polypgen_and_polyp_free_frames(real_data: Path) -> None:
+    catalog = read_all([real_data / "PolypGen", real_data / "PolypFree"])
+    assert catalog.frames["dataset"].value_counts().to_dict() == {"polypgen": 1449, "polypfree": 544}
+    counts = {"C1": 256, "C2": 301, "C3": 457, "C4": 227, "C5": 208, "": 544}
+    assert catalog.frames["centre"].value_counts().to_dict() == counts

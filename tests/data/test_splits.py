@@ -124,6 +124,19 @@ def test_grouped_is_stratified_by_area_and_repeatable() -> None:
     assert hash_split(table) != hash_split(make_split("grouped", catalog, prints=prints, seed=1))
 
 
+def test_grouped_is_stratified_by_centre_and_by_whether_there_is_a_polyp() -> None:
+    catalog = catalog_of(FRAMES)
+    centre = np.repeat(["C1", "C2"], [140, 60])
+    catalog = Catalog(catalog.frames.assign(centre=centre))
+    empty = np.arange(200) % 5 == 0  # 40 of them; their neighbours in area are the smallest polyps
+    prints = prints_of(catalog, np.where(empty, 0.0, 0.01))
+    table = make_split("grouped", catalog, prints=prints)
+    assert Counter(zip(centre[empty], table["split"][empty], strict=True)) == {
+        ("C1", "train"): 20, ("C1", "val"): 4, ("C1", "test"): 4,
+        ("C2", "train"): 8, ("C2", "val"): 2, ("C2", "test"): 2,
+    }  # fmt: skip
+
+
 def test_folds_part_no_group_and_are_stratified_by_area() -> None:
     names = [f"{k:03}" for k in range(200)]
     group = [f"g{k // 3}" if k < 60 else f"own{k}" for k in range(200)]

@@ -27,6 +27,7 @@ from polypseg.evaluation.evaluate import PIXEL_DEFINITIONS, Report, evaluate
 from polypseg.evaluation.report import write_report
 from polypseg.evaluation.scoring import DEFINITIONS
 from polypseg.metrics.statistics import Interval
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 Mask = NDArray[np.bool_]
@@ -41,12 +42,12 @@ class Maps:
     name = "maps"
     threshold = THRESHOLD
 
-    def __init__(self, maps: Any) -> None:
-        self.maps = maps
+    def __init__(self, maps: Any, point: Any = THRESHOLD) -> None:
+        self.maps, self.point = maps, point
 
     def answers(self, catalog: Catalog) -> Iterator[Segmentation]:
         for row in catalog:
-            yield Segmentation.from_probability(self.maps(row.frame_id), self.threshold)
+            yield Segmentation.from_probability(self.maps(row.frame_id), self.point)
 
     def provenance(self) -> dict[str, Any]:
         return {"predictions": self.name}
@@ -88,6 +89,8 @@ TRUTHS = {name: truth for name, (truth, _) in CASES.items()}
 MAPS = {name: soft(name, copied) for name, (_, copied) in CASES.items()}
 MAPS["none"][:] = np.clip(MAPS["none"], 0, 0.49)
 ANSWERS = {name: probability >= np.float32(THRESHOLD) for name, probability in MAPS.items()}
+SHOWN = [name for name, truth in TRUTHS.items() if truth.any()]  # frames with a polyp
+FREE = [name for name in CASES if name not in SHOWN]
 
 
 def write_data(folder: Path, masks: dict[str, Mask]) -> Path:
@@ -106,12 +109,25 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     order = [list(CASES).index(name) for name in table["frame_id"]]
     table = table.assign(group=[GROUPS[position] for position in order])
     table["dataset"] = ["clinic" if position % 3 else "ward" for position in order]
+    table["centre"] = ["C1" if position % 2 else "" for position in order]
     return Catalog(table)
+
+
+class AtNetworkSize:
+    """Gathers nothing; counts the frames."""
+
+    frames = 0
+
+    def add(self, answer: Segmentation, truth: Mask) -> None:
+        self.frames += 1
+
+    def summary(self) -> dict[str, float | None]:
+        return dict.fromkeys(("dice_network_size", "dice_batch", "loss"), 0.5)
 
 
 @pytest.fixture(scope="module")
 def report(frames: Catalog) -> Report:
-    network_size = dict.fromkeys(("dice_network_size", "dice_batch", "loss"), 0.5)
+    network_size: Any = AtNetworkSize()
     return evaluate(
         Maps(MAPS.__getitem__), frames, network_size=network_size, provenance={"split": "x"}, progress=False
     )
@@ -134,9 +150,9 @@ def strict(path: Path) -> Any:
 
 
 def scored(name: str) -> dict[str, float]:
-    """scikit-learn's scores, with our rule where a denominator is 0: 1 without an error, else 0."""
+    """scikit-learn's scores; 0 where nothing was predicted."""
     truth, answer = TRUTHS[name].ravel(), ANSWERS[name].ravel()
-    rule: Any = {"zero_division": 1.0 if (truth == answer).all() else 0.0}
+    rule: Any = {"zero_division": 0.0}
     return {
         "dice": sk.f1_score(truth, answer, **rule),
         "iou": sk.jaccard_score(truth, answer, **rule),
@@ -155,9 +171,11 @@ def test_the_cases_are_what_they_are_called() -> None:
 
 
 def test_headline_and_pixels_through_scikit_learn(report: Report) -> None:
-    expected = pd.DataFrame({name: scored(name) for name in CASES}).T
+    expected = pd.DataFrame({name: scored(name) for name in SHOWN}).T
     for name in ("dice", "iou", *PIXEL_DEFINITIONS):
-        assert by_frame(report, name) == pytest.approx(expected[name].to_dict(), abs=1e-12), name
+        found = by_frame(report, name)
+        assert all(np.isnan(found.pop(free)) for free in FREE)  # of frames without a polyp there is no Dice
+        assert found == pytest.approx(expected[name].to_dict(), abs=1e-12), name
     for name, section in (
         *((name, "headline") for name in ("dice", "iou")),
         *((n, "pixels") for n in PIXEL_DEFINITIONS),
@@ -165,7 +183,7 @@ def test_headline_and_pixels_through_scikit_learn(report: Report) -> None:
         entry = report.numbers[section][name]
         assert entry["mean"] == pytest.approx(expected[name].mean(), abs=1e-12), name
         assert entry["median"] == pytest.approx(expected[name].median(), abs=1e-12), name
-        assert entry["n"] == report.numbers["n"] == len(CASES)
+        assert entry["n"] == len(SHOWN) == 10 and report.numbers["n"] == len(CASES) == 12
     pooled = [np.concatenate([masks[name].ravel() for name in CASES]) for masks in (TRUTHS, ANSWERS)]
     definitions = report.numbers["definitions"]
     assert definitions["dice_global"]["mean"] == pytest.approx(sk.f1_score(*pooled), abs=1e-12)
@@ -203,7 +221,7 @@ def test_pranets_family_through_pysodmetrics(report: Report) -> None:
         }
     )
     s, w, e, mae = sod.Smeasure(), sod.WeightedFmeasure(), sod.Emeasure(), sod.MAE()
-    for name in CASES:
+    for name in SHOWN:
         for scorer in (overlap, s, w, e, mae):
             scorer.step(eight_bits(MAPS[name]), TRUTHS[name].astype(np.uint8) * 255)
     curves, em = overlap.get_results(), e.get_results()["em"]
@@ -233,7 +251,7 @@ def test_boundary_through_monai(report: Report) -> None:
     monai = pytest.importorskip("monai.metrics")
     torch = pytest.importorskip("torch")
     diagonal = float(np.hypot(*SHAPE))
-    for name in CASES:
+    for name in SHOWN:
         truth, answer = TRUTHS[name], ANSWERS[name]
         row = report.per_image.set_index("frame_id").loc[name]
         if truth.any() and answer.any():
@@ -297,21 +315,116 @@ def test_lesions_by_trying_all_pairings(report: Report, threshold: float) -> Non
     if threshold == 0.5:
         assert by_frame(report, "missed") == {name: len(truths[name]) - found[name] for name in CASES}
         assert by_frame(report, "false_positives") == {name: len(predictions[name]) - found[name] for name in CASES}
+    detected = report.numbers["detection"]
+    assert (detected["lesions"], detected["predicted"]) == (lesions, predicted)
+    values = {key: one["mean"] for key, one in detected[f"{threshold:g}"].items()}
+    assert values == pytest.approx(
+        {
+            "found": total / lesions, "right": total / predicted, "f1": 2 * total / (lesions + predicted),
+            "false_regions_per_frame": (predicted - total) / len(CASES),
+        }
+    )  # fmt: skip
 
-    # the free-response curve: the same of those predicted lesions alone that are at least so confident
-    confidences = {name: [MAPS[name][region].mean(dtype=float) for region in predictions[name]] for name in CASES}
-    curve = numbers["free_response"][f"{threshold:g}"]
+    # the FROC: the same of those predicted regions alone whose peak is at least so high
+    confidences = {name: [MAPS[name][region].max() for region in predictions[name]] for name in CASES}
+    curve = report.numbers["froc"]["curves"][f"{threshold:g}"]
     levels = sorted({value for one in confidences.values() for value in one}, reverse=True)
-    assert len(curve["sensitivity"]) == len(levels)
+    assert curve["confidence"] == pytest.approx(levels)
     for position, level in enumerate(levels):
         kept = {
-            name: [r for r, value in zip(predictions[name], confidences[name], strict=True) if value >= level - 1e-12]
+            name: [r for r, value in zip(predictions[name], confidences[name], strict=True) if value >= level]
             for name in CASES
         }
         pairs = sum(most_pairs(truths[name], kept[name], threshold) for name in CASES)
         alarms = sum(map(len, kept.values())) - pairs
         assert curve["sensitivity"][position] == pytest.approx(pairs / lesions)
-        assert curve["false_positives_per_frame"][position] == pytest.approx(alarms / len(CASES))
+        assert curve["false_regions_per_frame"][position] == pytest.approx(alarms / len(CASES))
+    for rate, one in report.numbers["froc"]["sensitivity_at"][f"{threshold:g}"].items():
+        points = zip(curve["false_regions_per_frame"], curve["sensitivity"], strict=True)
+        assert one["mean"] == pytest.approx(max((s for f, s in points if f <= float(rate)), default=0))
+
+
+def test_any_overlap_by_looking_at_every_pair_of_regions(report: Report) -> None:
+    found = right = lesions = predicted = 0
+    for name in CASES:
+        truths, predictions = regions(TRUTHS[name]), regions(ANSWERS[name])
+        lesions, predicted = lesions + len(truths), predicted + len(predictions)
+        found += sum(any((one & other).any() for other in predictions) for one in truths)
+        right += sum(any((one & other).any() for other in truths) for one in predictions)
+    assert lesions > found and found < right + 1 < predicted + 1  # "in pieces" has two right regions on one lesion
+    recall, precision = found / lesions, right / predicted
+    values = {key: one["mean"] for key, one in report.numbers["detection"]["any"].items()}
+    assert values == pytest.approx(
+        {
+            "found": recall, "right": precision, "f1": 2 * recall * precision / (recall + precision),
+            "false_regions_per_frame": (predicted - right) / len(CASES),
+        }
+    )  # fmt: skip
+
+
+def test_polyp_free_frames_are_told_apart(report: Report) -> None:
+    free = report.numbers["polyp_free"]
+    assert (free["frames"], free["marked_frames"]) == (2, 1)
+    assert free["marked"] == {"mean": 0.5, "low": 0, "high": 1}  # two frames say next to nothing
+    assert free["false_regions_per_frame"]["mean"] == len(regions(ANSWERS["invented"])) / 2
+    table = report.per_image.set_index("frame_id")
+    boxes = [[x.min(), y.min(), x.max() + 1, y.max() + 1] for y, x in map(np.nonzero, regions(ANSWERS["invented"]))]
+    assert sorted(json.loads(table["false_boxes"]["invented"])) == sorted(boxes)
+    assert json.loads(table["false_boxes"]["none"]) == json.loads(table["false_boxes"]["shifted"]) == []
+    assert table["false_peak"]["invented"] == MAPS["invented"].max() == table["peak"]["invented"]
+    assert len(json.loads(table["false_boxes"]["elsewhere"])) == 1
+
+
+def test_the_frames_roc_is_scikit_learns(report: Report) -> None:
+    peaks = by_frame(report, "peak")
+    for name in CASES:
+        highest = max((MAPS[name][region].max() for region in regions(ANSWERS[name])), default=MAPS[name].max())
+        assert peaks[name] == min(highest, 1)
+    scores, labels = [peaks[name] for name in CASES], [name in SHOWN for name in CASES]
+    roc = report.numbers["frames_roc"]
+    assert roc["auc"]["mean"] == pytest.approx(sk.roc_auc_score(labels, scores))
+    alarms, sensitivity, score = sk.roc_curve(labels, scores, drop_intermediate=False)
+    assert roc["curve"]["score"] == pytest.approx(score[1:])
+    assert roc["curve"]["false_alarms"] == pytest.approx(alarms[1:])
+    assert roc["curve"]["sensitivity"] == pytest.approx(sensitivity[1:])
+    for specificity, one in roc["sensitivity_at_specificity"].items():
+        assert one["mean"] == pytest.approx(max(sensitivity[1 - alarms >= float(specificity)]))
+
+
+def test_the_curves_go_down_below_the_least_confidence(frames: Catalog, report: Report) -> None:
+    """A floor that takes all regions out leaves FROC and ROC as they were, and nothing found."""
+    silent = evaluate(Maps(lambda name: MAPS[name] * 0.999, OperatingPoint(0.4995, 1.0)), frames, progress=False)
+    numbers = silent.numbers
+    assert numbers["detection"]["predicted"] == 0 and numbers["detection"]["any"]["found"]["mean"] == 0
+    assert numbers["detection"]["any"]["f1"]["mean"] == 0 and numbers["detection"]["any"]["right"] is None
+    marked = numbers["polyp_free"]["marked"]
+    assert marked["mean"] == marked["low"] == 0 < marked["high"] < 1  # two frames make nothing certain
+    for name, curve in numbers["froc"]["curves"].items():
+        for key in ("sensitivity", "false_regions_per_frame"):
+            assert curve[key] == report.numbers["froc"]["curves"][name][key]
+    assert numbers["frames_roc"]["auc"] == report.numbers["frames_roc"]["auc"]
+
+
+def test_detection_by_data_set_centre_and_size(frames: Catalog, report: Report) -> None:
+    strata = {(one["by"], one["stratum"]): one for one in report.numbers["detection"]["strata"]}
+    assert {by for by, _ in strata} == {"data set", "centre", "lesion size"}
+    table = report.per_image
+    for by, column, name in (("data set", "dataset", "ward"), ("centre", "centre", "C1")):
+        rows = (table[column] == name).to_numpy()
+        alone = evaluate(Maps(MAPS.__getitem__), Catalog(frames.frames[rows].reset_index(drop=True)), progress=False)
+        expected, found = alone.numbers, strata[by, name]
+        for key in ("lesions", "predicted", "any", "0.3", "0.5"):
+            assert found[key] == expected["detection"][key]
+        assert found["polyp_free"].items() <= expected["polyp_free"].items()
+        assert found["froc"] == expected["froc"]["sensitivity_at"]
+        assert found["frames_roc"]["auc"] == expected["frames_roc"]["auc"]
+    sized = {stratum: one for (by, stratum), one in strata.items() if by == "lesion size"}
+    for key in ("lesions", "predicted"):
+        assert sum(one[key] for one in sized.values()) == report.numbers["detection"][key]
+    large = [r for name in CASES for r in regions(TRUTHS[name]) if r.mean() >= 0.15]
+    assert sized["over 15 %"]["lesions"] == len(large) > 0
+    found = sum(one["lesions"] * one["0.5"]["found"]["mean"] for one in sized.values() if one["lesions"])
+    assert found == pytest.approx(report.numbers["detection"]["0.5"]["found"]["mean"] * 12)
 
 
 def test_missed_boxes_hold_the_missed_polyps(report: Report) -> None:
@@ -370,7 +483,7 @@ def test_intervals_contain_the_mean(report: Report) -> None:
 
 def test_intervals_draw_whole_groups(report: Report) -> None:
     """Against SciPy's own bootstrap of the groups' sums, with other random numbers."""
-    groups = report.per_image.groupby("group")["dice"].agg(["sum", "size"])
+    groups = report.per_image.dropna(subset="dice").groupby("group")["dice"].agg(["sum", "size"])
 
     def mean(sums: Any, sizes: Any, axis: int = -1) -> Any:
         return sums.sum(axis=axis) / sizes.sum(axis=axis)
@@ -385,14 +498,13 @@ def test_intervals_draw_whole_groups(report: Report) -> None:
 
 def test_strata_are_parts_of_the_frames(report: Report) -> None:
     strata = pd.DataFrame(report.numbers["strata"])
-    table = report.per_image
+    table = report.per_image.dropna(subset="dice")
     sums = strata.groupby("by")["n"].sum()
-    for by in ("polyps in the frame", "resolution, megapixels", "data set", "group"):
-        assert sums[by] == len(table)
-    assert sums["polyp area"] == (table["area"] > 0).sum() == len(table) - 2
+    for by in ("polyp area", "polyps in the frame", "resolution, megapixels", "data set", "group"):
+        assert sums[by] == len(table) == len(SHOWN)
     members = {
         ("polyps in the frame", "several"): table["polyps"] > 1,
-        ("polyps in the frame", "none"): table["polyps"] == 0,
+        ("centre", "C1"): table["centre"] == "C1",
         ("data set", "ward"): table["dataset"] == "ward",
         ("group", "s1"): table["group"] == "s1",
         ("polyp area", "over 15 %"): table["area"] > 0.15,
@@ -452,16 +564,49 @@ def test_report_files_of_any_data_set(frames: Catalog, tmp_path: Path, names: li
     assert numbers == report.numbers and numbers["n"] == len(names)
     table = pd.read_csv(tmp_path / "out" / "per_image.csv", dtype={"frame_id": str})
     assert list(table["frame_id"]) == list(chosen.frames["frame_id"])  # one row a frame, in order
-    for name in ("dice", "iou"):
-        assert table[name].mean() == pytest.approx(numbers["headline"][name]["mean"], abs=1e-6)
-    for name, entry in (*numbers["pixels"].items(), *numbers["boundary"].items()):
-        assert table[name].mean() == pytest.approx(entry["mean"], rel=1e-5, abs=1e-6)
-    single_group = len(set(chosen.frames["group"])) == 1
-    assert (numbers["headline"]["dice"]["low"] is None) == single_group  # nothing is known of the spread
+    shown = [name for name in names if TRUTHS[name].any()]
+    for name, entry in (*numbers["headline"].items(), *numbers["pixels"].items(), *numbers["boundary"].items()):
+        assert entry["n"] == len(shown) == table[name].notna().sum()
+        if shown:
+            assert table[name].mean() == pytest.approx(entry["mean"], rel=1e-5, abs=1e-6)
+        else:
+            assert entry["mean"] is None and entry["low"] is None and entry["reason"] == "no frame shows a polyp"
+    groups = set(chosen.frames["group"][chosen.frames["frame_id"].isin(shown)])
+    assert (numbers["headline"]["dice"]["low"] is None) == (len(groups) < 2)  # nothing is known of the spread
     polyps = sum(len(regions(TRUTHS[name])) for name in names)
     assert numbers["lesions"]["lesions"] == polyps
     assert (numbers["lesions"]["at_iou"]["0.5"]["recall"] is None) == (polyps == 0)
     assert ("polyp area" in {one["by"] for one in numbers["strata"]}) == (polyps > 0)
+    assert numbers["warnings"] == ([] if shown else ["no frame shows a polyp"])
+    if not shown:
+        assert numbers["strata"] == [] and {one["mean"] for one in numbers["definitions"].values()} == {None}
+        assert numbers["froc"]["curves"] == {} and numbers["froc"]["reason"] == "no frame shows a polyp"
+        assert all(numbers["detection"][name]["f1"] is None for name in ("any", "0.3", "0.5"))
+        assert "no frame shows a polyp" in page.read_text(encoding="utf-8").partition("<h1>")[0]
+    missing = {0: "no frame shows a polyp", len(names): "every frame shows a polyp"}.get(len(shown))
+    assert numbers["frames_roc"].get("reason") == missing
+    assert (numbers["frames_roc"]["auc"] is None) == (missing is not None) == (numbers["frames_roc"]["curve"] is None)
+
+
+def test_every_frame_is_decoded_once(frames: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+
+    def counting(name: str) -> Any:
+        original = getattr(Catalog, name)
+        return lambda self, index: counted.append(name) or original(self, index)
+
+    for name in ("frame", "mask"):
+        monkeypatch.setattr(Catalog, name, counting(name))
+
+    class Decoding(Maps):
+        def answers(self, catalog: Catalog) -> Iterator[Segmentation]:
+            for index, answer in enumerate(super().answers(catalog)):
+                catalog.frame(index)
+                yield answer
+
+    network_size: Any = AtNetworkSize()
+    evaluate(Decoding(MAPS.__getitem__), frames, network_size=network_size, progress=False)
+    assert counted.count("frame") == counted.count("mask") == network_size.frames == len(frames)
 
 
 def test_no_frames_at_all(frames: Catalog) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 from polypseg.catalog import Catalog
-from polypseg.data import clinicdb, folder, kvasir, phantom
+from polypseg.data import clinicdb, folder, kvasir, phantom, polypgen
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError, UsageError
 
-READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, folder)  # the first that recognises it reads it
+READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, polypgen, folder)  # the first that recognises it reads it
 
 
 def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:

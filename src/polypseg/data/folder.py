@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,20 +54,37 @@ def natural_order(stem: str) -> list[tuple[int, int, str]]:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part]
 
 
-def pair(images: Path, masks: Path, dataset: str, problems: list[Problem]) -> list[dict[str, Any]]:
+def pair(
+    images: Path, masks: Path, dataset: str, problems: list[Problem], rename: Callable[[str], str] = str
+) -> list[dict[str, Any]]:
     """Pair the frames in ``images`` with the masks in ``masks`` by stem.
 
+    Where every mask has the same addition to its frame's stem, as ``<stem>_mask``, they are paired without it.
     Everything that keeps a frame from being used is appended to ``problems``: a file that is no image, two
     files of the same stem, a frame without mask, a mask without frame, an unreadable header, a difference in
     size. Hidden files are passed over. Accents may be written in either Unicode form; stems are NFC.
 
+    Args:
+        images, masks: the folders.
+        dataset: the data set's name.
+        problems: where to append.
+        rename: makes a frame's name of a file's stem.
+
     Returns:
         Rows for ``Catalog.from_rows`` of the frames that have no problem, in natural order.
     """
-    frames = _by_stem(images, problems)
-    truths = _by_stem(masks, problems) if masks.is_dir() else {}
+    frames = _by_stem(images, problems, rename)
+    truths = _by_stem(masks, problems, rename) if masks.is_dir() else {}
     if frames and not masks.is_dir():
         problems.append(Problem("missing-mask", str(masks), f"{masks}: is missing; put the masks there"))
+        return []
+    addition = _addition(set(frames), set(truths))
+    if addition and all(stem.endswith(addition) for stem in truths):
+        truths = {stem.removesuffix(addition): file for stem, file in truths.items()}
+    elif addition:
+        odd = next(file for stem, file in truths.items() if not stem.endswith(addition))
+        message = f"{masks}: some masks are named <stem>{addition}, but not {odd.name}; name all in one way"
+        problems.append(Problem("mask-names", str(masks), message))
         return []
     for stem, file in truths.items():
         if stem not in frames:
@@ -104,13 +123,26 @@ def pair(images: Path, masks: Path, dataset: str, problems: list[Problem]) -> li
     return result
 
 
-def _by_stem(directory: Path, problems: list[Problem]) -> dict[str, Path]:
+def _addition(frames: set[str], truths: set[str]) -> str:
+    """What most masks whose stem is no frame's have behind a frame's stem, as ``_mask``; else an empty string."""
+    lost = truths - frames
+    found = Counter(
+        stem[end:]
+        for stem in lost
+        for end in range(1, len(stem))
+        if stem[end] in "_-. " and re.search("[a-z]", stem[end:], re.IGNORECASE) and stem[:end] in frames - truths
+    )
+    addition, count = found.most_common(1)[0] if found else ("", 0)
+    return addition if 2 * count > len(lost) else ""
+
+
+def _by_stem(directory: Path, problems: list[Problem], rename: Callable[[str], str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(directory.iterdir()):
         if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini"):
             continue
         # macOS writes é as two characters and others as one: the same name to whoever reads it.
-        stem = unicodedata.normalize("NFC", file.stem)
+        stem = rename(unicodedata.normalize("NFC", file.stem))
         shown = os.fsencode(file).decode("utf-8", "backslashreplace")
         if shown != str(file):  # such a name can be neither printed nor written into a split
             message = f"{shown}: its name is not UTF-8; rename it"

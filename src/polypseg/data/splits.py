@@ -21,7 +21,7 @@ from polypseg.files import atomic_write, sha256_lines
 
 NAMES = ("seed", "grouped", "pranet", "medico", "kfold")
 COLUMNS = ["dataset", "frame_id", "split"]
-AREA_BINS = (0.02, 0.05, 0.15)  # of the frame; the strata of polyp area
+AREA_BINS = (0.02, 0.05, 0.15)  # of the frame; the strata of polyp area, beside one of frames without a polyp
 
 _PRANET = {kvasir.NAME: ("pranet-kvasir-test.txt", 100), clinicdb.NAME: ("pranet-clinicdb-test.txt", 62)}
 # Our own names first, then the ones under which Kvasir-SEG publishes the same lists.
@@ -46,8 +46,8 @@ def make_split(
 
     - ``seed``: 70/15/15 by scikit-learn's ``train_test_split`` over the names in catalog order, data set by
       data set; the rest is halved into test and val. Near duplicates may be parted.
-    - ``grouped``: 70/15/15; near duplicates and sequences stay together; stratified by data set and by polyp
-      area.
+    - ``grouped``: 70/15/15; near duplicates and sequences stay together; stratified by data set, centre and
+      polyp area, frames without a polyp apart.
     - ``pranet``: the published test lists of PraNet (Fan et al., MICCAI 2020; 100 frames of Kvasir-SEG, 62 of
       CVC-ClinicDB); a part of the published training set becomes val, by group.
     - ``medico``: Kvasir-SEG's official lists of 880 and 120 (Medico 2020); the 120 are test, val as above.
@@ -213,9 +213,10 @@ def _folder(catalog: Catalog, position: int = 0) -> Path:
 
 
 def _strata(catalog: Catalog, prints: Fingerprints) -> NDArray[np.int64]:
-    """A number a frame: its data set and the bin of its polyp area."""
-    datasets = pd.factorize(catalog.frames["dataset"])[0]
-    return datasets * (len(AREA_BINS) + 1) + np.digitize(prints.area, AREA_BINS)
+    """A number a frame: its data set and centre, and the bin of its polyp area."""
+    origins = pd.factorize(catalog.frames["dataset"] + "/" + catalog.frames["centre"])[0]
+    bins = np.where(prints.area > 0, 1 + np.digitize(prints.area, AREA_BINS), 0)
+    return origins * (len(AREA_BINS) + 2) + bins
 
 
 def _partition(

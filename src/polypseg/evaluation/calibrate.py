@@ -17,6 +17,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.errors import UsageError
 from polypseg.evaluation.choosing import Maps, check_objective, check_shows_polyp, choose_point
+from polypseg.evaluation.seen import seen
 from polypseg.evaluation.selection import select
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.calibration import (
@@ -41,6 +42,7 @@ def calibrate(
     max_false_per_frame: float | None = None,
     alpha: float | None = None,
     tta: str | None = None,
+    allow_train_frames: bool = False,
     progress: bool | None = None,
 ) -> ModelBundle:
     """Choose a bundle's temperature and operating point on validation frames, and write them into it.
@@ -62,6 +64,7 @@ def calibrate(
         alpha: 0..1, exclusive; None for no such threshold.
         tta: the test-time augmentation that the bundle is to be run with from now on, as ``Segmenter`` takes it; None
             leaves the bundle's own.
+        allow_train_frames: choose on frames that the bundle was trained or tested on, too; ``threshold_split`` says so.
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
@@ -69,8 +72,8 @@ def calibrate(
 
     Raises:
         UsageError: ``alpha`` is not between 0 and 1, or there is no such ``objective`` or ``tta``.
-        PolypsegError: the bundle or the data stand in the way, no frame shows a polyp, or ``alpha`` or
-            ``max_false_per_frame`` cannot be kept.
+        PolypsegError: the bundle or the data stand in the way, a frame is one that the bundle was trained or tested
+            on, no frame shows a polyp, or ``alpha`` or ``max_false_per_frame`` cannot be kept.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f"--alpha {alpha:g}: must lie between 0 and 1")
@@ -79,7 +82,12 @@ def calibrate(
     opened = ModelBundle.load(bundle)
     opened.check_own()
     opened.check_single("its threshold was chosen on frames that its members had not seen; calibrate a single network")
-    frames, provenance = select(read_all(data), split, split_file, opened)
+    whole = read_all(data)
+    frames, provenance = select(whole, split, split_file, opened)
+    known = seen(opened, frames, whole, split_file)
+    if not allow_train_frames:
+        known.refuse(("train", "test"), "calibrated on", "choose on others, as by --split val")
+    chosen_on = "; ".join([f"{provenance['split']['name']}, {split}", *known.warnings(("train", "test"))])
     check_shows_polyp(frames)  # before the work
     segmenter = Segmenter(opened, tta=tta)
     temperature, maps = _tempered(segmenter, frames, show)
@@ -90,7 +98,7 @@ def calibrate(
     return opened.update(
         **chosen,
         temperature=temperature,
-        threshold_split=f"{provenance['split']['name']}, {split}",
+        threshold_split=chosen_on,
         conformal=conformal,
         tta=segmenter.tta,
         metrics=None,  # training's were of another operating point; its test.json keeps them

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from polypseg.catalog import Catalog
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.field_of_view import outside_of
-from polypseg.metrics.lesions import MIN_AREA, match_lesions
+from polypseg.metrics.lesions import match_lesions, shows_polyp
 from polypseg.metrics.overlap import dice, dice_at_thresholds
 from polypseg.operating_point import Confidence, OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
@@ -87,7 +87,7 @@ class Maps:
         for index in range(len(catalog)):
             frame, truth = catalog.frame(index), catalog.mask(index)
             self.truths.append((np.packbits(truth), truth.shape))
-            if _shows_polyp(truth):
+            if shows_polyp(truth):
                 self.shown.append(index)
             self.outside.append(outside_of(frame))
             yield frame
@@ -198,15 +198,11 @@ def choose_point(
 
 def check_shows_polyp(catalog: Catalog) -> None:
     """Raise ``PolypsegError`` where no frame to choose the operating point on shows a polyp."""
-    if not any(_shows_polyp(catalog.mask(index)) for index in range(len(catalog))):
+    if not any(shows_polyp(catalog.mask(index)) for index in range(len(catalog))):
         raise PolypsegError(
             f"none of the {len(catalog)} frames to choose the operating point on shows a polyp; put frames with polyps "
             "into this part of the split (or give the threshold)"
         )
-
-
-def _shows_polyp(truth: NDArray[np.bool_]) -> bool:
-    return int(np.count_nonzero(truth)) >= MIN_AREA
 
 
 def check_objective(objective: str, max_false_per_frame: float | None) -> None:

@@ -21,6 +21,8 @@ from polypseg.visualization import charts
 from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
 
 PICTURE_WIDTH = 480  # pixels
+FALSE = ("false_free", "false_beside")  # sections of false regions: in polyp-free frames, and beside polyps
+CRITERIA_IN_WORDS = {"any": "at any overlap", "0.3": "at IoU ≥ 0.3", "0.5": "at IoU ≥ 0.5"}
 
 
 def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: str | Path) -> Path:
@@ -29,7 +31,7 @@ def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: st
     Args:
         report: what ``evaluate`` returned.
         catalog: the frames it is of.
-        predictor: answers again for the pictures of the worst frames and of missed polyps.
+        predictor: answers again for the pictures of the worst frames, of missed polyps and of false regions.
         out: the folder.
 
     Returns:
@@ -42,12 +44,10 @@ def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: st
     write_json(out / "report.json", report.numbers)
     with atomic_write(out / "per_image.csv", "w") as file:
         report.per_image.to_csv(file, index=False, float_format="%.6g")
-    missed = report.per_image[report.per_image["missed"] > 0].nsmallest(WORST, "dice")
     page = _page(
         report.numbers,
         {name: _embed(content, "png") for name, content in _charts(report).items()},
-        _pictures(report.worst(), catalog, predictor),
-        _pictures(missed, catalog, predictor),
+        _pictures(_shown(report), report.per_image["false_boxes"], catalog, predictor),
     )
     with atomic_write(out / "report.html", "w") as file:
         file.write(page)
@@ -56,30 +56,51 @@ def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: st
 
 def _charts(report: Report) -> dict[str, bytes]:
     numbers = report.numbers
-    drawn = {
-        "dice_and_area": charts.dice_and_area(report.per_image["area"], report.per_image["dice"]),
-        "reliability": charts.reliability(numbers["calibration"]["bins"]),
-    }
-    if numbers["lesions"]["free_response"]:
-        drawn["free_response"] = charts.free_response(numbers["lesions"]["free_response"])
+    drawn = {"reliability": charts.reliability(numbers["calibration"]["bins"])}
+    with_polyp = report.per_image[report.per_image["polyps"] > 0]
+    if len(with_polyp):
+        drawn["dice_and_area"] = charts.dice_and_area(with_polyp["area"], with_polyp["dice"])
+        drawn["froc"] = charts.froc(numbers["froc"]["curves"])
+    if numbers["frames_roc"]["curve"]:
+        drawn["roc"] = charts.roc(numbers["frames_roc"]["curve"], numbers["frames_roc"]["auc"]["mean"])
     if numbers.get("robustness"):
         drawn["robustness"] = charts.robustness(numbers["robustness"], numbers["headline"]["dice"]["mean"])
     return drawn
 
 
-def _pictures(rows: pd.DataFrame, catalog: Catalog, predictor: Predictor) -> list[dict[str, Any]]:
-    """The rows with an overlay each, as the page embeds it."""
-    if rows.empty:
-        return []
-    order = [int(index) for index in rows.index]
+def _shown(report: Report) -> dict[str, pd.DataFrame]:
+    """The rows whose frames are shown, by section."""
+    table = report.per_image
+    free, invented = table["polyps"] == 0, table["false_peak"].notna()
+    return {
+        "worst": report.worst(),
+        "missed": table[table["missed"] > 0].nsmallest(WORST, "dice"),
+        FALSE[0]: table[free & invented].nlargest(WORST, "false_peak"),
+        FALSE[1]: table[~free & invented].nlargest(WORST, "false_peak"),
+    }
+
+
+def _pictures(
+    shown: dict[str, pd.DataFrame], false_boxes: pd.Series, catalog: Catalog, predictor: Predictor
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each section with an overlay each, as the page embeds it; a frame is predicted once for all.
+
+    Where false regions are shown they are in boxes.
+    """
+    order = sorted({int(index) for rows in shown.values() for index in rows.index})
     chosen = Catalog(catalog.frames.iloc[order].reset_index(drop=True))
-    result = []
-    for position, answer in enumerate(predictor.answers(chosen)):
+    drawn: dict[bool, dict[int, str]] = {False: {}, True: {}}  # by whether false regions are in boxes
+    for position, answer in enumerate(predictor.answers(chosen) if order else ()):
         picture = overlay(chosen.frame(position), chosen.mask(position), TRUTH, fill=0.15)
-        drawn = overlay(picture, answer.mask, PREDICTION, fill=0.0)
-        row = {str(name): value for name, value in rows.iloc[position].items()}
-        result.append({**row, "picture": _jpeg(drawn)})
-    return result
+        for boxed, boxes in ((False, []), (True, json.loads(false_boxes.iloc[order[position]]))):
+            drawn[boxed][order[position]] = _jpeg(overlay(picture, answer.mask, PREDICTION, fill=0.0, boxes=boxes))
+    return {
+        name: [
+            {**{str(key): value for key, value in row.items()}, "picture": drawn[name in FALSE][int(str(index))]}
+            for index, row in rows.iterrows()
+        ]
+        for name, rows in shown.items()
+    }
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> str:
@@ -93,13 +114,38 @@ def _embed(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _page(values: dict[str, Any], drawn: dict[str, str], worst: list[Any], missed: list[Any]) -> str:
+def _page(values: dict[str, Any], drawn: dict[str, str], pictures: dict[str, list[dict[str, Any]]]) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True)
     environment.filters.update(number=_number, interval=_interval, percent=_percent, plain=_plain)
+    environment.filters.update(share=_share, rate=_rate, words=CRITERIA_IN_WORDS.get)
     template = environment.from_string((resources.files(__package__) / "report.html.j2").read_text("utf-8"))
-    return template.render(values=values, charts=drawn, worst=worst, missed=missed)
+    return template.render(values=values, charts=drawn, **pictures)
+
+
+def lines(numbers: dict[str, Any]) -> list[str]:
+    """What ``polypseg evaluate`` prints of a report: what is to be known first, detection, then every definition."""
+    found = [*numbers["warnings"]]
+    free, detection, roc = numbers["polyp_free"], numbers["detection"], numbers["frames_roc"]
+    if free["frames"]:
+        found.append(
+            f"{'polyp-free marked':22} {_share(free['marked'])}  {free['marked_frames']} of {free['frames']} frames"
+        )
+    for name, words in CRITERIA_IN_WORDS.items():
+        one = detection[name]
+        for key, what in (("found", "lesions found"), ("right", "regions right"), ("f1", "lesion F1")):
+            if one[key]:
+                found.append(f"{what:22} {_share(one[key])}  {words}")
+        found.append(f"{'false regions a frame':22} {_rate(one['false_regions_per_frame'])}  {words}")
+    if roc["auc"]:
+        found.append(f"{'AUC of frames':22} {_rate(roc['auc'])}  with and without a polyp")
+        for specificity, one in roc["sensitivity_at_specificity"].items():
+            found.append(f"{'sensitivity of frames':22} {_share(one)}  at {100 * float(specificity):g} % specificity")
+    for name, one in numbers["definitions"].items():
+        interval = "" if one.get("low") is None else f" ({one['low']:.4f} to {one['high']:.4f})"
+        found.append(f"{name:22} {_number(one['mean'])}{interval:19}  {one['definition']}")
+    return found
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -114,6 +160,21 @@ def _interval(one: dict[str, Any]) -> str:
     if one.get("low") is None:
         return "–"
     return f"{one['low']:.4f} to {one['high']:.4f}"
+
+
+def _share(one: dict[str, Any] | None) -> str:
+    """A share with its interval, in %."""
+    if one is None:
+        return "–"
+    bounds = "" if one.get("low") is None else f" ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+    return f"{100 * one['mean']:.1f} %{bounds}"
+
+
+def _rate(one: dict[str, Any] | None) -> str:
+    """A number with its interval."""
+    if one is None:
+        return "–"
+    return f"{one['mean']:.3f}" + ("" if one.get("low") is None else f" ({one['low']:.3f} to {one['high']:.3f})")
 
 
 def _plain(value: Any) -> str:

@@ -11,11 +11,12 @@ from tqdm import tqdm
 from polypseg.catalog import Catalog
 from polypseg.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.lesions import shows_polyp
 from polypseg.metrics.overlap import dice
 
 
 def robustness(segmenter: Segmenter, catalog: Catalog, progress: bool = True) -> dict[str, list[float]]:
-    """Mean per-image Dice at original size for each corruption at severities 1 to 5.
+    """Mean Dice of the frames with a polyp, at original size, for each corruption at severities 1 to 5.
 
     Args:
         segmenter: what to test.
@@ -23,18 +24,22 @@ def robustness(segmenter: Segmenter, catalog: Catalog, progress: bool = True) ->
         progress: show a progress bar.
 
     Returns:
-        Five values, 0..1, by the corruption's name.
+        Five values, 0..1, by the corruption's name; nothing where no frame shows a polyp.
 
     Raises:
         PolypsegError: a frame or a mask cannot be read.
     """
     sums = {name: np.zeros(len(SEVERITIES)) for name in CORRUPTIONS}
+    shown = 0
     for index in tqdm(range(len(catalog)), "robustness", unit="frame", disable=not progress):
-        frame, truth = catalog.frame(index), catalog.mask(index)
+        truth = catalog.mask(index)
+        if not shows_polyp(truth):
+            continue
+        frame, shown = catalog.frame(index), shown + 1
         answers = segmenter.stream(_spoilt(frame, index))
         for name in CORRUPTIONS:
             sums[name] += [dice(next(answers).mask, truth) for _ in SEVERITIES]
-    return {name: (total / len(catalog)).tolist() for name, total in sums.items()}
+    return {name: (total / shown).tolist() for name, total in sums.items()} if shown else {}
 
 
 def _spoilt(frame: NDArray[np.uint8], seed: int) -> Iterator[NDArray[np.uint8]]:

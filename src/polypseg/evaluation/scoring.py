@@ -14,18 +14,20 @@ from tqdm import tqdm
 
 from polypseg.catalog import Catalog
 from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.lesions import shows_polyp
 from polypseg.metrics.overlap import dice
 from polypseg.metrics.pixels import Confusion, confusion
 from polypseg.models.losses import LossConfig, segmentation_loss
-from polypseg.segmentation import Segmentation
+from polypseg.segmentation import Enlarged, Segmentation
 
+NO_POLYP = "no frame shows a polyp"
 DEFINITIONS = {
-    "dice": "mean over images of Dice at the bundle's threshold, at original size; empty on empty is 1",
-    "iou": "mean over images of IoU at the bundle's threshold, at original size; empty on empty is 1",
-    "dice_network_size": "mean over images of Dice at probability 0.5, at the network's size",
+    "dice": "mean over images with a polyp of Dice at the bundle's threshold, at original size",
+    "iou": "mean over images with a polyp of IoU at the bundle's threshold, at original size",
+    "dice_network_size": "mean over images with a polyp of Dice at probability 0.5, at the network's size",
     "dice_global": "Dice of all images' pixels pooled, at the bundle's threshold, at original size",
     "dice_batch": "the known recipe's: Dice pooled over each batch of 16 at the network's size, at 0.5, mean over "
-    "batches",
+    "batches with a polyp",
     "loss": "the recipe's training loss, mean over images",
 }
 RECIPE_BATCH = 16  # the known recipe's; the value of dice_batch depends on it
@@ -44,11 +46,13 @@ class Scores:
     """What a Segmenter scored.
 
     Attributes:
-        summary: the value of each of ``DEFINITIONS``, and ``n``, the number of frames.
-        per_image: columns ``dataset, frame_id, dice, iou, area`` (polyp pixels over all pixels).
+        summary: the value of each of ``DEFINITIONS``, None where no frame shows a polyp, and ``n``, the number of
+            frames.
+        per_image: columns ``dataset, frame_id, dice, iou, area`` (polyp pixels over all pixels); Dice and IoU of a
+            frame without a polyp are NaN.
     """
 
-    summary: dict[str, float]
+    summary: dict[str, float | None]
     per_image: pd.DataFrame
 
 
@@ -67,19 +71,33 @@ def score(
     Raises:
         PolypsegError: a frame or a mask cannot be read.
     """
-    per_image, dice_global = score_masks(kept or segmenter, catalog, progress)
+    network_size = NetworkSize(segmenter, loss)
+    per_image, dice_global = score_masks(kept or segmenter, catalog, progress, network_size)
+    shown = per_image.dropna(subset="dice")
     summary = {
         "n": len(per_image),
-        "dice": float(per_image["dice"].mean()),
-        "iou": float(per_image["iou"].mean()),
+        "dice": float(shown["dice"].mean()) if len(shown) else None,
+        "iou": float(shown["iou"].mean()) if len(shown) else None,
         "dice_global": dice_global,
-        **at_network_size(segmenter, catalog, loss),
+        **network_size.summary(),
     }
     return Scores(summary, per_image)
 
 
-def score_masks(segmenter: Answers, catalog: Catalog, progress: bool = True) -> tuple[pd.DataFrame, float]:
-    """``Scores.per_image``, and the Dice of all images' pixels pooled. Raises as ``score``."""
+def score_masks(
+    segmenter: Answers, catalog: Catalog, progress: bool = True, network_size: NetworkSize | None = None
+) -> tuple[pd.DataFrame, float | None]:
+    """``Scores.per_image``, and the Dice of all images' pixels pooled, None where no frame shows a polyp.
+
+    Args:
+        segmenter: what answers the frames.
+        catalog: frames with masks.
+        progress: show a progress bar.
+        network_size: gathers its scores from the same answers.
+
+    Raises:
+        PolypsegError: a frame or a mask cannot be read.
+    """
     rows = []
     pooled = Confusion()
     frames = (catalog.frame(index) for index in range(len(catalog)))
@@ -88,39 +106,68 @@ def score_masks(segmenter: Answers, catalog: Catalog, progress: bool = True) -> 
         truth = catalog.mask(index)
         row, counts = catalog.row(index), confusion(answer.mask, truth)
         pooled = pooled + counts
+        polyp = shows_polyp(truth)
         rows.append(
             {
                 "dataset": row.dataset,
                 "frame_id": row.frame_id,
-                "dice": counts.dice,
-                "iou": counts.iou,
+                "dice": counts.dice if polyp else np.nan,
+                "iou": counts.iou if polyp else np.nan,
                 "area": float(truth.mean()),
             }
         )
-    return pd.DataFrame(rows), pooled.dice
+        if network_size is not None:
+            network_size.add(answer, truth)
+    table = pd.DataFrame(rows)
+    return table, pooled.dice if table["dice"].notna().any() else None
 
 
-def at_network_size(segmenter: Segmenter, catalog: Catalog, loss: LossConfig) -> dict[str, float]:
-    """The definitions that need the network's size: ``dice_network_size``, ``dice_batch`` and ``loss``.
+class NetworkSize:
+    """Gathers the definitions that need the network's size: ``dice_network_size``, ``dice_batch`` and ``loss``.
 
-    Raises:
-        PolypsegError: a frame or a mask cannot be read.
+    They are taken from the probabilities that were answered, so that no frame is computed twice. A probability of
+    float32 cannot tell logits beyond ±16 apart; a loss counts them as such.
+
+    Args:
+        segmenter: whose answers will come, in order.
+        loss: to report.
     """
-    losses: list[float] = []
-    per_batch: list[float] = []
-    per_image: list[float] = []
-    preprocessing = segmenter.preprocessing
-    for start in range(0, len(catalog), RECIPE_BATCH):
-        batch = range(start, min(start + RECIPE_BATCH, len(catalog)))
-        images = np.stack([preprocessing.resize_frame(catalog.frame(index)) for index in batch])
-        truth = np.stack([preprocessing.resize_mask(catalog.mask(index)) for index in batch])[:, None] > 0
-        logits = torch.from_numpy(segmenter.logits(images))[:, None]
-        prediction = (logits > 0).numpy()  # probability above 0.5
-        losses += [float(segmentation_loss(logits, torch.from_numpy(truth), loss))] * len(truth)
-        per_batch.append(dice(prediction, truth))
-        per_image += [dice(one, other) for one, other in zip(prediction, truth, strict=True)]
-    return {
-        "dice_network_size": float(np.mean(per_image)),
-        "dice_batch": float(np.mean(per_batch)),
-        "loss": float(np.mean(losses)),
-    }
+
+    def __init__(self, segmenter: Segmenter, loss: LossConfig) -> None:
+        self._preprocessing = segmenter.preprocessing
+        # The training loss is that of logits before the temperature; of a mean there is only what it gives.
+        single = len(segmenter.bundles) == len(segmenter.bundle.networks) == 1 and segmenter.tta == "none"
+        self._temperature = segmenter.temperature if single else 1.0
+        self._loss = loss
+        self._batch: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
+        self._losses: list[float] = []
+        self._per_batch: list[float] = []
+        self._per_image: list[float] = []
+
+    def add(self, answer: Segmentation, truth: NDArray[np.bool_]) -> None:
+        """Count one frame: its answer, and its truth of the frame's size."""
+        assert isinstance(answer.source, Enlarged)
+        mask = self._preprocessing.resize_mask(truth) > 0
+        self._batch.append((answer.source.small, mask))
+        if len(self._batch) == RECIPE_BATCH:
+            self._finish()
+
+    def summary(self) -> dict[str, float | None]:
+        """The three of all frames so far; a mean without a frame that shows a polyp is None."""
+        if self._batch:
+            self._finish()
+        values = {"dice_network_size": self._per_image, "dice_batch": self._per_batch, "loss": self._losses}
+        return {name: float(np.mean(one)) if one else None for name, one in values.items()}
+
+    def _finish(self) -> None:
+        small, truth = (np.stack(one) for one in zip(*self._batch, strict=True))
+        self._batch = []
+        mean = small.clip(1e-7, 1 - 1e-7)
+        logits = self._temperature * (np.log(mean) - np.log1p(-mean))
+        pair = torch.from_numpy(logits)[:, None], torch.from_numpy(truth)[:, None]
+        self._losses += [float(segmentation_loss(*pair, self._loss))] * len(truth)
+        prediction = small > np.float32(0.5)
+        shown = truth.any((1, 2))
+        if shown.any():
+            self._per_batch.append(dice(prediction, truth))
+        self._per_image += [dice(prediction[index], truth[index]) for index in np.flatnonzero(shown)]

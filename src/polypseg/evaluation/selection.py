@@ -45,7 +45,7 @@ def split_of(
         table = read_split(split_file)
         name = Path(split_file).stem
     elif bundle is not None:
-        table, name = _of_bundle(catalog, bundle)
+        table, name = of_bundle(catalog, bundle)
     else:
         raise UsageError("--split: predictions come with no split; give --split_file, or --split all")
     unnamed = sorted(set(catalog.frames["dataset"]) - set(table["dataset"]))
@@ -56,7 +56,12 @@ def split_of(
     return catalog.with_split(table), name, hash_split(table)
 
 
-def _of_bundle(catalog: Catalog, bundle: ModelBundle) -> tuple[Any, str]:
+def of_bundle(catalog: Catalog, bundle: ModelBundle) -> tuple[Any, str]:
+    """The split that a bundle was trained by, as a table, and its name.
+
+    Raises:
+        PolypsegError: it is not of these data.
+    """
     recorded = bundle.metadata.get("split") or {}
     name, expected = str(recorded.get("name")), recorded.get("hash")
     beside = bundle.folder.parent / "split.csv"

@@ -87,7 +87,7 @@ def _flat_rectangles(small: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
             share = area / coloured.size
             part = np.s_[y : y + height, x : x + width]
             if RECTANGLE[0] <= share <= RECTANGLE[1] and area >= FILLED * width * height and _is_flat(small[part]):
-                found[part] = True
+                found[max(0, y - 1) : y + height + 1, max(0, x - 1) : x + width + 1] = True  # with its blurred edge
     return found if found.any() else None
 
 

@@ -27,6 +27,12 @@ from polypseg.metrics.overlap import check_masks
 TOLERANCES = (2.0, 5.0, 10.0)  # pixels
 BOUNDARY_WIDTH = 0.02  # of the diagonal; Cheng et al.'s choice
 
+# The columns of ``BoundaryScores.to_dict`` at the usual tolerances.
+NAMES = (
+    *(f"{name}_{unit}" for name in ("hd", "hd95", "assd") for unit in ("px", "percent")),
+    *(f"nsd_{size:g}px" for size in TOLERANCES), "boundary_iou",
+)  # fmt: skip
+
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 

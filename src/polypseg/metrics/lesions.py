@@ -11,13 +11,17 @@ IoUs (linear assignment). A greedy choice by IoU can lose a pair below 0.5; abov
 candidate (Kirillov et al., Panoptic Segmentation, CVPR 2019) and all ways agree. A paired true lesion is found, an
 unpaired one missed; an unpaired predicted lesion is a false positive, also where it is the second half of a polyp
 predicted in two pieces.
+
+**Any overlap** (``None`` in place of a threshold) is no pairing: a true lesion is found where a predicted one shares a
+pixel with it, and a predicted one is right where it shares a pixel with a true one. Both halves of a polyp predicted in
+two pieces are right, and one region across two polyps finds both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -74,9 +78,63 @@ class LesionMatch:
         """The predicted lesions without a partner at one of ``iou_thresholds``; ValueError for another."""
         return self._unpaired(self.predictions, iou_threshold)
 
+    def found(self, iou_threshold: float | None) -> NDArray[np.bool_]:
+        """Whether each of ``truths`` is found, at one of ``iou_thresholds`` or, with None, at any overlap."""
+        return self._agreeing(self.truths, iou_threshold)
+
+    def right(self, iou_threshold: float | None) -> NDArray[np.bool_]:
+        """Whether each of ``predictions`` is right; the argument as in ``found``."""
+        return self._agreeing(self.predictions, iou_threshold)
+
+    def steps(self, iou_threshold: float | None) -> list[Step]:
+        """What each predicted lesion adds when they come one by one, the highest ``max_probability`` first.
+
+        The sums of the steps down to a confidence are what would be found, and what would be false, had only the
+        predicted lesions of at least that confidence been predicted.
+
+        Args:
+            iou_threshold: as in ``found``.
+
+        Raises:
+            ValueError: a predicted lesion has no confidence, as it was matched without a probability map.
+        """
+        confidences = [lesion.max_probability for lesion in self.predictions]
+        known = [confidence for confidence in confidences if confidence is not None]
+        if len(known) < len(confidences):
+            raise ValueError("the frame was matched without a probability map: its lesions have no confidence")
+        if iou_threshold is None:
+            touched = self.iou > 0
+            newly = [Step(max(known[column] for column in np.flatnonzero(row)), 1, 0) for row in touched if row.any()]
+            return newly + [Step(known[column], 0, 1) for column in np.flatnonzero(~touched.any(0))]
+        _position(self.iou_thresholds, iou_threshold)
+        hits = _hits(self.iou, known, iou_threshold)
+        return [Step(one, int(hit), int(not hit)) for one, hit in zip(known, hits, strict=True)]
+
+    def _agreeing(self, lesions: tuple[Lesion, ...], iou_threshold: float | None) -> NDArray[np.bool_]:
+        if iou_threshold is None:
+            return np.array([lesion.best_iou > 0 for lesion in lesions], np.bool_)
+        position = _position(self.iou_thresholds, iou_threshold)
+        return np.array([lesion.matched[position] for lesion in lesions], np.bool_)
+
     def _unpaired(self, lesions: tuple[Lesion, ...], iou_threshold: float) -> tuple[Lesion, ...]:
         position = _position(self.iou_thresholds, iou_threshold)
         return tuple(lesion for lesion in lesions if not lesion.matched[position])
+
+
+class Step(NamedTuple):
+    """What one predicted lesion adds: its confidence, 0..1, the true lesions found and the false regions."""
+
+    confidence: float
+    found: int
+    false: int
+
+
+def shows_polyp(truth: NDArray[np.bool_], min_area: int = MIN_AREA) -> bool:
+    """Whether a mask (H×W bool) holds a lesion; one without is that of a polyp-free frame."""
+    if np.count_nonzero(truth) < min_area:
+        return False
+    left, top, width, height = cv2.boundingRect(truth.view(np.uint8))
+    return bool(_regions(truth[top : top + height, left : left + width], min_area).stats)
 
 
 def match_lesions(
@@ -142,133 +200,6 @@ def match_lesions(
     return LesionMatch(thresholds, tuple(truths), tuple(predictions), iou)
 
 
-@dataclass(frozen=True)
-class LesionSummary:
-    """Lesion scores of a set of frames. A ratio without a denominator is None, never 0 or 1.
-
-    Attributes:
-        frames, lesions, predicted: how many frames, true lesions and predicted lesions there were.
-        iou_thresholds: those of the tuples below.
-        recall: found / true lesions, pooled over frames, 0..1. None without true lesions.
-        precision: found / predicted lesions, pooled, 0..1. None where nothing was predicted.
-        false_positives_per_frame: unpaired predicted lesions / frames, with and without polyps. None without frames.
-        frames_without_polyp: frames whose truth holds no lesion.
-        specificity: share of those on which nothing was predicted, 0..1. None where there are none.
-    """
-
-    frames: int
-    lesions: int
-    predicted: int
-    iou_thresholds: tuple[float, ...]
-    recall: tuple[float | None, ...]
-    precision: tuple[float | None, ...]
-    false_positives_per_frame: tuple[float | None, ...]
-    frames_without_polyp: int
-    specificity: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class FrocCurve:
-    """Free-response ROC curve (Bunch et al., Proc. SPIE 1977): what is found against what is invented.
-
-    Point ``i`` is what ``LesionSummary`` would say had only the predicted lesions with a confidence of at least
-    ``thresholds[i]`` been predicted. The regions stay those of the mask: their pixels are not thresholded again. So
-    the curve ends at the mask's own recall and false positives a frame, and says nothing of what lies beyond.
-
-    Attributes:
-        thresholds: every confidence that occurs, falling, float64.
-        sensitivity: recall of lesions, 0..1, never falling, float64.
-        false_positives_per_frame: mean over all frames, never falling, float64.
-    """
-
-    thresholds: NDArray[np.float64]
-    sensitivity: NDArray[np.float64]
-    false_positives_per_frame: NDArray[np.float64]
-
-    def sensitivity_at(self, false_positives_per_frame: float) -> float:
-        """Highest sensitivity of a point with at most so many false positives a frame; 0 where there is none."""
-        reached = self.sensitivity[self.false_positives_per_frame <= false_positives_per_frame]
-        return float(reached.max(initial=0.0))
-
-
-class LesionAccumulator:
-    """Sums the matches of many frames; keeps one number and a few flags for each predicted lesion.
-
-    Args:
-        iou_thresholds: those of the matches that will be added.
-        confidence: what stands for a predicted lesion in the free-response curve: its mean probability (as
-            ``Polyp.confidence``) or its highest.
-    """
-
-    def __init__(
-        self, iou_thresholds: Sequence[float] = IOU_THRESHOLDS, confidence: Literal["mean", "max"] = "mean"
-    ) -> None:
-        if confidence not in ("mean", "max"):
-            raise ValueError(f"confidence must be 'mean' or 'max', not {confidence!r}")
-        self.iou_thresholds = _checked_thresholds(iou_thresholds)
-        self.confidence = confidence
-        self._frames = self._lesions = self._frames_without_polyp = self._clean_frames = 0
-        self._found = [0] * len(self.iou_thresholds)
-        self._confidences: list[float | None] = []
-        self._hits: list[list[bool]] = [[] for _ in self.iou_thresholds]
-
-    def add(self, match: LesionMatch) -> None:
-        """Add one frame. Raises ValueError where it was matched at other IoU thresholds."""
-        if match.iou_thresholds != self.iou_thresholds:
-            raise ValueError(f"the match has IoU thresholds {match.iou_thresholds}, not {self.iou_thresholds}")
-        self._frames += 1
-        self._lesions += len(match.truths)
-        if not match.truths:
-            self._frames_without_polyp += 1
-            self._clean_frames += not match.predictions
-        confidences = [
-            lesion.mean_probability if self.confidence == "mean" else lesion.max_probability
-            for lesion in match.predictions
-        ]
-        self._confidences += confidences
-        for position, threshold in enumerate(self.iou_thresholds):
-            self._found[position] += sum(lesion.matched[position] for lesion in match.truths)
-            self._hits[position] += _hits(match.iou, confidences, threshold)
-
-    def summary(self) -> LesionSummary:
-        """The scores of all frames added so far."""
-        predicted = len(self._confidences)
-        return LesionSummary(
-            frames=self._frames,
-            lesions=self._lesions,
-            predicted=predicted,
-            iou_thresholds=self.iou_thresholds,
-            recall=tuple(_ratio(found, self._lesions) for found in self._found),
-            precision=tuple(_ratio(found, predicted) for found in self._found),
-            false_positives_per_frame=tuple(_ratio(predicted - found, self._frames) for found in self._found),
-            frames_without_polyp=self._frames_without_polyp,
-            specificity=_ratio(self._clean_frames, self._frames_without_polyp),
-        )
-
-    def froc(self, iou_threshold: float) -> FrocCurve:
-        """The free-response curve at one of the IoU thresholds; without points where nothing was predicted.
-
-        Raises:
-            ValueError: the threshold is not one of them, no frame held a true lesion, or a frame with predicted
-                lesions was matched without its probability map.
-        """
-        hits = np.array(self._hits[_position(self.iou_thresholds, iou_threshold)], dtype=bool)
-        if self._lesions == 0:
-            raise ValueError("no true lesion was added: sensitivity is undefined")
-        known = [confidence for confidence in self._confidences if confidence is not None]
-        if len(known) < len(self._confidences):
-            raise ValueError("some frames were matched without a probability map: their lesions have no confidence")
-        confidences = np.array(known, dtype=np.float64)
-        order = np.argsort(-confidences, kind="stable")
-        confidences, hits = confidences[order], hits[order]
-        last = np.flatnonzero(np.append(np.diff(confidences) != 0, True)) if len(known) else np.array([], dtype=int)
-        return FrocCurve(
-            thresholds=confidences[last],
-            sensitivity=hits.cumsum()[last] / self._lesions,
-            false_positives_per_frame=(~hits).cumsum()[last] / self._frames,
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class _Regions:
     labels: NDArray[np.int32]  # H×W, of all regions, the ignored ones too
@@ -297,10 +228,6 @@ def _position(iou_thresholds: tuple[float, ...], iou_threshold: float) -> int:
     if iou_threshold not in iou_thresholds:
         raise ValueError(f"IoU threshold {iou_threshold} is not one of those matched at, {iou_thresholds}")
     return iou_thresholds.index(iou_threshold)
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
 
 
 def _regions(mask: NDArray[np.bool_], min_area: int) -> _Regions:
@@ -350,7 +277,7 @@ def _pair(iou: NDArray[np.float64], threshold: float) -> list[tuple[int, int]]:
     return [(int(rows[i]), int(columns[j])) for i, j in chosen if reaches[i, j]]
 
 
-def _hits(iou: NDArray[np.float64], confidences: Sequence[float | None], threshold: float) -> list[bool]:
+def _hits(iou: NDArray[np.float64], confidences: Sequence[float], threshold: float) -> list[bool]:
     """For each predicted lesion, whether it lets one more be found than those with more confidence do alone.
 
     So the hits at or above any confidence are as many as the pairs of a matching of just these predicted lesions:
@@ -358,7 +285,7 @@ def _hits(iou: NDArray[np.float64], confidences: Sequence[float | None], thresho
     """
     hits = [False] * len(confidences)
     candidates = [int(column) for column in np.flatnonzero((iou >= threshold).any(0))]
-    candidates.sort(key=lambda column: -(confidences[column] or 0.0))
+    candidates.sort(key=lambda column: -confidences[column])
     found = 0
     for end, column in enumerate(candidates, 1):
         pairs = len(_pair(iou[:, candidates[:end]], threshold))

@@ -9,6 +9,7 @@ what a frame without a value counts.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Scores = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
 RESAMPLES = 10_000
+DRAWS = 2_000  # of ``group_bootstrap``, whose statistics are many
 BATCH_ELEMENTS = 2_000_000  # numbers held at a time, 16 MB
 
 
@@ -78,10 +80,14 @@ class Ranking:
     Attributes:
         places: one a model, in order.
         comparisons: of each pair (better, worse).
+        groups: of the images.
+        groups_needed: with fewer no pair can be told apart, whatever the scores are; letters then say nothing.
     """
 
     places: tuple[Place, ...]
     comparisons: dict[tuple[str, str], Comparison]
+    groups: int
+    groups_needed: int
 
 
 def bootstrap_interval(
@@ -147,6 +153,61 @@ def bootstrap_interval(
         if np.isfinite(low) and np.isfinite(high):
             break  # BCa has no answer where every resample lies on one side of the value
     return Interval(value, low, high, len(scores))
+
+
+def group_bootstrap(
+    statistics: Callable[[NDArray[np.float32]], Scores],
+    groups: Sequence[object],
+    confidence: float = 0.95,
+    resamples: int = DRAWS,
+    seed: int = 0,
+) -> tuple[Scores, Scores, Scores]:
+    """Percentile intervals of several statistics of the same images, from the same draws of whole groups.
+
+    Made for ratios of sums and for points of curves, which are no mean over images. Groups are drawn with replacement
+    (cluster bootstrap; Field & Welsh, JRSS B 2007); draws in which a statistic is undefined are left out.
+
+    Args:
+        statistics: from b×n float32, how often each of n images counts in each of b draws, to b×k float64; NaN where a
+            statistic is undefined.
+        groups: one label an image.
+        confidence: 0..1, exclusive.
+        resamples: draws.
+        seed: the same seed gives the same intervals.
+
+    Returns:
+        k values, their lower and their upper bounds; NaN where undefined, and in the bounds with fewer than two groups.
+    """
+    codes = _codes(groups, len(groups))
+    count = int(codes.max(initial=-1)) + 1
+    value = statistics(np.ones((1, len(codes)), np.float32))[0]
+    if count < 2:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    rng = np.random.default_rng(seed)
+    drawn, rows = [], max(1, BATCH_ELEMENTS // max(count, len(codes)))
+    for start in range(0, resamples, rows):
+        batch = min(rows, resamples - start)
+        chosen = rng.integers(count, size=(batch, count)) + np.arange(batch)[:, None] * count
+        times = np.bincount(chosen.ravel(), minlength=batch * count).reshape(batch, count).astype(np.float32)
+        drawn.append(statistics(times[:, codes]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN
+        low, high = np.nanquantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return value, np.where(np.isnan(value), np.nan, low), np.where(np.isnan(value), np.nan, high)
+
+
+def exact_share(whole: bool, draws: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Bounds of a share that is 0, or where ``whole`` 1, in each of some draws (Clopper & Pearson, Biometrika 1934).
+
+    A bootstrap sees no spread there and would say that 0 of 5 is 0 for certain.
+    """
+    end = ((1 - confidence) / 2) ** (1 / draws)
+    return (end, 1.0) if whole else (0.0, 1 - end)
+
+
+def exact_rate_of_none(draws: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Bounds of the mean number of events in a draw where some draws held none (Garwood, Biometrika 1936)."""
+    return 0.0, -math.log((1 - confidence) / 2) / draws
 
 
 def sign_flip_test(
@@ -288,7 +349,22 @@ def rank(
     }
     apart = [pair for pair, comparison in comparisons.items() if comparison.adjusted <= alpha]
     letters = _letters(names, apart)
-    return Ranking(tuple(Place(name, means[name], letters[name]) for name in names), comparisons)
+    count = int(_codes(groups, len(_scores(scores[names[0]]))).max()) + 1
+    places = tuple(Place(name, means[name], letters[name]) for name in names)
+    return Ranking(places, comparisons, count, groups_needed(len(pairs), alpha))
+
+
+def groups_needed(pairs: int, alpha: float = 0.05) -> int:
+    """The fewest groups with which the sign-flip test can tell one of some pairs apart.
+
+    Of k groups there are 2^k sign patterns, of which two, the observed one and its opposite, are always as far from 0:
+    p is at least 2^(1 - k), and Holm's correction takes the smallest of them times the number of pairs.
+
+    Args:
+        pairs: that are compared, 1 or more.
+        alpha: as in ``rank``.
+    """
+    return math.ceil(1 + math.log2(max(pairs, 1) / alpha))
 
 
 def _letters(names: Sequence[str], apart: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:

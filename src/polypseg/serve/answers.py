@@ -79,8 +79,8 @@ class Frame(BaseModel):
     )
     outside: str = Field(
         default="",
-        description="With ?probability=true, where there is such: base64 of a grey PNG, smaller than the frame and to be "
-        "stretched over it, 255 where it shows nothing of the patient, as in a black border",
+        description="With ?probability=true, where there is such: base64 of a grey PNG, to be stretched over the "
+        "frame, 255 where that shows nothing of the patient, as in a black border",
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from polypseg.bundle import ModelBundle
+from polypseg.bundle import ModelBundle, merge_frames
 from polypseg.data import read_all
 from polypseg.data.splits import write_split
 from polypseg.errors import PolypsegError, UsageError
@@ -127,11 +127,13 @@ def _made(folder: Path, bundles: Sequence[ModelBundle], of: str) -> ModelBundle:
     details: dict[str, Any] = {key: first.metadata[key] for key in kept if key in first.metadata}
     details |= {"threshold_split": "validation", "commit": commit(), "device": trainer_device()}
     if of == "weights":
-        return ModelBundle.save(
+        made = ModelBundle.save(
             folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
             architecture=first.architecture, preprocessing=first.preprocessing, operating_point=first.operating_point,
             averaged_from=[one.lineage() for one in bundles], **details,
         )  # fmt: skip
+        known = [records for records in (one.frames() for one in bundles) if records is not None]
+        return made.record_frames(merge_frames(*known)) if len(known) == len(bundles) else made
     members = {f"member-{number}": bundle for number, bundle in enumerate(bundles, 1)}
     return ModelBundle.join(
         folder / "bundle", members, name=folder.name, operating_point=first.operating_point, **details

@@ -240,6 +240,7 @@ def _per_image(path: Path) -> pd.DataFrame:
     """A run's ``per_image.csv``, every name the string that it is."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = table[table["dice"] != ""]  # of frames without a polyp there is none
         return table[["dataset", "frame_id", "split", "dice"]].astype({"dice": float})
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -265,11 +266,11 @@ def _rows(catalog: Catalog, of_fold: dict[str, pd.DataFrame], ours: Sequence[pd.
                 if split == "test":
                     on_test.append(scores["dice"].to_numpy())
         rows.append(row)
-    pooled = groups.merge(ours[0], on=key)
+    pooled = groups.merge(ours[0], on=key).dropna(subset="dice")
     interval = bootstrap_interval(pooled["dice"], groups=pooled["group"].tolist())
     rows.append({"name": "out of fold", **_cells("val", interval)})
-    if len(ours) > 1:
-        ensemble = groups.merge(ours[1], on=key)
+    ensemble = groups.merge(ours[1], on=key).dropna(subset="dice") if len(ours) > 1 else None
+    if ensemble is not None and len(ensemble):
         labels, mean = ensemble["group"].tolist(), np.mean(on_test, axis=0)
         found = compare(ensemble["dice"], mean, labels)
         rows += [

@@ -29,16 +29,18 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from polypseg.bundle import ModelBundle, Preprocessing
+from polypseg.bundle import FrameRecord, ModelBundle, Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.choosing import Maps, check_shows_polyp, choose_point
-from polypseg.evaluation.scoring import DEFINITIONS, Scores, score
+from polypseg.evaluation.scoring import DEFINITIONS, NO_POLYP, Scores, score
+from polypseg.evaluation.seen import frame_records
 from polypseg.files import atomic_write, commit, write_json
 from polypseg.inference.runtimes.torch import check_weights
 from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.lesions import shows_polyp
 from polypseg.metrics.overlap import dice
 from polypseg.models.device import gains_from_bf16
 from polypseg.models.losses import LossConfig
@@ -122,6 +124,8 @@ def train(
             )
         if checkpoint is not None:
             read_checkpoint(checkpoint)  # some strategies read it in a way of their own
+    with together():
+        records = _frame_records(recipe, catalog) if first_process else []
     split_hash = hash_split(catalog.frames)
     same = split_hash == from_first(split_hash)
     with together():
@@ -153,7 +157,7 @@ def train(
         _fit(trainer, module, frames, checkpoint)
         if not trainer.is_global_zero:
             return folder
-        bundle = _bundle(folder, module, frames.preprocessing, catalog, split_name)
+        bundle = _bundle(folder, module, frames.preprocessing, catalog, split_name).record_frames(records)
         maps = None
         if recipe.threshold is None:
             maps = Maps.of(Segmenter(bundle), catalog.of_split("val"), show)
@@ -223,6 +227,13 @@ def _prepare(
     frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", progress)
     for split in set(catalog.frames["split"]):
         frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
+    for split, use in (("train", "learn from"), ("val", "choose by")):
+        cache = frames.dataset(split).cache
+        if not any(cache[index][1].any() for index in range(len(cache))):  # the first frame with a polyp ends it
+            raise PolypsegError(
+                f"{Path(catalog.of_split(split).row(0).image_path).parent.parent}: none of the {len(cache)} {split} "
+                f"frames shows a polyp, so there is nothing to {use}; add frames with polyps, or split them otherwise"
+            )
     origin = None
     if checkpoint is None and start is not None:
         _take_weights(network, start, recipe)
@@ -441,6 +452,13 @@ def _bundle(
     )
 
 
+def _frame_records(recipe: Recipe, catalog: Catalog) -> list[FrameRecord]:
+    """The frames of this run, and of the bundle that it starts from, which has seen them too."""
+    path = recipe.model.weights
+    start = None if path is None else ModelBundle.load(path).frames()
+    return frame_records(catalog) + (start or [])
+
+
 def trainer_device() -> str:
     """What the computation runs on, in words."""
     if torch.cuda.is_available():
@@ -503,8 +521,11 @@ def score_splits(
 
 def tell(what: str, scores: Scores) -> None:
     """Log the summary of some frames' scores."""
-    values = "  ".join(f"{name} {value:.4f}" for name, value in scores.summary.items() if name != "n")
-    log.info("%s (n = %d): %s", what, scores.summary["n"], values)
+    known = {name: value for name, value in scores.summary.items() if value is not None and name != "n"}
+    values = "  ".join(f"{name} {value:.4f}" for name, value in known.items())
+    log.info("%s (n = %d): %s", what, len(scores.per_image), values)
+    if scores.summary["dice"] is None:
+        log.info("%s: %s, so that there is no Dice", what, NO_POLYP)
 
 
 def write_scores(
@@ -553,7 +574,8 @@ def draw_examples(segmenter: Segmenter, catalog: Catalog, path: Path) -> None:
     for index in range(0, len(frames), step)[:8]:
         frame, truth = frames.frame(index), frames.mask(index)
         mask = segmenter.segment(frame).mask
-        panels.append(Panel(frames.row(index).frame_id, frame, truth, mask, dice=dice(mask, truth)))
+        score = dice(mask, truth) if shows_polyp(truth) else None
+        panels.append(Panel(frames.row(index).frame_id, frame, truth, mask, dice=score))
     draw_predictions(panels, path, title=title)
 
 

@@ -34,14 +34,33 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> bytes:
     return _png(figure)
 
 
-def free_response(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Share of polyps found over false alarms a frame, for each IoU threshold."""
-    figure, (axis,) = _figure(1, (4.2, 3.4))
-    for (threshold, curve), colour in zip(curves.items(), COLOURS, strict=False):
-        steps = {"color": colour, "where": "post", "label": f"IoU ≥ {threshold}"}
-        axis.step([0, *curve["false_positives_per_frame"]], [0, *curve["sensitivity"]], **steps)
-    axis.set(xlabel="false positives a frame", ylabel="polyps found", ylim=(0, 1.02))
+def froc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+    """Share of lesions found over false regions a frame, a line for each criterion."""
+    figure, (axis,) = _figure(1, (4.4, 3.6))
+    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        label = "any overlap" if name == "any" else f"IoU ≥ {name}"
+        x, y = curve["false_regions_per_frame"], curve["sensitivity"]
+        axis.step([0, *x], [0, *y], where="post", color=colour, label=label)
+        axis.plot(x[-1:], y[-1:], "o", color=colour, markersize=4)  # what lies beyond is not known
+    axis.set(
+        title="FROC of lesions", xlabel="false regions a frame (all frames)", ylabel="lesions found", ylim=(0, 1.02)
+    )
     axis.set_xlim(left=0)
+    axis.legend(frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def roc(curve: Mapping[str, Sequence[float]], auc: float) -> bytes:
+    """Share of the frames with a polyp over that of the polyp-free frames which reach a score."""
+    figure, (axis,) = _figure(1, (4.4, 3.6))
+    axis.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
+    for specificity in (0.9, 0.95):
+        axis.axvline(1 - specificity, color="0.7", linestyle=":", linewidth=1)
+    axis.plot([0, *curve["false_alarms"]], [0, *curve["sensitivity"]], color=COLOURS[0], label=f"AUC {auc:.3f}")
+    axis.set(
+        title="ROC of frames", xlabel="polyp-free frames taken for one with a polyp",
+        ylabel="frames with a polyp recognised", xlim=(-0.01, 1), ylim=(0, 1.02),
+    )  # fmt: skip
     axis.legend(frameon=False, loc="lower right")
     return _png(figure)
 
