@@ -17,6 +17,7 @@ PACKAGE = Path(polypseg.__file__).parent
 LAYERS = (
     ("errors",),
     ("files",),
+    ("metadata",),
     ("hub", "operating_point"),
     ("segmentation",),
     ("catalog", "bundle"),

@@ -83,6 +83,7 @@ class Segmenter:
         self.operating_point = _mean_point(self.bundles).override(
             threshold=threshold, min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes
         )
+        self._own_temperature = temperature
         networks = [network for bundle in self.bundles for network in bundle.networks]
         # Of the same number for each network, so that the mean over all of them gives each the same weight.
         self._members: list[_Member] = []
@@ -144,6 +145,7 @@ class Segmenter:
             "model": self.hash,
             "threshold": self.threshold,
             "operating_point": asdict(self.operating_point),
+            "temperature": self._own_temperature,  # None: the bundle's, which the hash covers
             "runtime": self._told("name"),
             "device": self.device,
             "precision": self.precision,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from functools import lru_cache
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder
 from torch.nn.functional import avg_pool2d, interpolate, logsigmoid, max_pool2d
+from torch.utils._device import DeviceContext
 
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError
@@ -117,6 +119,27 @@ def joined(logits: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
     """
     loss = interpolate(logsigmoid(presence), scale_factor=16, mode="bilinear")
     return torch.where(logits > 0, torch.maximum(logits + loss, 0.02 * logits), logits)
+
+
+@lru_cache
+def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the network's weights. No memory is taken for them, however large it would be.
+
+    Raises:
+        PolypsegError: as ``build``.
+    """
+    with _OnMeta(torch.device("meta")):
+        network = build(architecture)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+class _OnMeta(DeviceContext):
+    """Makes tensors without content, but for the few numbers that some encoders compute while they are built."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.linspace, torch.arange):
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def dropout_argument(name: str) -> str | None:

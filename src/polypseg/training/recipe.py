@@ -79,6 +79,12 @@ class ModelConfig(Architecture):
     weights: str | None = None
     frozen: bool = False
 
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
+
     @property
     def architecture(self) -> Architecture:
         """The part that a bundle keeps."""
