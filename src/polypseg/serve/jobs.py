@@ -8,7 +8,6 @@ removed after it.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import logging
@@ -551,20 +550,12 @@ def _count_video_frames(path: Path, limits: Settings) -> int | None:
     Raises:
         HTTPException: 413 it is too long or its frames are too large, 422 it cannot be read.
     """
-    import av
+    from polypseg.inference.video.files import TooLargeError, probe
 
-    from polypseg.inference.video.files import probe
-
-    # Before anything is decoded: the size that the header claims is what the decoder would make room for.
-    with (
-        contextlib.suppress(av.FFmpegError, OSError),
-        av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container,
-    ):
-        for stream in container.streams.video:
-            if (stream.width or 0) * (stream.height or 0) > limits.max_pixels:
-                raise HTTPException(413, f"{path.name}: has frames of more than {limits.max_pixels:,} pixels")
     try:
-        info = probe(path)
+        info = probe(path, limits.max_pixels)
+    except TooLargeError as error:
+        raise HTTPException(413, told(error, path, path.name)) from error
     except PolypsegError as error:
         raise HTTPException(422, told(error, path, path.name)) from error
     if info.frames is not None and info.frames / info.fps > limits.max_video_seconds:
