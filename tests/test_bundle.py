@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from polypseg.bundle import SCHEMA_VERSION, Architecture, ModelBundle, Preprocessing
 from polypseg.errors import PolypsegError
+from polypseg.operating_point import OperatingPoint
 
 ARCHITECTURE = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8), 0.25)
 PREPROCESSING = Preprocessing(64, 96, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "area")
@@ -134,7 +135,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     **{
         f"no {key}": (changing(**{key: None}), "metadata.json", f"lacks {key}")
-        for key in ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
+        for key in ("schema_version", "name", "architecture", "preprocessing", "operating_point", "weights_sha256")
     },
     **{
         f"{key} {value!r}": (
@@ -143,11 +144,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
             "holds an unusable value",
         )
         for key, value in (
-            ("threshold", 1.5),
-            ("threshold", -0.1),
-            ("threshold", "high"),
-            ("threshold", float("nan")),
-            ("threshold", 10**400),
+            ("operating_point", 0.5),
+            ("operating_point", {"threshold": 1.5}),
+            ("operating_point", {"threshold": 10**400}),
+            ("operating_point", {"min_confidence": "high"}),
+            ("operating_point", {"min_size": 0.1}),
             ("architecture", []),
             ("architecture", {"nam": "Unet"}),
             ("preprocessing", []),
@@ -195,14 +196,42 @@ def test_the_hash_is_of_all_that_decides_an_answer(tmp_path: Path) -> None:
         save(tmp_path / "preprocessing", preprocessing=Preprocessing(64, 96)),
     ]
     assert len({item.hash for item in [bundle, *changed]}) == 5
-    change(bundle.folder, threshold=0.6)  # by hand: nothing forbids it, but it is another bundle then
+    change(
+        bundle.folder, operating_point={"threshold": 0.6}
+    )  # by hand: nothing forbids it, but it is another bundle then
     assert ModelBundle.load(bundle.folder).hash not in {bundle.hash, *(item.hash for item in changed)}
+
+
+def test_a_bundle_of_the_former_schema_reads_as_before(tmp_path: Path) -> None:
+    bundle = save(tmp_path / "bundle")
+    former = {"schema_version": 1, "operating_point": None, "threshold": 0.45}
+    change(bundle.folder, **former)
+    assert ModelBundle.load(bundle.folder).operating_point == OperatingPoint(0.45, 0.0, "mean")
+    change(bundle.folder, postprocessing={"min_area": 0.01, "fill_holes": True})
+    read = ModelBundle.load(bundle.folder)
+    assert read.operating_point == OperatingPoint(0.45, 0.0, "mean", 0.01, True) and read.threshold == 0.45
+    change(bundle.folder, threshold=0.5)
+    assert ModelBundle.load(bundle.folder).hash != read.hash
+    kept = read.update(metrics=None)
+    assert kept.metadata["schema_version"] == 1 and kept.hash == read.hash
+    updated = read.update(threshold=0.7)
+    assert updated.operating_point == OperatingPoint(0.7, 0.0, "mean", 0.01, True)
+    assert updated.metadata["schema_version"] == SCHEMA_VERSION
+    assert not {"threshold", "postprocessing"} & updated.metadata.keys()
+    change(bundle.folder, **former)
+    change(bundle.folder, threshold=None)
+    with pytest.raises(PolypsegError, match="lacks threshold"):
+        ModelBundle.load(bundle.folder)
+    change(bundle.folder, threshold=2)
+    with pytest.raises(PolypsegError, match=r"unusable value \(threshold 2: must lie in 0..1\)"):
+        ModelBundle.load(bundle.folder)
 
 
 def test_update_keeps_the_rest(tmp_path: Path) -> None:
     bundle = save(tmp_path / "bundle", licence="x")
     updated = bundle.update(threshold=0.7, metrics={"dice": 0.5})
-    assert updated.metadata == {**bundle.metadata, "threshold": 0.7, "metrics": {"dice": 0.5}}
+    point = {**bundle.metadata["operating_point"], "threshold": 0.7}
+    assert updated.metadata == {**bundle.metadata, "operating_point": point, "metrics": {"dice": 0.5}}
     assert ModelBundle.load(bundle.folder).metadata == updated.metadata
     assert updated.threshold == 0.7
     assert names(bundle.folder) == ["metadata.json", "model.safetensors"]
@@ -414,7 +443,7 @@ def join(folder: Path, count: int = 3, **details: Any) -> ModelBundle:
 
 
 def test_an_ensemble_holds_its_members_whole(tmp_path: Path) -> None:
-    saved = join(tmp_path, licence="x", postprocessing={"min_area": 0.01, "fill_holes": True})
+    saved = join(tmp_path, licence="x", operating_point=OperatingPoint(0.35, min_area=0.01))
     single = [ModelBundle.load(tmp_path / f"run-{k}") for k in (1, 2, 3)]
     shutil.move(tmp_path / "bundle", tmp_path / "elsewhere" / "bundle")
     for one in single:
@@ -422,7 +451,7 @@ def test_an_ensemble_holds_its_members_whole(tmp_path: Path) -> None:
     loaded = ModelBundle.load(tmp_path / "elsewhere")
     assert loaded.hash == saved.hash
     assert (loaded.name, loaded.threshold, loaded.metadata["licence"]) == ("all", 0.35, "x")
-    assert (loaded.postprocessing.min_area, loaded.preprocessing) == (0.01, PREPROCESSING)
+    assert (loaded.operating_point.min_area, loaded.preprocessing) == (0.01, PREPROCESSING)
     assert [one.hash for one in loaded.members] == [one.hash for one in single]
     assert loaded.networks == loaded.members and single[0].networks == (single[0],)
     assert [one.metadata["epoch"] for one in loaded.members] == [1, 2, 3]
@@ -463,7 +492,7 @@ def test_an_ensembles_hash_is_of_all_that_decides_its_answer(tmp_path: Path) -> 
     changed = [
         join(tmp_path / "fewer", 2),
         join(tmp_path / "threshold", threshold=0.36),
-        join(tmp_path / "post-processing", postprocessing={"min_area": 0.1, "fill_holes": False}),
+        join(tmp_path / "smallest", operating_point=OperatingPoint(0.35, min_area=0.1)),
     ]
     members = {f"fold-{k}": save(tmp_path / f"warm-{k}", k, temperature=1.0 + (k == 2)) for k in (1, 2, 3)}
     changed.append(ModelBundle.join(tmp_path / "warm", members, name="all", threshold=0.35))

@@ -17,7 +17,8 @@ PACKAGE = Path(polypseg.__file__).parent
 LAYERS = (
     ("errors",),
     ("files",),
-    ("hub", "segmentation"),
+    ("hub", "operating_point"),
+    ("segmentation",),
     ("catalog", "bundle"),
     ("data", "models", "metrics", "visualization", "zoo"),
     ("inference",),

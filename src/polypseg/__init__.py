@@ -40,6 +40,10 @@ def load(
     precision: str = "auto",
     threads: int = 0,
     tta: str | None = None,
+    threshold: float | None = None,
+    min_confidence: float | None = None,
+    min_area: float | None = None,
+    fill_holes: bool | None = None,
 ) -> Segmenter:
     """A ``Segmenter`` for a bundle.
 
@@ -51,6 +55,11 @@ def load(
         precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
         tta: test-time augmentation, ``none``, ``flip``, ``flips`` or ``small``; by default the bundle's own.
+        threshold: probability, 0..1, at and above which a pixel belongs to a region; this and the next three by default
+            the bundle's own, its operating point.
+        min_confidence: a region's least confidence, 0..1, to be a polyp.
+        min_area: a region's least size, share of the frame.
+        fill_holes: whether holes in a region are filled.
 
     Raises:
         PolypsegError: there is no whole bundle there, or what it needs is not installed.
@@ -58,7 +67,10 @@ def load(
     """
     from polypseg.inference.segmenter import Segmenter
 
-    return Segmenter(bundle, runtime, device, precision, threads, tta)
+    return Segmenter(
+        bundle, runtime, device, precision, threads, tta, threshold=threshold, min_confidence=min_confidence,
+        min_area=min_area, fill_holes=fill_holes,
+    )  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The ModelBundle: one folder that holds a trained model and everything needed to use it rightly.
 
-``model.safetensors`` holds the weights, ``metadata.json`` the rest: architecture, preprocessing, threshold,
-post-processing and where they come from. Exports of the same network lie beside them, ``openvino/`` and ``onnx/``,
+``model.safetensors`` holds the weights, ``metadata.json`` the rest: architecture, preprocessing, operating
+point and where they come from. Exports of the same network lie beside them, ``openvino/`` and ``onnx/``,
 each named with its hash in ``metadata.json``. There is no pickle and no code inside. Torch is imported only to read
 the weights.
 
@@ -16,7 +16,7 @@ import importlib.metadata
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,23 +28,26 @@ from numpy.typing import NDArray
 from polypseg import hub
 from polypseg.errors import PolypsegError
 from polypseg.files import disk_error, read_json, sha256_file, sha256_lines, write_json
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had ``threshold`` and ``postprocessing`` in place of ``operating_point``; it is read too
 WEIGHTS_FILE = hub.WEIGHTS_FILE
 METADATA_FILE = hub.METADATA_FILE
 ZOO = Path(__file__).parent / "zoo"  # the models that ship with the package
 DEFAULT_MODEL = "polypseg-realtime"
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
-_REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "threshold", "weights_sha256")
+_REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "operating_point", "weights_sha256")
 _DECIDING = (
-    "weights_sha256", "members", "architecture", "preprocessing", "threshold", "temperature", "postprocessing", "tta",
+    "weights_sha256", "members", "architecture", "preprocessing", "threshold", "temperature", "postprocessing",
+    "operating_point", "tta",
 )  # fmt: skip
+_FORMER = ("threshold", "postprocessing")  # of schema 1
 # What ``save`` writes by itself, and what was found with these very weights.
-_WRITTEN = (*_REQUIRED, "intended_use", "versions", "compacted_from")
+_WRITTEN = (*_REQUIRED, *_FORMER, "intended_use", "versions", "compacted_from")
 _MEASURED = ("exports", "metrics", "metric_definitions", "evaluations", "speed", "failures")
 _PACKAGES = ("polypseg", "torch", "segmentation-models-pytorch", "timm", "albumentations", "numpy")
 
@@ -160,50 +163,6 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Postprocessing:
-    """What is done to the thresholded mask; chosen on validation by ``polypseg calibrate``.
-
-    Args:
-        min_area: regions (8-connected) smaller than this share of the frame are removed, 0..1; 0 keeps all.
-        fill_holes: whether holes inside a region become part of it.
-    """
-
-    min_area: float = 0.0
-    fill_holes: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.min_area < 1.0 or not isinstance(self.fill_holes, bool):
-            raise ValueError(f"post-processing {self.min_area!r}, {self.fill_holes!r} is no share in 0..1 and a bool")
-
-    def apply(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The mask with holes filled, then small regions removed; H×W bool to H×W bool, the argument is unchanged."""
-        if not self.min_area and not self.fill_holes:
-            return mask
-        # Only the part that holds regions is worked on: labelling every pixel is costly on large frames.
-        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-        if not width:
-            return mask
-        part = np.s_[top : top + height, left : left + width]
-        regions = mask[part].astype(np.uint8)
-        contours: Sequence[Any] = ()
-        if self.fill_holes:
-            contours, _ = cv2.findContours(regions, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(regions, contours, -1, 1, cv2.FILLED)
-        if self.min_area and len(contours) == 1:  # the one region, which needs no labels
-            if cv2.countNonZero(regions) < self.min_area * mask.size:
-                return np.zeros_like(mask)
-        elif self.min_area:
-            _, labels, stats, _ = cv2.connectedComponentsWithStats(regions, connectivity=8)
-            kept = stats[:, cv2.CC_STAT_AREA] >= self.min_area * mask.size
-            kept[0] = False  # the background
-            if not kept[1:].all():
-                regions = kept[labels].view(np.uint8)
-        result = np.zeros_like(mask)
-        result[part] = regions.view(np.bool_)
-        return result
-
-
-@dataclass(frozen=True)
 class Export:
     """The same network in another runtime's format, beside ``model.safetensors``.
 
@@ -273,15 +232,16 @@ class ModelBundle:
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise PolypsegError(f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg")
         ensemble = "members" in metadata
-        missing = [key for key in _REQUIRED if key not in metadata and not (ensemble and key == "weights_sha256")]
+        required = [_FORMER[0] if version == 1 and key == "operating_point" else key for key in _REQUIRED]
+        missing = [key for key in required if key not in metadata and not (ensemble and key == "weights_sha256")]
         if missing:
             raise PolypsegError(f"{file}: lacks {', '.join(missing)}; {remedy}")
-        if version != SCHEMA_VERSION:
+        if version not in (1, SCHEMA_VERSION):
             raise PolypsegError(f"{file}: has schema {version!r}, which never was; {remedy}")
         bundle = cls(folder, metadata)
         try:
-            _ = bundle.architecture, bundle.preprocessing, bundle.threshold, bundle.temperature
-            _ = bundle.postprocessing, bundle.exports
+            _ = bundle.architecture, bundle.preprocessing, bundle.operating_point, bundle.temperature
+            _ = bundle.exports
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise PolypsegError(f"{file}: holds an unusable value ({error}); {remedy}") from error
         if ensemble:
@@ -306,7 +266,8 @@ class ModelBundle:
         name: str,
         architecture: Architecture,
         preprocessing: Preprocessing,
-        threshold: float,
+        operating_point: OperatingPoint | None = None,
+        threshold: float | None = None,
         half: bool = False,
         **details: Any,
     ) -> ModelBundle:
@@ -318,7 +279,8 @@ class ModelBundle:
             name: the model's name.
             architecture: what builds the network.
             preprocessing: what makes its input.
-            threshold: probability, 0..1, at and above which a pixel is polyp.
+            operating_point: what makes polyps of its probabilities; by default that of ``threshold``.
+            threshold: for short, an operating point that has this threshold, 0..1, and the defaults else.
             half: write kernels as float16, half the size. What has one dimension, as the statistics of batch norm,
                 stays as it is, for it is small and may be out of float16's range; so does a kernel out of it.
             details: further JSON-able entries of ``metadata.json``: threshold_split, metrics, data, split,
@@ -340,7 +302,7 @@ class ModelBundle:
                 "intended_use": INTENDED_USE,
                 "architecture": asdict(architecture),
                 "preprocessing": asdict(preprocessing),
-                "threshold": threshold,
+                "operating_point": asdict(_point(operating_point, threshold)),
                 "weights_sha256": sha256_file(fresh / WEIGHTS_FILE),
                 **details,
                 "versions": versions(),
@@ -350,19 +312,27 @@ class ModelBundle:
 
     @classmethod
     def join(
-        cls, folder: str | Path, members: Mapping[str, ModelBundle], *, name: str, threshold: float, **details: Any
+        cls,
+        folder: str | Path,
+        members: Mapping[str, ModelBundle],
+        *,
+        name: str,
+        operating_point: OperatingPoint | None = None,
+        threshold: float | None = None,
+        **details: Any,
     ) -> ModelBundle:
         """Write an ensemble, which answers by the mean of its members' probabilities; as ``save``.
 
         The members are copied whole, with their exports. The first one's network size is the ensemble's; the members'
-        own temperatures count, their thresholds and post-processing do not.
+        own temperatures count, their operating points do not.
 
         Args:
             folder: where to write it; what lies there must be a bundle or empty.
             members: single networks, by the name of the sub-folder each will have, as ``fold-1``.
             name: the ensemble's name.
-            threshold: mean probability, 0..1, at and above which a pixel is polyp.
-            details: further entries of ``metadata.json``: postprocessing, threshold_split, metrics, …
+            operating_point: what makes polyps of the mean probabilities; by default that of ``threshold``.
+            threshold: for short, as in ``save``.
+            details: further entries of ``metadata.json``: operating_point_split, metrics, …
 
         Raises:
             PolypsegError: the disk is full, the folder cannot be written, or something else lies there.
@@ -386,21 +356,33 @@ class ModelBundle:
                 "members": {one: bundle.hash for one, bundle in members.items()},
                 "architecture": first.metadata["architecture"],
                 "preprocessing": first.metadata["preprocessing"],
-                "threshold": threshold,
+                "operating_point": asdict(_point(operating_point, threshold)),
                 **details,
                 "versions": versions(),
             }
             write_json(fresh / METADATA_FILE, metadata)
         return cls.load(folder)
 
-    def update(self, **details: Any) -> ModelBundle:
+    def update(
+        self, *, operating_point: OperatingPoint | None = None, threshold: float | None = None, **details: Any
+    ) -> ModelBundle:
         """Write further entries into ``metadata.json`` and return the bundle as it is now.
+
+        Args:
+            operating_point: another operating point.
+            threshold: for short, the bundle's operating point with another threshold, 0..1.
+            details: entries; those of the same name are replaced.
 
         Raises:
             PolypsegError: the disk refuses, or it is a bundle that stays as it is.
         """
         self.check_own()
-        write_json(self.folder / METADATA_FILE, {**self.metadata, **details})
+        metadata = {**self.metadata, **details}
+        if operating_point is not None or threshold is not None:
+            metadata = {key: value for key, value in metadata.items() if key not in _FORMER}
+            point = operating_point or self.operating_point.override(threshold=threshold)
+            metadata |= {"schema_version": SCHEMA_VERSION, "operating_point": asdict(point)}
+        write_json(self.folder / METADATA_FILE, metadata)
         return ModelBundle.load(self.folder)
 
     def check_own(self) -> None:
@@ -465,7 +447,8 @@ class ModelBundle:
         kept = {key: value for key, value in self.metadata.items() if key not in _WRITTEN and key not in _MEASURED}
         return ModelBundle.save(
             folder, self.weights(), name=name or self.name, architecture=self.architecture,
-            preprocessing=self.preprocessing, threshold=self.threshold, half=True, **kept, compacted_from=self.hash,
+            preprocessing=self.preprocessing, operating_point=self.operating_point, half=True, **kept,
+            compacted_from=self.hash,
         )  # fmt: skip
 
     @property
@@ -484,12 +467,17 @@ class ModelBundle:
         return Preprocessing.from_dict(self.metadata["preprocessing"])
 
     @property
+    def operating_point(self) -> OperatingPoint:
+        """What makes polyps of its probabilities."""
+        if "operating_point" in self.metadata:
+            return OperatingPoint.from_dict(self.metadata["operating_point"])
+        former = {"threshold": self.metadata["threshold"], **self.metadata.get("postprocessing", {})}
+        return OperatingPoint.from_dict({**former, "confidence": "mean"})  # as schema 1 told of a polyp
+
+    @property
     def threshold(self) -> float:
-        """Probability, 0..1, at and above which a pixel is polyp."""
-        value = float(self.metadata["threshold"])
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"threshold {value} is not in 0..1")
-        return value
+        """The operating point's threshold: probability, 0..1, at and above which a pixel belongs to a region."""
+        return self.operating_point.threshold
 
     @property
     def temperature(self) -> float:
@@ -498,11 +486,6 @@ class ModelBundle:
         if not 0.0 < value < float("inf"):
             raise ValueError(f"temperature {value} is not above 0")
         return value
-
-    @property
-    def postprocessing(self) -> Postprocessing:
-        """What is done to the mask; nothing where none was chosen."""
-        return Postprocessing(**self.metadata.get("postprocessing", {}))
 
     @property
     def tta(self) -> str:
@@ -540,7 +523,7 @@ class ModelBundle:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over all that decides an answer: weights, architecture, preprocessing, threshold, …"""
+        """SHA-256 over all that decides an answer: weights, architecture, preprocessing, operating point, …"""
         parts = [part for part in _DECIDING if part in self.metadata]
         return sha256_lines(f"{part}={self.metadata[part]}" for part in parts)
 
@@ -658,6 +641,10 @@ def _replacing(folder: Path) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise disk_error(folder, error) from error
+
+
+def _point(point: OperatingPoint | None, threshold: float | None) -> OperatingPoint:
+    return point or (OperatingPoint() if threshold is None else OperatingPoint(threshold))
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:

@@ -302,27 +302,46 @@ def calibrate(
     data: list[str],
     split: Literal["train", "val", "test", "all"] = "val",
     split_file: str | None = None,
+    objective: Literal["lesion_f1", "dice"] = "lesion_f1",
+    max_false_per_frame: float | None = None,
     alpha: float | None = None,
     tta: Augmented | None = None,
 ) -> None:
-    """Choose a bundle's temperature, threshold and post-processing on validation frames, and write them into it.
+    """Choose a bundle's temperature and operating point on validation frames, and write them into it.
 
     Args:
         bundle: a bundle's or a run's folder.
         data: folder of a data set, with images/ and masks/; may be given several times.
         split: part of the split to choose on.
         split_file: a CSV of `polypseg data split`; else the split that the bundle was trained with.
+        objective: what min_confidence, from which on a region is a polyp, is best for: lesion_f1 (lesions found and
+            regions right at IoU 0.3, polyp-free frames counted) or dice (of frames with a polyp).
+        max_false_per_frame: in place of the objective, false regions a frame that are put up with to find most lesions.
         alpha: also find the threshold at which this share of a polyp's pixels is missed at most, 0..1.
         tta: test-time augmentation to run the bundle with from now on: none, flip, flips or small; null keeps its own.
     """
     from polypseg.evaluation.calibrate import calibrate as run
 
-    found = run(bundle, data, split=split, split_file=split_file, alpha=alpha, tta=tta)
-    regions = found.postprocessing
+    found = run(
+        bundle, data, split=split, split_file=split_file, objective=objective, max_false_per_frame=max_false_per_frame,
+        alpha=alpha, tta=tta,
+    )  # fmt: skip
+    point, choice = found.operating_point, found.metadata["operating_point_choice"]
     print(
-        f"{found.folder}: temperature {found.temperature:g}, threshold {found.threshold:g}, smallest region "
-        f"{regions.min_area:g} of the frame, holes {'filled' if regions.fill_holes else 'kept'}"
+        f"{found.folder}: temperature {found.temperature:g}, threshold {point.threshold:g}, smallest region "
+        f"{point.min_area:g} of the frame, holes {'filled' if point.fill_holes else 'kept'}, least {point.confidence} "
+        f"of a polyp {point.min_confidence:.4g}"
     )
+    free = f"{choice['polyp_free']} of them polyp-free" if choice["polyp_free"] else "none of them polyp-free"
+    for name, one in (
+        (f"on these {choice['n']} frames, {free}", choice["chosen"]),
+        ("without a least confidence", choice["before"]),
+    ):
+        marked = f", {one['polyp_free_marked']:.3f} of the polyp-free frames marked" if choice["polyp_free"] else ""
+        print(
+            f"{name}: {one['found']:.3f} of {choice['lesions']} lesions found, {one['right']:.3f} of the regions right "
+            f"(IoU 0.3), {one['false_per_frame']:.3f} false regions a frame{marked}, Dice {one['dice']:.4f}"
+        )
     promise = found.metadata["conformal"]
     if promise:
         print(
@@ -375,6 +394,10 @@ def predict(
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     threads: int = 0,
     tta: Augmented | None = None,
+    threshold: float | None = None,
+    min_confidence: float | None = None,
+    min_area: float | None = None,
+    fill_holes: bool | None = None,
     batch_size: int | None = None,
     smoothing: float = 0.0,
     resume: bool = False,
@@ -402,6 +425,10 @@ def predict(
         threads: of the computation on a CPU; 0 leaves it to the runtime.
         tta: test-time augmentation: none, flip (left-right, twice the work), flips (also top-bottom, four times) or
             small (turned, at two thirds of the size, two fifths more work); null is the bundle's own.
+        threshold: probability at and above which a pixel belongs to a region, 0..1; null is the bundle's own.
+        min_confidence: a region's least confidence to be a polyp, 0..1; null is the bundle's own.
+        min_area: a region's least size, share of the frame; null is the bundle's own.
+        fill_holes: whether holes in a region are filled; null is as the bundle has it.
         batch_size: frames computed at once; null is 1 for pictures and 4 for a video.
         smoothing: videos only, weight of the earlier frames in each frame's answer, 0 (none) to below 1.
         resume: keep outputs that are complete and were made by the same model from the same files; make the others.
@@ -419,7 +446,8 @@ def predict(
 
     return run(
         sources, model=model or (), out=out, save=save, runtime=runtime, device=device, precision=precision,
-        threads=threads, tta=tta, batch_size=batch_size, smoothing=smoothing, resume=resume, overwrite=overwrite,
+        threads=threads, tta=tta, threshold=threshold, min_confidence=min_confidence, min_area=min_area,
+        fill_holes=fill_holes, batch_size=batch_size, smoothing=smoothing, resume=resume, overwrite=overwrite,
         live=live, engine=engine, address=address, workers=workers, partition=partition, memory=memory,
     )  # fmt: skip
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from polypseg.operating_point import OperatingPoint
 
 Window = tuple[slice, slice]  # rows and columns
 
@@ -21,14 +23,16 @@ class Polyp:
     Attributes:
         box: ``(xmin, ymin, xmax, ymax)`` in pixels of the original frame; the maxima are exclusive.
         area: pixels.
-        confidence: mean probability inside the region, 0..1.
+        confidence: the highest or the mean probability inside the region, 0..1; which, says the operating point.
         contour: N×2 int32 array of (x, y) points of the outer boundary, in pixels.
+        confirmed: whether its confidence reaches the operating point's ``min_confidence``.
     """
 
     box: tuple[int, int, int, int]
     area: int
     confidence: float
     contour: NDArray[np.int32]
+    confirmed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The polyp in plain Python types, for JSON."""
@@ -119,54 +123,141 @@ class Segmentation:
     """What a model says of one frame, at the frame's original size.
 
     Args:
-        mask: H×W bool; ``probability >= threshold``, then post-processed where the model has that.
+        candidate_mask: H×W bool; all regions at the operating point's threshold, cleaned as it says.
         source: the probabilities, 0..1: H×W float32, or a smaller map to be enlarged where it is needed.
-        threshold: 0..1.
+        point: the operating point; a number stands for one with that threshold and no least confidence.
     """
 
-    mask: NDArray[np.bool_]
+    candidate_mask: NDArray[np.bool_]
     source: NDArray[np.float32] | Enlarged
-    threshold: float
+    point: OperatingPoint = field(default_factory=OperatingPoint)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "point", _as_point(self.point))
 
     @classmethod
-    def from_probability(cls, probability: NDArray[np.float32] | Enlarged, threshold: float) -> Segmentation:
-        """Threshold an H×W float32 probability map (0..1), or one that is to be enlarged to it, into a Segmentation."""
-        if not isinstance(probability, Enlarged):
-            return cls(probability >= np.float32(threshold), probability, threshold)
-        mask = np.zeros((probability.height, probability.width), np.bool_)
-        # Most of a frame is far from any polyp: enlarging all of it would cost more than all else after the network.
-        window = probability.window(threshold)
-        if window is not None:
-            np.greater_equal(probability.part(window), np.float32(threshold), out=mask[window])
-        return cls(mask, probability, threshold)
+    def from_probability(
+        cls,
+        probability: NDArray[np.float32] | Enlarged,
+        point: OperatingPoint | float,
+        outside: NDArray[np.bool_] | None = None,
+    ) -> Segmentation:
+        """From a probability map to regions.
+
+        Args:
+            probability: H×W float32, 0..1, or a smaller map that is to be enlarged.
+            point: the operating point, or a threshold alone.
+            outside: h×w bool of any size, stretched over the frame: where no polyp can be, as in the black border. A
+                region that lies there with more than half of its pixels is none.
+        """
+        point = _as_point(point)
+        threshold = np.float32(point.threshold)
+        if isinstance(probability, Enlarged):
+            mask = np.zeros((probability.height, probability.width), np.bool_)
+            # Most of a frame is far from any polyp: enlarging all of it would cost more than all else after the
+            # network.
+            window = probability.window(point.threshold)
+            if window is not None:
+                np.greater_equal(probability.part(window), threshold, out=mask[window])
+        else:
+            mask = probability >= threshold
+        mask = point.clean(mask)
+        return cls(mask if outside is None else _without(mask, outside), probability, point)
+
+    @property
+    def threshold(self) -> float:
+        """The operating point's: probability, 0..1, at and above which a pixel belongs to a region."""
+        return self.point.threshold
 
     @property
     def probability(self) -> NDArray[np.float32]:
-        """H×W float32, 0..1."""
-        return self.source.whole if isinstance(self.source, Enlarged) else self.source
+        """H×W float32, 0..1; to be read only."""
+        whole = (self.source.whole if isinstance(self.source, Enlarged) else self.source).view()
+        whole.flags.writeable = False
+        return whole
 
     @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """H×W bool; the polyps: the regions whose confidence reaches the operating point's ``min_confidence``."""
+        dropped = () if self.point.takes_all else [one for one in self._candidates if not one[0].confirmed]
+        if not dropped:
+            return self.candidate_mask
+        mask = self.candidate_mask.copy()
+        for polyp, region in dropped:
+            mask[_window(polyp)] &= ~region
+        return mask
+
+    @property
     def polyps(self) -> list[Polyp]:
         """The 8-connected regions of the mask, largest first."""
-        # Labels only the part of the frame that holds polyps: that is most of the cost on large frames.
-        left, top, across, down = cv2.boundingRect(self.mask.view(np.uint8))
+        return [polyp for polyp, _ in self._candidates if polyp.confirmed]
+
+    @property
+    def candidates(self) -> list[Polyp]:
+        """All regions, those of too little confidence to be polyps among them (``confirmed`` says), largest first."""
+        return [polyp for polyp, _ in self._candidates]
+
+    @cached_property
+    def _candidates(self) -> list[tuple[Polyp, NDArray[np.bool_]]]:
+        """Each with its pixels inside its box."""
+        # Labels only the part of the frame that holds regions: that is most of the cost on large frames.
+        left, top, across, down = cv2.boundingRect(self.candidate_mask.view(np.uint8))
         if not across:
             return []
         part = slice(top, top + down), slice(left, left + across)
-        mask = np.ascontiguousarray(self.mask[part])
+        mask = np.ascontiguousarray(self.candidate_mask[part])
         probability = self.source.part(part) if isinstance(self.source, Enlarged) else self.source[part]
-        polyps = [
-            Polyp(
+        found = []
+        for x, y, width, height, area, region, contour in _regions(mask):
+            values = np.ascontiguousarray(probability[y : y + height, x : x + width])
+            confidence = _confidence(values, region, self.point)
+            polyp = Polyp(
                 box=(x + left, y + top, x + left + width, y + top + height),
                 area=area,
-                confidence=cv2.mean(
-                    np.ascontiguousarray(probability[y : y + height, x : x + width]), region.view(np.uint8)
-                )[0],
+                confidence=confidence,
                 contour=np.add(contour.reshape(-1, 2), (x + left, y + top), dtype=np.int32),
+                confirmed=self.point.takes_all or bool(np.float32(confidence) >= np.float32(self.point.min_confidence)),
             )
-            for x, y, width, height, area, region, contour in _regions(mask)
-        ]
-        return sorted(polyps, key=lambda polyp: -polyp.area)
+            found.append((polyp, region))
+        return sorted(found, key=lambda one: -one[0].area)
+
+
+def _as_point(point: OperatingPoint | float) -> OperatingPoint:
+    return point if isinstance(point, OperatingPoint) else OperatingPoint(point)
+
+
+def _confidence(values: NDArray[np.float32], region: NDArray[np.bool_], point: OperatingPoint) -> float:
+    inside = region.view(np.uint8)
+    if point.confidence == "mean":
+        return cv2.mean(values, inside)[0]
+    return cv2.minMaxLoc(values, inside)[1]
+
+
+def _window(polyp: Polyp) -> Window:
+    left, top, right, bottom = polyp.box
+    return slice(top, bottom), slice(left, right)
+
+
+def _without(mask: NDArray[np.bool_], outside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask without the regions of which more than half lies outside."""
+    left, top, across, down = cv2.boundingRect(mask.view(np.uint8))
+    if not across:
+        return mask
+    part = slice(top, top + down), slice(left, left + across)
+    rows = (np.arange(top, top + down) + 0.5) * outside.shape[0] // mask.shape[0]
+    columns = (np.arange(left, left + across) + 0.5) * outside.shape[1] // mask.shape[1]
+    beyond = outside[rows.astype(np.intp)][:, columns.astype(np.intp)] & mask[part]
+    if not beyond.any():
+        return mask
+    count, labels = cv2.connectedComponents(np.ascontiguousarray(mask[part]).view(np.uint8), connectivity=8)
+    areas = np.bincount(labels.ravel(), minlength=count)
+    kept = 2 * np.bincount(labels[beyond], minlength=count) <= areas
+    kept[0] = False  # the background
+    if kept[1:].all():
+        return mask
+    result = np.zeros_like(mask)
+    result[part] = kept[labels]
+    return result
 
 
 def _regions(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int, int, int, NDArray[np.bool_], NDArray[Any]]]:

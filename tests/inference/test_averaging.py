@@ -17,6 +17,7 @@ from polypseg.data import phantom
 from polypseg.errors import UsageError
 from polypseg.export.run import export
 from polypseg.models.network import build
+from polypseg.operating_point import OperatingPoint
 
 FRAMES = [phantom.draw(seed, 70 + seed, 90)[0] for seed in range(4)]
 FLIPS = {"flip": [(), (1,)], "flips": [(), (1,), (0,), (0, 1)]}
@@ -134,19 +135,19 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
         preprocessing=Preprocessing(96, 64, (0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), threshold=0.9,
     )  # fmt: skip
     ModelBundle.join(
-        tmp_path / "run" / "bundle", {"one": exported, "two": other}, name="both", threshold=0.35,
-        postprocessing={"min_area": 0.03, "fill_holes": False},
+        tmp_path / "run" / "bundle", {"one": exported, "two": other}, name="both",
+        operating_point=OperatingPoint(0.35, min_area=0.03),
     )  # fmt: skip
     options = {"runtime": "torch", "device": "cpu", "precision": "fp32"}
     listed = polypseg.load([exported.folder, other.folder], **options)
     both = polypseg.load(tmp_path / "run", **options)
-    assert (both.threshold, both.postprocessing.min_area) == (0.35, 0.03)
+    assert (both.threshold, both.operating_point.min_area) == (0.35, 0.03)
     assert both.hash == ModelBundle.load(tmp_path / "run").hash
     assert both.reason.startswith("2 networks, the first by torch on cpu")
     for frame, found, expected in zip(FRAMES, both.probabilities(FRAMES), listed.probabilities(FRAMES), strict=True):
         np.testing.assert_array_equal(found, expected)
         answer = both.segment(frame)
-        np.testing.assert_array_equal(answer.mask, both.postprocessing.apply(answer.probability >= np.float32(0.35)))
+        np.testing.assert_array_equal(answer.mask, both.operating_point.clean(answer.probability >= np.float32(0.35)))
     # what is scored at the network's size is the mean too, not the first network
     catalog = read_all([phantom_folder])
     truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]

@@ -46,7 +46,9 @@ class Oracle:
                 cv2.ellipse(drawn, middle, axes, 0, 0, 360, (0.9,), -1)
             yield drawn
 
-    def answer(self, probability: NDArray[np.float32], height: int, width: int) -> Segmentation:
+    def answer(
+        self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
+    ) -> Segmentation:
         return Segmentation.from_probability(probability, self.threshold)
 
 

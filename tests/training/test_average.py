@@ -16,7 +16,7 @@ from polypseg.cli import main
 from polypseg.data import read_all
 from polypseg.data.splits import read_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import POSTPROCESSINGS, THRESHOLDS
+from polypseg.evaluation.scoring import THRESHOLDS
 from polypseg.export.card import render
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
@@ -65,7 +65,6 @@ def test_the_average_is_a_bundle_chosen_on_validation(
             torch.testing.assert_close(value, (first.weights()[name] + second.weights()[name]) / 2)
     assert made.architecture == first.architecture != second.architecture
     assert made.name == "mean" and made.threshold in THRESHOLDS
-    assert made.postprocessing in POSTPROCESSINGS
     before, after = (
         {"name": "small", "hash": one.hash, "epoch": 1, "recipe": one.metadata["recipe"]} for one in (first, second)
     )
@@ -125,7 +124,7 @@ def test_answers_of_networks_of_any_kind_are_averaged(
     assert main([*words, "--of", "answers"]) == 0
     made, members = ModelBundle.load(out), [ModelBundle.load(one) for one in (runs[0], larger)]
     assert [one.hash for one in made.members] == [one.hash for one in members]
-    assert made.name == "both" and made.threshold in THRESHOLDS and made.postprocessing in POSTPROCESSINGS
+    assert made.name == "both" and made.threshold in THRESHOLDS
     assert made.metadata["split"] == members[0].metadata["split"] and "recipe" not in made.metadata
     catalog = read_all([phantom_folder]).with_split(read_split(out / "split.csv")).of_split("test")
     frame = catalog.frame(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from polypseg.data import read_all
 from polypseg.data.duplicates import fingerprints, groups
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import POSTPROCESSINGS, THRESHOLDS
+from polypseg.evaluation.scoring import CLEANINGS, THRESHOLDS
 from polypseg.metrics.overlap import dice
 from polypseg.metrics.statistics import compare
 from polypseg.training.folds import train_folds
@@ -97,11 +96,15 @@ def test_the_ensemble_is_chosen_out_of_fold(finished: Path, data: Path) -> None:
     assert ensemble.metadata["threshold_choice"][f"{ensemble.threshold:.2f}"] == pytest.approx(max(means), abs=1e-6)
     masks = [one >= np.float32(ensemble.threshold) for one in probabilities]
     tried = ensemble.metadata["postprocessing_choice"]
-    for processing, record in zip(POSTPROCESSINGS, tried, strict=True):
-        found = np.mean([dice(processing.apply(mask), truth) for mask, truth in zip(masks, truths, strict=True)])
-        assert record == {**asdict(processing), "dice": pytest.approx(found, abs=1e-6)}
+    for one, record in zip(CLEANINGS, tried, strict=True):
+        found = np.mean([dice(one.clean(mask), truth) for mask, truth in zip(masks, truths, strict=True)])
+        assert record == {
+            "min_area": one.min_area,
+            "fill_holes": one.fill_holes,
+            "dice": pytest.approx(found, abs=1e-6),
+        }
     answered = pd.read_csv(finished / "per_image.csv").query("split == 'out-of-fold'").set_index("frame_id")["dice"]
-    by_hand = [dice(ensemble.postprocessing.apply(mask), truth) for mask, truth in zip(masks, truths, strict=True)]
+    by_hand = [dice(ensemble.operating_point.clean(mask), truth) for mask, truth in zip(masks, truths, strict=True)]
     assert answered[names].to_numpy() == pytest.approx(by_hand, abs=1e-6)
     metrics = json.loads((finished / "test.json").read_text())["metrics"]
     assert metrics["out_of_fold"]["n"] == len(names)

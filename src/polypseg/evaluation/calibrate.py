@@ -1,31 +1,34 @@
-"""Temperature, threshold, post-processing and a guarantee, chosen on validation and written into the bundle."""
+"""Temperature, operating point and a guarantee, chosen on validation and written into the bundle."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
-from polypseg.data.cache import FrameCache
 from polypseg.errors import UsageError
-from polypseg.evaluation.scoring import choose_postprocessing, choose_threshold
+from polypseg.evaluation.choosing import Maps, check_objective, check_shows_polyp, choose_point
 from polypseg.evaluation.selection import select
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.calibration import (
     CONFORMAL_THRESHOLDS,
-    LogitHistogram,
+    TEMPERATURES,
     conformal_threshold,
     fit_temperature,
     miss_rates,
 )
+
+log = logging.getLogger("polypseg")
+ENOUGH = 300  # frames, evenly spread, for the one number that a temperature is
 
 
 def calibrate(
@@ -34,23 +37,28 @@ def calibrate(
     *,
     split: str = "val",
     split_file: str | Path | None = None,
+    objective: str = "lesion_f1",
+    max_false_per_frame: float | None = None,
     alpha: float | None = None,
     tta: str | None = None,
     progress: bool | None = None,
 ) -> ModelBundle:
-    """Choose a bundle's temperature, threshold and post-processing on validation frames, and write them into it.
+    """Choose a bundle's temperature and operating point on validation frames, and write them into it.
 
-    The temperature comes first (it is applied to the logits, at the network's size, where it was fitted), then the
-    threshold with the best mean Dice at original size, then what the smallest region is and whether holes are filled,
-    where that gains more than chance. With ``alpha``, a second threshold is written beside it, at
-    which at most that share of a polyp's pixels is missed in expectation (``metrics.calibration``): frames of the
-    training or of the checkpoint's choice weaken that promise, so give frames of neither where there are some.
+    The network sees every frame once. The temperature comes first: it divides the logits of every view, and is fitted
+    to what that does to their mean, at the network's size. Then the operating point (``evaluation.choosing``): outlines
+    by the Dice of the frames with a polyp, ``min_confidence`` by the objective on all frames. With ``alpha``, a second
+    threshold is written beside it, at which at most that share of a polyp's pixels is missed in expectation
+    (``metrics.calibration``): frames of the training or of the checkpoint's choice weaken that promise, so give frames
+    of neither where there are some. What came out useless is warned of.
 
     Args:
         bundle: a bundle's or a run's folder; its ``metadata.json`` is rewritten.
         data: folders of data sets.
         split: ``val``, or another part of the split.
         split_file: a CSV; by default the split that the bundle was trained with.
+        objective: what ``min_confidence`` is best for: ``lesion_f1`` or ``dice``.
+        max_false_per_frame: in its place, the false regions a frame that are put up with, to find most lesions.
         alpha: 0..1, exclusive; None for no such threshold.
         tta: the test-time augmentation that the bundle is to be run with from now on, as ``Segmenter`` takes it; None
             leaves the bundle's own.
@@ -60,53 +68,65 @@ def calibrate(
         The bundle as it is now.
 
     Raises:
-        UsageError: ``alpha`` is not between 0 and 1, or there is no such ``tta``.
-        PolypsegError: the bundle or the data stand in the way, or ``alpha`` cannot be kept on so few frames.
+        UsageError: ``alpha`` is not between 0 and 1, or there is no such ``objective`` or ``tta``.
+        PolypsegError: the bundle or the data stand in the way, no frame shows a polyp, or ``alpha`` or
+            ``max_false_per_frame`` cannot be kept.
     """
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f"--alpha {alpha:g}: must lie between 0 and 1")
+    check_objective(objective, max_false_per_frame)
     show = sys.stderr.isatty() if progress is None else progress
     opened = ModelBundle.load(bundle)
     opened.check_own()
     opened.check_single("its threshold was chosen on frames that its members had not seen; calibrate a single network")
     frames, provenance = select(read_all(data), split, split_file, opened)
-    temperature = _temperature(Segmenter(opened, temperature=1.0, tta="none"), frames, show)
-    segmenter = Segmenter(opened, temperature=temperature, tta=tta)
-    conformal = None if alpha is None else _conformal(segmenter, frames, alpha, show)
-    threshold, tried = choose_threshold(segmenter, frames, show)
-    postprocessing, processed = choose_postprocessing(segmenter, frames, threshold, show)
+    check_shows_polyp(frames)  # before the work
+    segmenter = Segmenter(opened, tta=tta)
+    temperature, maps = _tempered(segmenter, frames, show)
+    conformal = None if alpha is None else _conformal(maps, alpha, show)
+    point, choice = choose_point(maps, objective, max_false_per_frame, show)
+    for warning in _warnings(temperature, choice, conformal):
+        log.warning("%s: %s", opened.folder, warning)
     return opened.update(
+        operating_point=point,
         temperature=temperature,
-        threshold=threshold,
         threshold_split=f"{provenance['split']['name']}, {split}",
-        threshold_choice=tried,
-        postprocessing=asdict(postprocessing),
-        postprocessing_choice=processed,
+        operating_point_choice=choice,
         conformal=conformal,
         tta=segmenter.tta,
-        metrics=None,  # training's were of another threshold; its test.json keeps them
+        metrics=None,  # training's were of another operating point; its test.json keeps them
     )
 
 
-def _temperature(segmenter: Segmenter, frames: Catalog, progress: bool) -> float:
-    histogram = LogitHistogram()
-    cache = FrameCache(frames, segmenter.preprocessing, "none")
-    for index in tqdm(range(len(frames)), "temperature", unit="frame", disable=not progress, leave=False):
-        frame, mask = cache[index]
-        histogram.add(segmenter.probability(frame), mask > 0)
-    return round(fit_temperature(histogram), 4)
+def _tempered(segmenter: Segmenter, frames: Catalog, progress: bool) -> tuple[float, Maps]:
+    """The temperature, and the maps with it."""
+    maps, kept = Maps(), []
+    coming = tqdm(
+        segmenter.views(maps.frames(frames)), "predicting", len(frames), unit="frame", disable=not progress,
+        leave=False,
+    )  # fmt: skip
+    for views in coming:
+        kept.append(tuple([one.astype(np.float16) for one in of_size] for of_size in views))
+    some = range(0, len(kept), 1 + len(kept) // ENOUGH)
+    truths = {index: segmenter.preprocessing.resize_mask(maps.truth(index)) > 0 for index in some}
+
+    def predict(temperature: float) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        return ((segmenter.mean(kept[index], temperature), truth) for index, truth in truths.items())
+
+    temperature = round(fit_temperature(predict), 4)
+    for views in kept:
+        maps.add(segmenter.mean(views, temperature))
+    return temperature, maps
 
 
-def _conformal(segmenter: Segmenter, frames: Catalog, alpha: float, progress: bool) -> dict[str, Any]:
+def _conformal(maps: Maps, alpha: float, progress: bool) -> dict[str, Any]:
     rates = []
-    answers = segmenter.stream(frames.frame(index) for index in range(len(frames)))
     areas = np.zeros(len(CONFORMAL_THRESHOLDS))
-    for index, answer in enumerate(tqdm(answers, "guarantee", len(frames), disable=not progress, leave=False)):
-        truth = frames.mask(index)
-        if not truth.any():
-            continue  # nothing can be missed there; the promise is about frames with a polyp
-        rates.append(miss_rates(answer.probability, truth, CONFORMAL_THRESHOLDS))
-        ranks = np.searchsorted(CONFORMAL_THRESHOLDS, answer.probability.ravel(), side="right")
+    # Nothing can be missed where there is nothing; the promise is about frames with a polyp.
+    for index in tqdm(maps.shown, "guarantee", disable=not progress, leave=False):
+        probability = maps.enlarged(index).whole
+        rates.append(miss_rates(probability, maps.truth(index), CONFORMAL_THRESHOLDS))
+        ranks = np.searchsorted(CONFORMAL_THRESHOLDS, probability.ravel(), side="right")
         areas += np.bincount(ranks, minlength=len(areas) + 1)[::-1].cumsum()[::-1][1:] / ranks.size
     found = conformal_threshold(np.array(rates), CONFORMAL_THRESHOLDS, alpha)
     position = int(np.flatnonzero(np.float32(found.threshold) == CONFORMAL_THRESHOLDS)[0])
@@ -118,3 +138,25 @@ def _conformal(segmenter: Segmenter, frames: Catalog, alpha: float, progress: bo
         "n": found.n,
         "meaning": "on a new frame of the same kind, at most alpha of the polyp is missed in expectation",
     }
+
+
+def _warnings(temperature: float, choice: dict[str, Any], conformal: dict[str, Any] | None) -> list[str]:
+    """What came out of a model, or of frames, that nobody should rely on."""
+    said = []
+    if not 2 * TEMPERATURES[0] < temperature < 0.95 * TEMPERATURES[1]:
+        said.append(
+            f"the temperature {temperature:g} is at the limit of what is searched ({TEMPERATURES[0]:g} to "
+            f"{TEMPERATURES[1]:g}): the probabilities say nothing of these frames, or the frames are too few"
+        )
+    if choice["marked"] > 0.5:
+        said.append(f"the threshold marks {choice['marked']:.1%} of the pixels of a frame: the model is of no use here")
+    if conformal is not None and conformal["predicted_area"] > 0.5:
+        said.append(
+            f"the guarantee's threshold marks {conformal['predicted_area']:.1%} of a frame with a polyp: it promises "
+            "nothing of use"
+        )
+    if choice["chosen"]["found"] < 0.5:
+        said.append(f"at the operating point only {choice['chosen']['found']:.1%} of the lesions are found")
+    if not choice["polyp_free"]:
+        said.append("none of these frames is without a polyp: what becomes of such frames was not measured")
+    return said

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polypseg.bundle import Postprocessing
 from polypseg.catalog import Catalog
 from polypseg.inference.segmenter import Segmenter
-from polypseg.metrics.overlap import dice, dice_at_thresholds
+from polypseg.metrics.overlap import dice
 from polypseg.metrics.pixels import Confusion, confusion
 from polypseg.models.losses import LossConfig, segmentation_loss
 from polypseg.segmentation import Segmentation
@@ -30,14 +29,6 @@ DEFINITIONS = {
     "loss": "the recipe's training loss, mean over images",
 }
 RECIPE_BATCH = 16  # the known recipe's; the value of dice_batch depends on it
-THRESHOLDS: NDArray[np.float32] = np.linspace(0.05, 0.95, 19).astype(np.float32)
-# Simplest first: of equal ones the first is taken.
-POSTPROCESSINGS = tuple(
-    Postprocessing(min_area, fill_holes)
-    for fill_holes in (False, True)
-    for min_area in (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01)
-)
-SMALLEST_GAIN = 0.0005  # of mean Dice; what gains less on validation is chance, and is left out
 
 
 class Answers(Protocol):
@@ -61,7 +52,9 @@ class Scores:
     per_image: pd.DataFrame
 
 
-def score(segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bool = True) -> Scores:
+def score(
+    segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bool = True, kept: Answers | None = None
+) -> Scores:
     """Score a Segmenter once on the frames of a Catalog.
 
     Args:
@@ -69,11 +62,12 @@ def score(segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bo
         catalog: frames with masks.
         loss: the loss to report.
         progress: show a progress bar.
+        kept: what the segmenter said of these frames before, so that it is not asked again.
 
     Raises:
         PolypsegError: a frame or a mask cannot be read.
     """
-    per_image, dice_global = score_masks(segmenter, catalog, progress)
+    per_image, dice_global = score_masks(kept or segmenter, catalog, progress)
     summary = {
         "n": len(per_image),
         "dice": float(per_image["dice"].mean()),
@@ -130,59 +124,3 @@ def at_network_size(segmenter: Segmenter, catalog: Catalog, loss: LossConfig) ->
         "dice_batch": float(np.mean(per_batch)),
         "loss": float(np.mean(losses)),
     }
-
-
-def choose_threshold(segmenter: Answers, catalog: Catalog, progress: bool = True) -> tuple[float, dict[str, Any]]:
-    """The threshold of ``THRESHOLDS`` with the best mean per-image Dice at original size.
-
-    Returns:
-        The threshold and ``{threshold: mean Dice}`` of all that were tried.
-
-    Raises:
-        PolypsegError: a frame or a mask cannot be read.
-    """
-    total = np.zeros(len(THRESHOLDS))
-    frames = (catalog.frame(index) for index in range(len(catalog)))
-    answers = tqdm(
-        segmenter.stream(frames), "choosing the threshold", len(catalog), unit="frame", disable=not progress,
-        leave=False,
-    )  # fmt: skip
-    for index, answer in enumerate(answers):
-        total += dice_at_thresholds(answer.probability, catalog.mask(index), THRESHOLDS)
-    means = total / len(catalog)
-    return round(float(THRESHOLDS[means.argmax()]), 2), {
-        f"{threshold:.2f}": round(float(mean), 6) for threshold, mean in zip(THRESHOLDS, means, strict=True)
-    }
-
-
-def choose_postprocessing(
-    segmenter: Answers, catalog: Catalog, threshold: float, progress: bool = True
-) -> tuple[Postprocessing, list[dict[str, Any]]]:
-    """The one of ``POSTPROCESSINGS`` with the best mean per-image Dice at original size; none for a chance gain.
-
-    Args:
-        segmenter: whose probabilities are taken.
-        catalog: frames with masks.
-        threshold: at which the masks are made, 0..1.
-        progress: show a progress bar.
-
-    Returns:
-        The choice, and each that was tried as ``{"min_area": …, "fill_holes": …, "dice": …}``.
-
-    Raises:
-        PolypsegError: a frame or a mask cannot be read.
-    """
-    total = np.zeros(len(POSTPROCESSINGS))
-    frames = (catalog.frame(index) for index in range(len(catalog)))
-    answers = tqdm(
-        segmenter.stream(frames), "choosing the post-processing", len(catalog), unit="frame", disable=not progress,
-        leave=False,
-    )  # fmt: skip
-    for index, answer in enumerate(answers):
-        truth = catalog.mask(index)
-        mask = Segmentation.from_probability(answer.probability, threshold).mask
-        total += [dice(one.apply(mask), truth) for one in POSTPROCESSINGS]
-    means = total / len(catalog)
-    best = int(means.argmax()) if means.max() >= means[0] + SMALLEST_GAIN else 0
-    tried = [{**asdict(one), "dice": round(float(mean), 6)} for one, mean in zip(POSTPROCESSINGS, means, strict=True)]
-    return POSTPROCESSINGS[best], tried

@@ -22,6 +22,7 @@ from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import disk_error, read_json, sha256_file
 from polypseg.inference.archive.sources import is_archive
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.options import check_batch_size, check_one_of, check_ray_only
 from polypseg.inference.outputs import (
     DEFAULT_OUTPUTS,
@@ -35,6 +36,7 @@ from polypseg.inference.outputs import (
     write_run,
 )
 from polypseg.inference.sources import Source, gather
+from polypseg.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
     from polypseg.inference.dicom import DicomFrames
@@ -61,6 +63,10 @@ def predict(
     precision: str = "auto",
     threads: int = 0,
     tta: str | None = None,
+    threshold: float | None = None,
+    min_confidence: float | None = None,
+    min_area: float | None = None,
+    fill_holes: bool | None = None,
     batch_size: int | None = None,
     smoothing: float = 0.0,
     resume: bool = False,
@@ -86,7 +92,7 @@ def predict(
         model: bundles' or runs' folders; of several, their mean answers; of none, the model that ships.
         out: folder for the outputs; no source may lie in it.
         save: the outputs; by default ``mask`` and ``json`` of frames, and the overlay of videos.
-        runtime: as ``polypseg.load`` takes it; likewise ``device``, ``precision``, ``threads`` and ``tta``.
+        runtime: as ``polypseg.load`` takes it; likewise all up to ``fill_holes``.
         batch_size: frames that are computed at once, 1 or more; by default 1 of pictures, and as ``predict_video`` has
             it of videos. Of several, a frame's answer may differ by its company, in the last digits.
         smoothing: videos only; as ``predict_video`` takes it.
@@ -108,6 +114,15 @@ def predict(
             output is there already, or was not made as ``resume`` would make it; the model cannot be used; the disk
             refuses.
     """
+    point: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("threshold", threshold), ("min_confidence", min_confidence), ("min_area", min_area),
+            ("fill_holes", fill_holes),
+        )
+        if value is not None
+    }  # fmt: skip
+    OperatingPoint().override(**point)  # what is out of its range is told before the work
     if engine is not None or any(is_archive(name) for name in sources):
         from polypseg.inference.archive.run import predict_archive
 
@@ -115,8 +130,8 @@ def predict(
             raise UsageError(f"--{'live' if live else 'smoothing'}: is for videos; an archive holds images")
         return predict_archive(
             sources, model=model, out=str(out), save=save, runtime=runtime, device=device, precision=precision,
-            threads=threads, tta=tta, batch_size=batch_size, engine=engine, address=address, workers=workers,
-            partition=partition, memory=memory, resume=resume, overwrite=overwrite, progress=progress,
+            threads=threads, tta=tta, point=point, batch_size=batch_size, engine=engine, address=address,
+            workers=workers, partition=partition, memory=memory, resume=resume, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     check_ray_only(engine, address, workers)
     out = Path(out)
@@ -137,7 +152,7 @@ def predict(
         raise UsageError("--resume: needs json among --save, which tells how a frame's outputs were made")
     if not resume and not overwrite:
         plan.refuse_existing()
-    segmenter = polypseg.load(list(model) or None, runtime, device, precision, threads, tta)
+    segmenter = polypseg.load(list(model) or None, runtime, device, precision, threads, tta, **point)
     log.info("%s", segmenter.reason)
     if camera is not None:
         from polypseg.inference.video.live import run_live
@@ -444,7 +459,7 @@ class _Run:
     def _write(self, read: _Read, probability: NDArray[np.float32]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
         """Write a frame's outputs; returns its record and its mask, eight pixels a byte."""
         still = read.still
-        answer = self.segmenter.answer(probability, *read.frame.shape[:2])
+        answer = self.segmenter.answer(probability, *read.frame.shape[:2], outside=outside_of(read.frame))
         record = frame_record(
             answer, source=still.path.name, model=self.segmenter.hash, index=still.index, time=still.time
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,20 @@ from polypseg.bundle import ModelBundle, Preprocessing
 from polypseg.errors import UsageError
 from polypseg.inference.augmentation import Axes, mirror, views
 from polypseg.inference.choice import open_runtime
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.runtimes import Runtime
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
+
+Views = tuple[Sequence[NDArray[np.float32]], ...]  # a frame's logits, by network and size, then by view
 
 
 class Segmenter:
     """Runs one bundle's network, or an ensemble's, by the runtime that suits the machine. Thread-safe.
 
     Of several bundles, or of an ensemble's members, the probabilities are averaged, each network's with the same
-    weight, at the first one's network size; the mean of the bundles' thresholds and the first one's post-processing
-    make the mask.
+    weight, at the first one's network size. Of several bundles' operating points it takes the mean threshold and
+    ``min_confidence``, and the first one's other values.
 
     Args:
         bundle: an opened bundle, what ``ModelBundle.load`` takes, or a list of those; None is the shipped default.
@@ -37,10 +43,12 @@ class Segmenter:
         compile: PyTorch only: ``torch.compile``, slow to start.
         channels_last: PyTorch only: the memory layout.
         temperature: divides the logits, > 0; by default the bundle's.
-        threshold: probability at and above which a pixel is polyp, 0..1; by default the bundle's.
+        threshold, min_confidence, min_area, fill_holes: of the operating point (``OperatingPoint``); each by default
+            the bundle's.
 
     Attributes:
         bundle: the (first) bundle.
+        operating_point: what makes polyps of the probabilities.
         runtime: what computes it.
         reason: one sentence that says which runtime, device and precision were taken, and why.
 
@@ -61,6 +69,9 @@ class Segmenter:
         channels_last: bool = True,
         temperature: float | None = None,
         threshold: float | None = None,
+        min_confidence: float | None = None,
+        min_area: float | None = None,
+        fill_holes: bool | None = None,
     ) -> None:
         several = [bundle] if bundle is None or isinstance(bundle, ModelBundle | str | Path) else list(bundle)
         if not several:
@@ -68,25 +79,33 @@ class Segmenter:
         self.bundles = [one if isinstance(one, ModelBundle) else ModelBundle.load(one) for one in several]
         self.bundle = self.bundles[0]
         self.preprocessing = self.bundle.preprocessing
-        self.postprocessing = self.bundle.postprocessing
         self.tta = self.bundle.tta if tta is None else tta
-        if threshold is None:
-            threshold = float(np.mean([one.threshold for one in self.bundles]))
-        if not 0 <= threshold <= 1:
-            raise UsageError(f"--threshold {threshold:g}: must lie in 0..1")
-        self.threshold = threshold
+        self.operating_point = _mean_point(self.bundles).override(
+            threshold=threshold, min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes
+        )
         networks = [network for bundle in self.bundles for network in bundle.networks]
         # Of the same number for each network, so that the mean over all of them gives each the same weight.
         self._members: list[_Member] = []
-        for one, (share, mirrored) in itertools.product(networks, views(self.tta).items()):
-            seen = one.at(one.preprocessing.scaled(share))
-            opened, reason = open_runtime(seen, runtime, device, precision, threads, compile, channels_last)
-            if not self._members:
-                self.runtime, self.reason = opened, reason
+        reasons = []
+        for one in networks:
+            opened, reason = open_runtime(one, runtime, device, precision, threads, compile, channels_last)
+            reasons.append(reason)
             own = one.temperature if temperature is None else temperature
-            self._members.append(_Member(one.preprocessing, seen.preprocessing, mirrored, opened, own))
+            for share, mirrored in views(self.tta).items():
+                seen = one.preprocessing.scaled(share)
+                there = opened if seen == one.preprocessing else opened.at(seen)
+                self._members.append(_Member(one.preprocessing, seen, mirrored, there, own))
+        self.runtime, self.reason = self._members[0].runtime, reasons[0]
         if len(networks) > 1:
             self.reason = f"{len(networks)} networks, the first by {self.reason}"
+            kinds = [reason.partition(":")[0] for reason in reasons]
+            if len(set(kinds)) > 1:
+                self.reason += f"; the others by {', '.join(kinds[1:])}"
+
+    @property
+    def threshold(self) -> float:
+        """The operating point's: probability, 0..1, at and above which a pixel belongs to a region."""
+        return self.operating_point.threshold
 
     @property
     def temperature(self) -> float:
@@ -95,13 +114,18 @@ class Segmenter:
 
     @property
     def device(self) -> str:
-        """What it computes on, as ``cpu``."""
-        return self.runtime.device
+        """What it computes on, as ``cpu``; of networks that differ each one's, joined by ``+``."""
+        return self._told("device")
 
     @property
     def precision(self) -> str:
-        """What it computes in: ``fp32``, ``bf16`` or ``int8``."""
-        return self.runtime.precision
+        """What it computes in: ``fp32``, ``bf16`` or ``int8``; of networks that differ each one's, joined by ``+``."""
+        return self._told("precision")
+
+    def _told(self, name: str) -> str:
+        """What the runtimes of all networks say of themselves; once where they agree."""
+        told = [str(getattr(member.runtime, name)) for member in self._members[:: len(views(self.tta))]]
+        return told[0] if len(set(told)) == 1 else "+".join(told)
 
     @property
     def side_by_side(self) -> bool:
@@ -119,7 +143,8 @@ class Segmenter:
         return {
             "model": self.hash,
             "threshold": self.threshold,
-            "runtime": self.runtime.name,
+            "operating_point": asdict(self.operating_point),
+            "runtime": self._told("name"),
             "device": self.device,
             "precision": self.precision,
             "tta": self.tta,
@@ -137,7 +162,7 @@ class Segmenter:
         Raises:
             ValueError: the array has another shape or dtype.
         """
-        return self.answer(self.probability(frame), *frame.shape[:2])
+        return self.answer(self.probability(frame), *frame.shape[:2], outside=outside_of(frame))
 
     def stream(self, frames: Iterable[NDArray[np.uint8]] | str | Path, batch_size: int = 1) -> Iterator[Segmentation]:
         """Segment frames one after another, in order. Raises as ``segment``, and as ``VideoReader`` for a video.
@@ -153,27 +178,31 @@ class Segmenter:
             with VideoReader(frames) as reader:
                 yield from self.stream((frame.pixels for frame in reader), batch_size)
             return
-        shapes: list[tuple[int, int]] = []
+        seen: deque[tuple[int, int, NDArray[np.bool_] | None]] = deque()
 
         def remembered() -> Iterator[NDArray[np.uint8]]:
             for frame in frames:
-                shapes.append(frame.shape[:2])
+                _check(frame)
+                seen.append((frame.shape[0], frame.shape[1], outside_of(frame)))
                 yield frame
 
         for probability in self.probabilities(remembered(), batch_size):
-            yield self.answer(probability, *shapes.pop(0))
+            height, width, outside = seen.popleft()
+            yield self.answer(probability, height, width, outside=outside)
 
-    def answer(self, probability: NDArray[np.float32], height: int, width: int) -> Segmentation:
+    def answer(
+        self, probability: NDArray[np.float32], height: int, width: int, *, outside: NDArray[np.bool_] | None = None
+    ) -> Segmentation:
         """From a probability map of the network's size to the Segmentation of an H×W frame.
 
         Args:
             probability: h×w float32, 0..1, as from ``probabilities``.
             height: rows of the frame, pixels.
             width: columns of the frame, pixels.
+            outside: where the frame shows nothing of the patient, as ``field_of_view.outside_of`` finds it: regions
+                that lie there for the most are no polyps. None takes all of it for the patient.
         """
-        found = Segmentation.from_probability(Enlarged(probability, height, width), self.threshold)
-        mask = self.postprocessing.apply(found.mask)
-        return found if mask is found.mask else Segmentation(mask, found.source, self.threshold)
+        return Segmentation.from_probability(Enlarged(probability, height, width), self.operating_point, outside)
 
     def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One frame's probability map at the network's size, h×w float32 0..1; ``frame`` as in ``segment``."""
@@ -181,20 +210,33 @@ class Segmenter:
 
     def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[NDArray[np.float32]]:
         """The probability maps of frames, at the network's size, in order: h×w float32 0..1. As ``stream``."""
-        first, *others = self._members
-        if not others:
-            yield from first.probabilities(frames, batch_size)
-            return
+        return (self.mean(views) for views in self.views(frames, batch_size))
+
+    def views(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[Views]:
+        """What ``mean`` takes of each frame, in order: the logits of every view of every network. As ``stream``."""
         copies = itertools.tee(frames, len(self._members))
-        streams = (member.probabilities(copy, batch_size) for member, copy in zip(self._members, copies, strict=True))
+        streams = (member.logits(copy, batch_size) for member, copy in zip(self._members, copies, strict=True))
+        return zip(*streams, strict=True)
+
+    def mean(self, views: Views, temperature: float | None = None) -> NDArray[np.float32]:
+        """The mean probability of a frame's views, at the network's size: h×w float32 0..1.
+
+        Args:
+            views: of one frame, as from ``views``.
+            temperature: in place of the networks' own, > 0.
+        """
+        first, *others = (
+            member.probability(logits, temperature) for member, logits in zip(self._members, views, strict=True)
+        )
+        if not others:
+            return first
         height, width = self.preprocessing.height, self.preprocessing.width
-        for maps in zip(*streams, strict=True):
-            # In place: np.mean would copy them all into one array first.
-            total = self.preprocessing.restore(maps[0], height, width).copy()
-            for one in maps[1:]:
-                total += self.preprocessing.restore(one, height, width)
-            total /= np.float32(len(maps))
-            yield total
+        # In place: np.mean would copy them all into one array first.
+        total = self.preprocessing.restore(first, height, width).copy()
+        for one in others:
+            total += self.preprocessing.restore(one, height, width)
+        total /= np.float32(1 + len(others))
+        return total
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """N×h×w×3 uint8 of the network's size to N×h×w float32 logits, before temperature.
@@ -206,6 +248,21 @@ class Segmenter:
         mean = np.stack(list(self.probabilities(images, len(images)))).clip(1e-7, 1 - 1e-7)
         logits: NDArray[np.float32] = np.log(mean) - np.log1p(-mean)
         return logits
+
+
+def _check(frame: NDArray[np.uint8]) -> None:
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
+        raise ValueError(f"a frame is H×W×3 uint8 RGB, not {frame.shape} {frame.dtype}")
+
+
+def _mean_point(bundles: Sequence[ModelBundle]) -> OperatingPoint:
+    points = [one.operating_point for one in bundles]
+    if len(points) == 1:
+        return points[0]
+    threshold, least = (
+        float(np.mean([getattr(one, name) for one in points])) for name in ("threshold", "min_confidence")
+    )
+    return replace(points[0], threshold=threshold, min_confidence=least)
 
 
 class _Member:
@@ -225,25 +282,27 @@ class _Member:
         self.views = views
         self.temperature = float(temperature)
 
-    def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[NDArray[np.float32]]:
+    def logits(self, frames: Iterable[NDArray[np.uint8]], batch_size: int) -> Iterator[list[NDArray[np.float32]]]:
+        """Of each frame the logits of its views, at this size."""
         logits = self.runtime.stream(self._images(frames), batch_size * len(self.views))
         while True:
             # The views come first: zip must not take a map that belongs to the next frame.
-            maps = [mirror(self._sigmoid(one), axes) for axes, one in zip(self.views, logits, strict=False)]
+            maps = [one for _, one in zip(self.views, logits, strict=False)]
             if not maps:
                 return
-            yield maps[0] if len(maps) == 1 else np.mean(maps, axis=0, dtype=np.float32)
+            yield maps
+
+    def probability(self, logits: Sequence[NDArray[np.float32]], temperature: float | None) -> NDArray[np.float32]:
+        """The mean probability of a frame's views, each mirrored back."""
+        half = np.float32(0.5 / (temperature or self.temperature))
+        # tanh overflows nowhere, and gives the sigmoid's values.
+        maps = [mirror(0.5 + 0.5 * np.tanh(one * half), axes) for axes, one in zip(self.views, logits, strict=True)]
+        return maps[0] if len(maps) == 1 else np.mean(maps, axis=0, dtype=np.float32)
 
     def _images(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         for frame in frames:
-            if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
-                raise ValueError(f"a frame is H×W×3 uint8 RGB, not {frame.shape} {frame.dtype}")
+            _check(frame)
             resized = self.preprocessing.resize_frame(frame)
             if resized.shape[1::-1] != self.size:
                 resized = np.asarray(cv2.resize(resized, self.size, interpolation=cv2.INTER_LINEAR), np.uint8)
             yield from (mirror(resized, axes) for axes in self.views)
-
-    def _sigmoid(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        # tanh overflows nowhere, and gives the same values.
-        probability: NDArray[np.float32] = 0.5 + 0.5 * np.tanh(logits * (np.float32(0.5 / self.temperature)))
-        return probability

@@ -7,7 +7,7 @@ A polyp-free frame counts like any other in ECE, Brier score and temperature; in
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,7 @@ from scipy.special import expit, logit
 
 from polypseg.errors import PolypsegError
 
-LOGIT_LIMIT = 17.0  # a float32 probability cannot tell logits above 16.6 from infinity
-LOGIT_BINS = 3400  # of width 0.01
-LOG_TEMPERATURES = (math.log(0.05), math.log(20))  # the range that is searched
+TEMPERATURES = (0.05, 20.0)  # the range that is searched
 # Zero, at which nothing is missed, then even steps of logit: a missed polyp's probabilities crowd near 0.
 CONFORMAL_THRESHOLDS: NDArray[np.float32] = np.r_[0, expit(np.linspace(-12, 12, 961))].astype(np.float32)
 
@@ -113,39 +111,22 @@ class Reliability:
         return pixels
 
 
-class LogitHistogram:
-    """Logits of pixels by class in fine bins, all that ``fit_temperature`` needs of any number of frames.
-
-    Each bin keeps its mean logit, so that the likelihood is exact but for the spread inside a bin of 0.01. Logits
-    beyond ±17 count as ±17: float32 probabilities of 1 have no logit.
-
-    Attributes:
-        counts: 2×3400 int64, background and polyp.
-        sums: 2×3400 float64, the sum of the logits in each bin.
-    """
-
-    def __init__(self) -> None:
-        self.counts: NDArray[np.int64] = np.zeros((2, LOGIT_BINS), np.int64)
-        self.sums: NDArray[np.float64] = np.zeros((2, LOGIT_BINS))
-
-    def add(self, probability: NDArray[np.float32], truth: NDArray[np.bool_]) -> None:
-        """Count one frame's pixels; arguments and errors as ``Reliability.add``."""
-        values, polyp = _checked(probability, truth)
-        logits = np.clip(logit(values), -LOGIT_LIMIT, LOGIT_LIMIT)
-        index = ((logits + np.float32(LOGIT_LIMIT)) * np.float32(LOGIT_BINS / (2 * LOGIT_LIMIT))).astype(np.intp)
-        index = np.minimum(index, LOGIT_BINS - 1) + LOGIT_BINS * polyp
-        self.counts += np.bincount(index, minlength=2 * LOGIT_BINS).reshape(2, -1)
-        self.sums += np.bincount(index, weights=logits, minlength=2 * LOGIT_BINS).reshape(2, -1)
+def log_loss(probability: NDArray[np.float32], truth: NDArray[np.bool_]) -> float:
+    """Mean negative log-likelihood of a frame's pixels, each 16.1 at most; arguments as of ``Reliability.add``."""
+    values, polyp = _checked(probability, truth)
+    right = np.where(polyp, values, 1 - values)
+    return float(-np.log(np.maximum(right, np.float32(1e-7))).mean(dtype=np.float64))
 
 
-def fit_temperature(histogram: LogitHistogram) -> float:
-    """The temperature T > 0 that minimises the mean negative log-likelihood of ``sigmoid(logit / T)``.
+def fit_temperature(predict: Callable[[float], Iterable[tuple[NDArray[np.float32], NDArray[np.bool_]]]]) -> float:
+    """The temperature T > 0 with the least ``log_loss``, mean over frames.
 
-    Guo, Pleiss, Sun & Weinberger, ICML 2017. T > 1 softens an over-confident model. The loss is convex in 1/T, so
-    that the one minimum is found. Where a model parts the classes without error T would go to 0; it stops at 0.05.
+    Guo, Pleiss, Sun & Weinberger, ICML 2017. T > 1 softens an over-confident model. Where a model parts the classes
+    without error T would go to 0; it stops at 0.05.
 
     Args:
-        histogram: pixels of frames that the model was not trained on.
+        predict: from a temperature to each frame's probabilities and truth, as a model uses it: of a mean of several
+            views, that of views with logits divided by T. The frames are such as the model was not trained on.
 
     Returns:
         T, 0.05..20.
@@ -153,18 +134,16 @@ def fit_temperature(histogram: LogitHistogram) -> float:
     Raises:
         PolypsegError: the frames hold no polyp pixel, or nothing else.
     """
-    if not histogram.counts.any(axis=1).all():
-        kind = "background" if histogram.counts[1].any() else "polyp"
+    polyp = [(truth.any(), truth.all()) for _, truth in predict(1.0)]
+    if not any(some for some, _ in polyp) or all(every for _, every in polyp):
+        kind = "background" if any(some for some, _ in polyp) else "polyp"
         raise PolypsegError(f"temperature: the calibration frames hold no {kind} pixels; add frames that show both")
-    filled = histogram.counts > 0
-    weights = histogram.counts[filled] / histogram.counts.sum()
-    # Background logits are turned round, so that a large value is right for either class.
-    signed = ((np.array([[-1.0], [1.0]]) * histogram.sums)[filled]) / histogram.counts[filled]
 
     def loss(log_temperature: float) -> float:
-        return float(weights @ np.logaddexp(0.0, -signed * np.exp(-log_temperature)))
+        return float(np.mean([log_loss(*frame) for frame in predict(float(np.exp(log_temperature)))]))
 
-    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 1e-7})
+    bounds = tuple(np.log(TEMPERATURES))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))
 
 

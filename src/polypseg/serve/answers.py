@@ -29,7 +29,12 @@ class Limits(BaseModel):
     max_video_seconds: float = Field(description="Of a video")
 
 
-class PostprocessingAnswer(BaseModel):
+class OperatingPointAnswer(BaseModel):
+    threshold: float = Field(description="A pixel belongs to a region if its probability is at least this, 0 to 1")
+    min_confidence: float = Field(description="A region is a polyp if its confidence is at least this, 0 to 1")
+    confidence: Literal["peak", "mean"] = Field(
+        description="What a region's confidence is: the highest probability inside it, or the mean"
+    )
     min_area: float = Field(description="Regions smaller than this share of the frame are removed, 0 to 1")
     fill_holes: bool = Field(description="Whether holes inside a region become part of it")
 
@@ -37,10 +42,10 @@ class PostprocessingAnswer(BaseModel):
 class Model(BaseModel):
     name: str
     hash: str = Field(description="SHA-256 over all that decides an answer")
-    threshold: float = Field(description="A pixel is polyp if its probability is at least this, 0 to 1")
+    threshold: float = Field(description="The operating point's")
     width: int = Field(description="Of the network's input, pixels")
     height: int
-    postprocessing: PostprocessingAnswer = Field(description="What is done to the mask after the threshold")
+    operating_point: OperatingPointAnswer = Field(description="What makes polyps of the probabilities")
     runtime: str
     device: str
     precision: str
@@ -53,7 +58,7 @@ class Model(BaseModel):
 class PolypAnswer(BaseModel):
     box: list[int] = Field(description="xmin, ymin, xmax, ymax in pixels; the maxima are exclusive")
     area: int = Field(description="Pixels")
-    confidence: float = Field(description="Mean probability inside, 0 to 1")
+    confidence: float = Field(description="Highest or mean probability inside, by the operating point, 0 to 1")
     contour: list[list[int]] = Field(description="x, y of the pixels along its outer boundary")
 
 

@@ -35,6 +35,7 @@ import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.catalog import MASK_THRESHOLD
 from polypseg.errors import PolypsegError
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import frame_record
 from polypseg.inference.runtimes import usable_cores
 from polypseg.inference.segmenter import Segmenter
@@ -169,7 +170,7 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
             threshold=segmenter.threshold,
             width=segmenter.preprocessing.width,
             height=segmenter.preprocessing.height,
-            postprocessing=answers.PostprocessingAnswer(**asdict(segmenter.postprocessing)),
+            operating_point=answers.OperatingPointAnswer(**asdict(segmenter.operating_point)),
             runtime=segmenter.runtime.name,
             device=segmenter.device,
             precision=segmenter.precision,
@@ -372,7 +373,7 @@ class Frames:
     def _render(
         self, frame: NDArray[np.uint8], found: NDArray[np.float32], name: str, media_type: str, probability: bool
     ) -> bytes:
-        answer = self._segmenter.answer(found, *frame.shape[:2])
+        answer = self._segmenter.answer(found, *frame.shape[:2], outside=outside_of(frame))
         if media_type == "image/png":
             return _encoded(".png", answer.mask.astype(np.uint8) * 255)
         if media_type == "image/jpeg":

@@ -30,6 +30,7 @@ import polypseg
 from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write, disk_error, read_json, sha256_file
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import (
     RUN_FILES,
     Output,
@@ -496,7 +497,7 @@ class _Work:
                 self._done += 1
             else:
                 probability = next(iter(self.probabilities([frame])))
-                answer = self._segmenter.answer(probability, *frame.shape[:2])
+                answer = self._segmenter.answer(probability, *frame.shape[:2], outside=outside_of(frame))
                 record = frame_record(
                     answer, source=path.name, model=self._segmenter.hash, index=index if several else None,
                     time=times[index] if several and times else None,

@@ -22,6 +22,7 @@ from polypseg.bundle import ModelBundle
 from polypseg.data import read_all
 from polypseg.data.splits import write_split
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.evaluation.choosing import Maps, check_shows_polyp
 from polypseg.evaluation.run import loss_of
 from polypseg.evaluation.scoring import score_masks
 from polypseg.evaluation.selection import split_of
@@ -55,7 +56,7 @@ def average(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
-    """Average trained networks, choose threshold and post-processing anew on validation, and test once.
+    """Average trained networks, choose the operating point anew on validation, and test once.
 
     Args:
         models: two or more bundles or run folders, all by one split; for a mean of weights, each trained on from
@@ -97,6 +98,7 @@ def average(
                 f"{path}: was trained by another split than {split_name}, and may have learnt from its validation "
                 "frames; average models of one split"
             )
+    check_shows_polyp(catalog.of_split("val"))
     write_yaml(folder / CONFIG, settings)
     write_split(catalog.frames, folder / "split.csv")
     with logging_to(folder / "log.txt"):
@@ -105,11 +107,13 @@ def average(
         fresh = Segmenter(made)
         for path, bundle in zip(models, bundles, strict=True):
             # Not by a member's own int8, which the mean has not got yet: like is compared with like.
-            scores, _ = score_masks(Segmenter(bundle, precision=fresh.precision), validation, show)
+            alike = fresh.precision if of == "weights" else "auto"
+            scores, _ = score_masks(Segmenter(bundle, precision=alike), validation, show)
             log.info("%s, on validation: dice %.4f", path, scores["dice"].mean())
-        made = made.update(**choose(fresh, validation, "on validation", show))
+        maps = Maps.of(fresh, validation, show)
+        made = made.update(**choose(maps, "on validation", show))
         segmenter = Segmenter(made)
-        score_splits(segmenter, loss_of(made), catalog, folder, show)
+        score_splits(segmenter, loss_of(made), catalog, folder, show, maps)
         draw_examples(segmenter, catalog, folder / PICTURES)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
     return folder
@@ -123,11 +127,13 @@ def _made(folder: Path, bundles: Sequence[ModelBundle], of: str) -> ModelBundle:
     if of == "weights":
         return ModelBundle.save(
             folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,
-            architecture=first.architecture, preprocessing=first.preprocessing, threshold=first.threshold,
+            architecture=first.architecture, preprocessing=first.preprocessing, operating_point=first.operating_point,
             averaged_from=[one.lineage() for one in bundles], **details,
         )  # fmt: skip
     members = {f"member-{number}": bundle for number, bundle in enumerate(bundles, 1)}
-    return ModelBundle.join(folder / "bundle", members, name=folder.name, threshold=first.threshold, **details)
+    return ModelBundle.join(
+        folder / "bundle", members, name=folder.name, operating_point=first.operating_point, **details
+    )
 
 
 def mean_of(states: Sequence[State]) -> dict[str, torch.Tensor]:

@@ -21,15 +21,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polypseg.bundle import ModelBundle, Postprocessing
+from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data.splits import COLUMNS, hash_split, make_folds
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.evaluation.choosing import Maps
 from polypseg.evaluation.scoring import DEFINITIONS, score, score_masks
 from polypseg.files import atomic_write, commit
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Interval, bootstrap_interval, compare
-from polypseg.segmentation import Segmentation
+from polypseg.operating_point import OperatingPoint
 from polypseg.training.processes import is_first
 from polypseg.training.recipe import Recipe
 from polypseg.training.run import (
@@ -67,8 +68,8 @@ def train_folds(
     """Train one network a fold, and make one bundle of them all.
 
     ``recipe.split`` decides the test frames; all others are dealt out to the folds, groups of near duplicates and
-    sequences together. Threshold and post-processing of the ensemble are chosen on the out-of-fold answers, where the
-    recipe leaves the threshold open; then the test frames are scored once.
+    sequences together. The operating point of the ensemble is chosen on the out-of-fold predictions, where the recipe
+    leaves the threshold open; then the test frames are scored once.
 
     Args:
         recipe: what to do in each fold; the seed of fold 1 is ``trainer.seed``, of the next one more.
@@ -165,16 +166,16 @@ def _read_folds(path: Path, catalog: Catalog, folds: int) -> NDArray[np.int64]:
 
 
 class _OutOfFold:
-    """Answers the frames of fold after fold, each fold's by the network that has not learnt from them."""
+    """Predicts the frames of fold after fold, each fold's by the network that has not learnt from them."""
 
     def __init__(self, segmenters: Sequence[Segmenter], counts: Sequence[int]) -> None:
         self.segmenters = segmenters
         self.counts = counts
 
-    def stream(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[Segmentation]:
+    def probabilities(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         coming = iter(frames)
         for segmenter, count in zip(self.segmenters, self.counts, strict=True):
-            yield from segmenter.stream(itertools.islice(coming, count))
+            yield from segmenter.probabilities(itertools.islice(coming, count))
 
 
 def _join(
@@ -190,9 +191,9 @@ def _join(
     order = np.argsort(fold, kind="stable")[np.count_nonzero(fold == 0) :]
     pooled = Catalog(catalog.frames.iloc[order].reset_index(drop=True))
     counts = [int(np.count_nonzero(fold == number)) for number in range(1, len(bundles) + 1)]
-    chosen = _choose(recipe, bundles, pooled, counts, progress)
-    out_of_fold = _segmenters(bundles, chosen["threshold"], Postprocessing(**chosen.get("postprocessing", {})))
-    answered, _ = score_masks(_OutOfFold(out_of_fold, counts), pooled, progress)
+    maps = Maps.of(_OutOfFold([Segmenter(bundle) for bundle in bundles.values()], counts), pooled, progress)
+    chosen = _choose(recipe, maps, progress)
+    answered, _ = score_masks(maps.answers(chosen["operating_point"]), pooled, progress)
     first = next(iter(bundles.values())).metadata
     ensemble = ModelBundle.join(
         folder / "bundle", bundles, name=recipe.name, **chosen,
@@ -228,23 +229,11 @@ def _join(
         log.info("%s", _line(row))
 
 
-def _segmenters(
-    bundles: dict[str, ModelBundle], threshold: float | None = None, postprocessing: Postprocessing | None = None
-) -> list[Segmenter]:
-    segmenters = [Segmenter(bundle, threshold=threshold) for bundle in bundles.values()]
-    for segmenter in segmenters:
-        segmenter.postprocessing = segmenter.postprocessing if postprocessing is None else postprocessing
-    return segmenters
-
-
-def _choose(
-    recipe: Recipe, bundles: dict[str, ModelBundle], pooled: Catalog, counts: Sequence[int], progress: bool
-) -> dict[str, Any]:
-    """The ensemble's threshold and post-processing, as ``metadata.json`` holds them."""
+def _choose(recipe: Recipe, maps: Maps, progress: bool) -> dict[str, Any]:
+    """The ensemble's operating point and how it was found, as ``ModelBundle.join`` takes them."""
     if recipe.threshold is not None:
-        return {"threshold": recipe.threshold, "threshold_split": None}
-    answers = _OutOfFold(_segmenters(bundles), counts)
-    return {"threshold_split": "out-of-fold frames", **choose(answers, pooled, "out of fold", progress)}
+        return {"operating_point": OperatingPoint(recipe.threshold), "threshold_split": None}
+    return {"threshold_split": "out-of-fold frames", **choose(maps, "out of fold", progress)}
 
 
 def _per_image(path: Path) -> pd.DataFrame:

@@ -34,7 +34,8 @@ from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.splits import hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.scoring import DEFINITIONS, Answers, Scores, choose_postprocessing, choose_threshold, score
+from polypseg.evaluation.choosing import Maps, check_shows_polyp, choose_point
+from polypseg.evaluation.scoring import DEFINITIONS, Scores, score
 from polypseg.files import atomic_write, commit, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
@@ -67,9 +68,8 @@ def train(
 ) -> Path:
     """Train by a recipe and fill a run folder.
 
-    The checkpoint with the best validation Dice becomes the bundle, or the last one by ``trainer.keep``; threshold and
-    post-processing are chosen on validation where the recipe leaves the threshold open; only then is the test split
-    scored, once.
+    The checkpoint with the best validation Dice becomes the bundle, or the last one by ``trainer.keep``; the operating
+    point is chosen on validation where the recipe leaves the threshold open; only then is the test split scored, once.
 
     Args:
         recipe: what to do.
@@ -110,6 +110,8 @@ def train(
     # Everything that may be wrong with the data or the network is met before anything is written.
     with together():
         catalog, split_name = split_frames(recipe, data, folder, resume, split)
+        if recipe.threshold is None:
+            check_shows_polyp(catalog.of_split("val"))
         module, frames, origin = _prepare(recipe, catalog, folder, checkpoint, show and first_process)
         if checkpoint is not None and not checkpoint.is_file():
             raise PolypsegError(
@@ -143,9 +145,12 @@ def train(
         if not trainer.is_global_zero:
             return folder
         bundle = _bundle(folder, module, frames.preprocessing, catalog, split_name)
-        bundle = _choose(bundle, recipe, catalog, show)
+        maps = None
+        if recipe.threshold is None:
+            maps = Maps.of(Segmenter(bundle), catalog.of_split("val"), show)
+            bundle = bundle.update(**choose(maps, "on validation", show))
         segmenter = Segmenter(bundle)
-        score_splits(segmenter, recipe.loss, catalog, folder, show)
+        score_splits(segmenter, recipe.loss, catalog, folder, show, maps)
         _pictures(segmenter, catalog, folder)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
@@ -434,46 +439,52 @@ def trainer_device() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _choose(bundle: ModelBundle, recipe: Recipe, catalog: Catalog, progress: bool) -> ModelBundle:
-    if recipe.threshold is not None:
-        return bundle
-    return bundle.update(**choose(Segmenter(bundle), catalog.of_split("val"), "on validation", progress))
-
-
-def choose(answers: Answers, frames: Catalog, where: str, progress: bool) -> dict[str, Any]:
-    """Choose threshold and post-processing on frames, and tell of it.
+def choose(maps: Maps, where: str, progress: bool) -> dict[str, Any]:
+    """Choose the operating point on frames, and tell of it.
 
     Args:
-        answers: what answers the frames.
-        frames: with their masks.
+        maps: what the network said of them.
         where: what frames they are, for people, as "on validation".
         progress: show progress bars.
 
     Returns:
-        What was chosen and how each choice did, as entries of ``metadata.json``.
+        What was chosen and how, as ``ModelBundle.update`` takes it.
     """
-    threshold, tried = choose_threshold(answers, frames, progress)
-    log.info("threshold %.2f, chosen %s (Dice %.4f there)", threshold, where, tried[f"{threshold:.2f}"])
-    postprocessing, processed = choose_postprocessing(answers, frames, threshold, progress)
+    point, choice = choose_point(maps, progress=progress)
+    found = choice["chosen"]
     log.info(
-        "post-processing, chosen there: smallest region %g of the frame, holes %s",
-        postprocessing.min_area, "filled" if postprocessing.fill_holes else "kept",
+        "threshold %.2f, smallest region %g of the frame, holes %s, chosen %s (Dice %.4f there)",
+        point.threshold, point.min_area, "filled" if point.fill_holes else "kept", where, found["dice"],
     )  # fmt: skip
-    return {
-        "threshold": threshold,
-        "threshold_choice": tried,
-        "postprocessing": asdict(postprocessing),
-        "postprocessing_choice": processed,
-    }
+    log.info(
+        "polyps are regions with a %s of %.4g or more, chosen there: lesions found %.3f, regions right %.3f, false "
+        "regions a frame %.3f%s",
+        point.confidence, point.min_confidence, found["found"], found["right"], found["false_per_frame"],
+        f", polyp-free frames marked {found['polyp_free_marked']:.3f}" if choice["polyp_free"] else
+        "; there is no polyp-free frame among them",
+    )  # fmt: skip
+    return {"operating_point": point, "operating_point_choice": choice}
 
 
-def score_splits(segmenter: Segmenter, loss: LossConfig, catalog: Catalog, folder: Path, progress: bool) -> None:
-    """Score validation and test, as far as there are, and write what ``write_scores`` does."""
+def score_splits(
+    segmenter: Segmenter, loss: LossConfig, catalog: Catalog, folder: Path, progress: bool, maps: Maps | None = None
+) -> None:
+    """Score validation and test, as far as there are, and write what ``write_scores`` does.
+
+    Args:
+        segmenter: of the bundle, as it was chosen.
+        loss: to report.
+        catalog: all frames, with their splits.
+        folder: of the run.
+        progress: show progress bars.
+        maps: what the network said of the validation frames, so that it is not asked again.
+    """
     results: dict[str, Scores] = {}
     for split in ("val", "test"):
         if split not in set(catalog.frames["split"]):
             continue
-        results[split] = score(segmenter, catalog.of_split(split), loss, progress)
+        kept = maps.answers(segmenter.operating_point) if maps is not None and split == "val" else None
+        results[split] = score(segmenter, catalog.of_split(split), loss, progress, kept)
         tell(split, results[split])
     metrics = {split: result.summary for split, result in results.items()}
     tables = [result.per_image.assign(split=split) for split, result in results.items()]
@@ -505,8 +516,8 @@ def write_scores(
     bundle = segmenter.bundle
     provenance = {
         "bundle_hash": bundle.hash, "split": bundle.metadata["split"], "data": bundle.metadata["data"],
-        "threshold": bundle.threshold, "commit": commit(), "device": trainer_device(),
-        "precision": segmenter.precision,
+        "threshold": bundle.threshold, "operating_point": asdict(bundle.operating_point), "commit": commit(),
+        "device": trainer_device(), "precision": segmenter.precision,
     }  # fmt: skip
     write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
     with atomic_write(folder / "per_image.csv", "w") as file:

@@ -53,7 +53,9 @@ class StandIn:
             self.seen.append(int(frame[0, 0, 0]))
             yield (frame[..., 1] / 255).astype(np.float32)
 
-    def answer(self, probability: NDArray[np.float32], height: int, width: int) -> Segmentation:
+    def answer(
+        self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
+    ) -> Segmentation:
         return Segmentation.from_probability(probability, self.threshold)
 
 
@@ -228,7 +230,9 @@ def test_no_camera_is_one_line_and_leaves_nothing(tmp_path: Path, capfd: pytest.
 
 def test_an_error_of_the_network_ends_everything(tmp_path: Path) -> None:
     class Broken(StandIn):
-        def answer(self, probability: NDArray[np.float32], height: int, width: int) -> Segmentation:
+        def answer(
+            self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
+        ) -> Segmentation:
             if self.seen[-1] >= 5:
                 raise RuntimeError("the network broke")
             return super().answer(probability, height, width)

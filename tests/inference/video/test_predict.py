@@ -61,7 +61,9 @@ class StandIn:
             small = cv2.resize(frame, (48, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
             yield np.clip((small[..., 0] - small[..., 1]) / 200 + 0.2, 0, 1).astype(np.float32)
 
-    def answer(self, probability: NDArray[np.float32], height: int, width: int) -> Segmentation:
+    def answer(
+        self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
+    ) -> Segmentation:
         return Segmentation.from_probability(cv2.resize(probability, (width, height)), self.threshold)  # type: ignore[arg-type]
 
 

@@ -19,9 +19,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from polypseg.bundle import Postprocessing
 from polypseg.data import phantom, read_all
 from polypseg.inference.outputs import coco_segmentation
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 TOKEN = "a-token-of-the-tests"
@@ -210,7 +210,7 @@ def test_a_photo_that_says_it_is_turned_is_shown_upright(visit: Visit, frames: l
 def test_the_post_processing_of_the_model_is_applied(visit: Visit, service: Any, frames: list[Path]) -> None:
     model = service.web.get("/v1/model").json()
     page = visit()
-    page.route("**/v1/model", lambda route: route.fulfill(json={**model, "postprocessing": {"min_area": 0.9}}))
+    page.route("**/v1/model", lambda route: route.fulfill(json={**model, "operating_point": {"min_area": 0.9}}))
     page.reload()
     give(page, frames[0])
     page.locator("#polyps-text", has_text="no polyp").wait_for()
@@ -687,9 +687,9 @@ def test_polyps_of_the_page_are_those_of_python(visit: Visit, seed: int) -> None
     page = visit()
     probability = blobs(seed)
     height, width = probability.shape
-    post = Postprocessing(min_area=0.002, fill_holes=seed > 0)
-    mask = post.apply(probability >= np.float32(0.55))
-    expected = Segmentation(mask, probability, 0.55)
+    post = OperatingPoint(0.55, confidence="mean", min_area=0.002, fill_holes=seed > 0)
+    expected = Segmentation.from_probability(probability, post)
+    mask = expected.mask
     polyps = page.evaluate(
         """async ([values, width, height, post]) => {
             const { maskOf, polypsOf, postprocess } = await import("/static/polyps.js");

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # In the order of the columns; those of a manifest follow.
 COLUMNS = (
-    "source", "source_sha256", "width", "height", "polyps", "mask", "error", "model", "threshold", "runtime", "device",
-    "precision", "tta",
+    "source", "source_sha256", "width", "height", "polyps", "mask", "error", "model", "threshold", "operating_point",
+    "runtime", "device", "precision", "tta",
 )  # fmt: skip
 _METADATA = b"polypseg"
 
@@ -56,7 +56,22 @@ def schema(further: Sequence[str]) -> pa.Schema:
             ("contour", pa.list_(pa.list_(pa.int32()))),
         ]
     )
-    kinds = {"width": pa.int32(), "height": pa.int32(), "threshold": pa.float64(), "polyps": pa.list_(polyp)}
+    point = pa.struct(
+        [
+            ("threshold", pa.float64()),
+            ("min_confidence", pa.float64()),
+            ("confidence", pa.string()),
+            ("min_area", pa.float64()),
+            ("fill_holes", pa.bool_()),
+        ]
+    )
+    kinds = {
+        "operating_point": point,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "threshold": pa.float64(),
+        "polyps": pa.list_(polyp),
+    }
     return pa.schema([(name, kinds.get(name, pa.string())) for name in (*COLUMNS, *further)])
 
 

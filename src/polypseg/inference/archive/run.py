@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
@@ -52,6 +52,7 @@ def predict_archive(
     precision: str = "auto",
     threads: int = 0,
     tta: str | None = None,
+    point: Mapping[str, float | bool] | None = None,
     batch_size: int | None = None,
     engine: str | None = None,
     address: str | None = None,
@@ -74,6 +75,7 @@ def predict_archive(
         out: path or URL of the folder for the results.
         save: ``mask`` (PNG files) and ``contours`` (in the rows); ``json`` stands for the rows, written anyway.
         runtime: as ``polypseg.load`` takes it; likewise ``device``, ``precision``, ``threads`` and ``tta``.
+        point: what of the operating point is not to be the model's own, as ``polypseg.load`` takes it.
         batch_size: most frames that are computed at once; by default what suits the device.
         engine: ``local`` (this process, the default) or ``ray``.
         address: Ray only, of a cluster, as ``host:6379`` or ``auto``; else ``RAY_ADDRESS``; else this machine.
@@ -107,17 +109,19 @@ def predict_archive(
     with ray as ready:
         rows.import_arrow()
         digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
+        asked = dict(point or {})
         made_with: dict[str, Any] = {
             "sources": [plain(name) for name in sources],
             "model": digest, "runtime": runtime, "device": device, "precision": precision, "tta": tta,
-            "masks": "mask" in chosen, "contours": "contours" in chosen, "partition": partition,
+            "operating_point": asked, "masks": "mask" in chosen, "contours": "contours" in chosen,
+            "partition": partition,
         }  # fmt: skip
         if overwrite:  # nothing is removed for sources that are not there
             next(iter(Listing(sources, store.root)))
         record = _earlier(store, made_with, resume, overwrite) or _begin(store, sources, made_with)
         job = Job(
             store.root, record["plan"], digest, tuple(_from_anywhere(one) for one in model), runtime, device,
-            precision, threads, tta, batch_size or 0, memory, made_with["masks"], made_with["contours"],
+            precision, threads, tta, asked, batch_size or 0, memory, made_with["masks"], made_with["contours"],
         )  # fmt: skip
         account = _Account(store, record, progress)
         todo = account.begin()

@@ -6,9 +6,9 @@ import hashlib
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +22,7 @@ from polypseg.inference.archive import rows
 from polypseg.inference.archive.plan import Plan, mask_folder, partition_file
 from polypseg.inference.archive.sources import Entry
 from polypseg.inference.archive.store import Store, read_bytes
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import mask_picture
 
 MIB = 2**20
@@ -40,6 +41,7 @@ class Job:
         plan: the plan's hash.
         hash: the model's.
         model: as ``polypseg.load`` takes it, likewise ``runtime``, ``device``, ``precision``, ``threads``, ``tta``.
+        point: what of the operating point is not the model's own, as ``polypseg.load`` takes it.
         batch_size: most frames that are computed at once; 0 leaves it to the device.
         memory: what the frames in flight may take, MiB; so many are computed at once as it allows.
         masks: write the masks.
@@ -55,6 +57,7 @@ class Job:
     precision: str = "auto"
     threads: int = 0
     tta: str | None = None
+    point: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 0
     memory: int = 512
     masks: bool = True
@@ -113,7 +116,7 @@ class Worker:
     def __init__(self, job: Job, progress: Callable[[], object] = lambda: None) -> None:
         self.job = job
         self.segmenter = polypseg.load(
-            list(job.model) or None, job.runtime, job.device, job.precision, job.threads, job.tta
+            list(job.model) or None, job.runtime, job.device, job.precision, job.threads, job.tta, **job.point
         )
         if self.segmenter.hash != job.hash:
             where = f"{', '.join(job.model) or 'the default model'} on {socket.gethostname()}"
@@ -246,7 +249,7 @@ class _Partition:
 
     def _encode(self, read: _Read, probability: NDArray[np.float32]) -> tuple[int, str | None, bytes]:
         """Make a frame's row, and its mask as PNG."""
-        answer = self.worker.segmenter.answer(probability, *read.frame.shape[:2])
+        answer = self.worker.segmenter.answer(probability, *read.frame.shape[:2], outside=outside_of(read.frame))
         job = self.worker.job
         name = None
         if job.masks:

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from polypseg.bundle import Preprocessing
 from polypseg.errors import UsageError
 
 NAMES = ("openvino", "onnx", "torch")
@@ -33,6 +34,14 @@ class Runtime(Protocol):
     precision: str
     threads: int
     side_by_side: bool
+
+    def at(self, preprocessing: Preprocessing) -> Runtime:
+        """The same network for frames of another size, on the same weights.
+
+        Raises:
+            UsageError: it can compute frames of its own size alone.
+        """
+        ...
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """N×h×w×3 uint8 RGB of the network's size to N×h×w float32 logits, as soon as it can."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -51,9 +52,20 @@ class ONNXRuntime:
                 f"{export.model}: cannot be opened by ONNX Runtime ({reason}); export it again"
             ) from error
         given = self._session.get_inputs()[0]
-        self._input, size = given.name, (preprocessing.height, preprocessing.width)
-        if given.shape[2:] != list(size):
-            raise of_another_size(export.model, size)
+        self._model, self._input, self._size = export.model, given.name, given.shape[2:]
+        self._check_size()
+
+    def at(self, preprocessing: Preprocessing) -> ONNXRuntime:
+        other = copy.copy(self)
+        other._preprocessing = preprocessing
+        other._check_size()
+        return other
+
+    def _check_size(self) -> None:
+        size = self._preprocessing.height, self._preprocessing.width
+        # An axis that the export leaves open has a name in place of a number.
+        if any(isinstance(own, int) and own != asked for own, asked in zip(self._size, size, strict=True)):
+            raise of_another_size(self._model, size)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs = self._session.run(None, {self._input: self._preprocessing.normalise(images)})

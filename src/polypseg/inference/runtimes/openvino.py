@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import queue
 import sys
 from collections import deque
@@ -65,17 +67,34 @@ class OpenVINORuntime:
             # OpenVINO would bind them to the first cores, and several processes' threads to the same ones.
             **({"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False} if threads else {}),
         }
+        with self._opening():
+            self._read = self._core.read_model(self._file)
+        self._compile(preprocessing)
+
+    def at(self, preprocessing: Preprocessing) -> OpenVINORuntime:
+        other = copy.copy(self)
+        other.__dict__.pop("_steadiest", None)  # it was compiled for this size
+        other._compile(preprocessing)
+        return other
+
+    def _compile(self, preprocessing: Preprocessing) -> None:
+        """Make the graph ready for frames of a size; the weights stay those that were read."""
         self._size = (preprocessing.width, preprocessing.height)
-        try:
+        with self._opening():
             self._model = self._without_last_enlargement(self._with_normalisation(preprocessing))
             self._quickest = self._core.compile_model(
                 self._model, "CPU", {**self._settings, "PERFORMANCE_HINT": "LATENCY"}
             )
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._idle_steady: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise PolypsegError(f"{self._file}: cannot be opened by OpenVINO ({reason}); export it again") from error
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._idle_steady: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @cached_property
     def _core(self) -> Any:
@@ -84,7 +103,7 @@ class OpenVINORuntime:
     def _with_normalisation(self, preprocessing: Preprocessing) -> Any:
         """The graph for one image: 1×h×w×3 uint8 to 1×1×h×w logits."""
         ov = self._openvino
-        model = self._core.read_model(self._file)
+        model = self._read.clone()
         size = preprocessing.height, preprocessing.width
         try:
             model.reshape([1, 3, *size])

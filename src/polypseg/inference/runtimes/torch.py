@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polypseg.bundle import ModelBundle
+from polypseg.bundle import ModelBundle, Preprocessing
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.runtimes import batched
 from polypseg.models.device import choose_device, gains_from_bf16
@@ -65,6 +66,11 @@ class TorchRuntime:
             batch = torch.from_numpy(self._preprocessing.normalise(images)).to(self._device)
             logits: NDArray[np.float32] = self.compute(batch)[:, 0].cpu().numpy()
         return logits
+
+    def at(self, preprocessing: Preprocessing) -> TorchRuntime:
+        other = copy.copy(self)
+        other._preprocessing = preprocessing
+        return other
 
     def compute(self, batch: torch.Tensor) -> torch.Tensor:
         """N×3×h×w float32, normalised, to N×1×h×w float32 logits, both on the runtime's device."""

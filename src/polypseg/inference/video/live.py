@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import frame_record
 from polypseg.inference.video.files import VideoInfo
 from polypseg.inference.video.outputs import VideoOutputs
@@ -172,7 +173,7 @@ def _answers(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Gen
         since = since if last is None else max(since, round(last + 0.001, 3))
         last = since
         probability = smoother(next(segmenter.probabilities([pixels])), since)
-        segmentation = segmenter.answer(probability, *pixels.shape[:2])
+        segmentation = segmenter.answer(probability, *pixels.shape[:2], outside=outside_of(pixels))
         _ = segmentation.polyps  # part of the answer, and computed when first asked for
         yield _Answer(pixels, since, segmentation, time.perf_counter() - arrived)
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.options import check_batch_size, check_one_of
 from polypseg.inference.outputs import frame_record
 from polypseg.inference.video.files import Frame, VideoReader
@@ -277,7 +278,7 @@ class _Run:
                 continue
             assert smoothed is not None
             record = frame_record(
-                self._segmenter.answer(smoothed, *frame.pixels.shape[:2]),
+                self._segmenter.answer(smoothed, *frame.pixels.shape[:2], outside=outside_of(frame.pixels)),
                 source=self._reader.path.name, model=self.settings["model"], index=frame.index, time=frame.time,
             )  # fmt: skip
             stored = self._smoother.weight and (frame.index + 1) % self._state_every == 0

@@ -30,7 +30,7 @@ const correction = new Correction(viewer, fillDetails, (item, mask) => {
   item.correction = mask;
   if (item === current) refresh(true);
 });
-const postprocessing = () => model?.postprocessing ?? {};
+const postprocessing = () => model?.operating_point ?? {};
 
 // --- adding ---
 
