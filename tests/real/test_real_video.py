@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from polypseg.evaluation.video import score_video_files
 from polypseg.inference.video.files import VideoReader
 from polypseg.inference.video.predict import predict_video
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 pytestmark = pytest.mark.real
@@ -26,6 +27,7 @@ class Oracle:
     """Answers each frame with filled ellipses in its annotated boxes, shrunk to ``share`` of their sides."""
 
     threshold = 0.5
+    operating_point = OperatingPoint(0.5, 0.5)
     settings: ClassVar[dict[str, Any]] = {
         "model": "0" * 64,
         "threshold": 0.5,

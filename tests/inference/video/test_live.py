@@ -25,6 +25,7 @@ from polypseg.errors import PolypsegError
 from polypseg.inference.video import live
 from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter
 from polypseg.inference.video.live import run_live
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 Picture = NDArray[np.uint8]
@@ -34,6 +35,7 @@ class StandIn:
     """Takes what is bright for polyp, and takes its time."""
 
     threshold = 0.5
+    operating_point = OperatingPoint(0.5, 0.5)
     settings: ClassVar[dict[str, Any]] = {
         "model": "0" * 64,
         "threshold": 0.5,

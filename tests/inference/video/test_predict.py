@@ -30,6 +30,7 @@ from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter, 
 from polypseg.inference.video.overlay import draw_polyps
 from polypseg.inference.video.predict import predict_video
 from polypseg.inference.video.threads import Stages
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 COUNT = 30
@@ -46,6 +47,10 @@ class StandIn:
     threshold: float = 0.5
     precision: str = "fp32"
     tta: str = "none"
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        return OperatingPoint(self.threshold)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -125,8 +130,11 @@ def test_a_line_a_frame_an_overlay_and_a_timeline(clip: Path, tmp_path: Path) ->
     with VideoReader(clip) as reader:
         for frame, record in zip(reader, records, strict=True):
             answer = StandIn().answer(next(StandIn().probabilities([frame.pixels])), 72, 96)
-            expected = [{"id": 1 if frame.index >= 2 else None, **polyp.to_dict()} for polyp in answer.polyps]
+            confirmed = frame.time >= 0.15 and frame.index >= 2
+            expected = [{"id": 1 if confirmed else None, **polyp.to_dict()} for polyp in answer.polyps]
             assert record["polyps"] == expected and len(expected) == 1
+            assert record["candidates"] == record["carried"] == []
+            assert set(record["quality"]) == {"sharpness", "glare", "likeness", "poor"}
             assert (record["source"], record["width"], record["height"]) == ("exam.mp4", 96, 72)
     check_overlay(tmp_path / "out" / "exam.mp4")
     timeline = json.loads((tmp_path / "out" / "exam.timeline.json").read_text())
@@ -201,11 +209,11 @@ def test_only_what_is_near_the_polyps_is_touched() -> None:
     mask = np.zeros((300, 400), bool)
     mask[100:150, 200:260] = True
     polyp = Segmentation.from_probability(mask.astype(np.float32) * np.float32(0.87), 0.5).polyps[0].to_dict()
-    draw_polyps(drawn, [{"id": 3, **polyp}])
+    draw_polyps(drawn, {"polyps": [{"id": 3, **polyp}]})
     changed = (drawn != frame).any(2)
     assert changed[102:148, 202:258].mean() > 0.95  # filled
     away = changed.copy()
-    away[80:155, 195:320] = False  # the polyp and its label
+    away[80:155, 150:310] = False  # the polyp and its label
     away[280:, :200] = False  # the mark
     assert not away.any() and changed[280:, :200].any()
     assert np.abs(drawn[100, 205:255].astype(int) - (255, 230, 0)).max(1).mean() < 40  # the outline
@@ -218,7 +226,7 @@ def test_polyps_at_the_border_are_drawn(box: tuple[int, int, int, int]) -> None:
     mask[top:bottom, left:right] = True
     frame = np.zeros((300, 400, 3), np.uint8)
     (polyp,) = Segmentation.from_probability(mask.astype(np.float32), 0.5).polyps
-    draw_polyps(frame, [{"id": None, **polyp.to_dict()}])
+    draw_polyps(frame, {"polyps": [{"id": 1, **polyp.to_dict()}]})
     assert frame[top:bottom, left:right].any(2).mean() > 0.9
 
 

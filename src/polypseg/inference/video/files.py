@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -524,6 +525,18 @@ class VideoWriter:
         codec.colorspace = av.video.reformatter.Colorspace.ITU601
         codec.color_range = av.video.reformatter.ColorRange.MPEG
 
+    @property
+    def size(self) -> tuple[int, int, Fraction]:
+        """Width and height of what is written, and its time base."""
+        return self._stream.codec_context.width, self._stream.codec_context.height, self._info.time_base
+
+    @property
+    def units(self) -> list[bytes]:
+        """H.264's sequence and picture parameter sets."""
+        self._stream.codec_context.open(strict=False)
+        units = re.split(b"\0\0\0?\1", self._stream.codec_context.extradata or b"")
+        return [unit for unit in units if unit and unit[0] & 31 in (7, 8)]
+
     def write(self, pixels: NDArray[np.uint8], pts: int) -> None:
         """Append a frame, H×W×3 uint8 RGB, shown from ``pts`` ticks on. Raises ``PolypsegError`` as the class."""
         size = self._info.width, self._info.height
@@ -557,26 +570,68 @@ class VideoWriter:
             raise _write_error(self.path, error) from error
 
 
-def finish_mp4(part: Path, path: Path) -> None:
-    """Rewrite a fragmented MP4 as a plain one whose index comes first, as browsers want it; ``part`` stays.
+def whole_frames(part: Path) -> int:
+    """How many frames of a growing MP4 of ``VideoWriter`` are there whole; 0 where it cannot be read."""
+    try:
+        with open_media(part, ("mov",)) as container:
+            return sum(1 for _ in _whole_packets(container, part.stat().st_size))
+    except (av.FFmpegError, OSError):
+        return 0
 
-    ``path`` appears whole or not at all. Raises ``PolypsegError`` where the disk refuses.
+
+def _whole_packets(container: av.container.InputContainer, size: int) -> Iterator[av.Packet]:
+    """The packets up to the first that the file's end cuts."""
+    packets = container.demux(container.streams.video[0])
+    with contextlib.suppress(av.FFmpegError, OSError):
+        for packet in packets:
+            if not packet.size:
+                return
+            if packet.is_corrupt or packet.pos is None or packet.pos + packet.size > size:
+                return
+            yield packet
+
+
+def continues(part: Path, writer: VideoWriter) -> bool:
+    """Whether a decoder that has begun with ``part`` can go on with what ``writer`` writes: one set of parameters."""
+    try:
+        with open_media(part, ("mov",)) as container:
+            stream = container.streams.video[0]
+            size = stream.width, stream.height, stream.time_base
+            return size == writer.size and all(unit in (stream.codec_context.extradata or b"") for unit in writer.units)
+    except (av.FFmpegError, OSError, IndexError):
+        return False
+
+
+def finish_mp4(parts: Path | Sequence[tuple[Path, int]], path: Path) -> None:
+    """Rewrite fragmented MP4s, one after the other, as a plain one whose index comes first, as browsers want it.
+
+    ``path`` appears whole or not at all; the parts stay.
+
+    Args:
+        parts: each with the ticks at which its first frame is shown, as in itself time counts from there; or one alone.
+        path: the file to make.
+
+    Raises:
+        PolypsegError: the disk refuses.
     """
+    parts = [(parts, 0)] if isinstance(parts, Path) else list(parts)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
-        with av.open(f"file:{part}") as source:
-            stream = source.streams.video[0]
+        with contextlib.ExitStack() as opened:
+            sources = [opened.enter_context(open_media(part, ("mov",))) for part, _ in parts]
+            stream = sources[0].streams.video[0]
             assert stream.time_base is not None
             options = {"movflags": "faststart", "video_track_timescale": str(stream.time_base.denominator)}
-            with av.open(f"file:{temporary}", "w", format="mp4", options=options) as target:
-                target.metadata["comment"] = INTENDED_USE
-                copy = target.add_stream_from_template(stream)
-                for packet in source.demux(stream):
-                    if packet.dts is not None:
-                        packet.stream = copy
-                        target.mux(packet)
-        os.chmod(temporary, part.stat().st_mode & 0o777)
+            target = opened.enter_context(av.open(f"file:{temporary}", "w", format="mp4", options=options))
+            target.metadata["comment"] = INTENDED_USE
+            copy = target.add_stream_from_template(stream)
+            for (part, begin), source in zip(parts, sources, strict=True):
+                for packet in _whole_packets(source, part.stat().st_size):
+                    packet.pts = packet.dts = (packet.pts or 0) + begin  # nothing is reordered
+                    packet.stream = copy
+                    target.mux(packet)
+        os.chmod(temporary, parts[0][0].stat().st_mode & 0o777)
         os.replace(temporary, path)
     except (av.FFmpegError, OSError) as error:
         raise _write_error(path, error) from error
