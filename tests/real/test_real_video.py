@@ -27,7 +27,7 @@ class Oracle:
     """Answers each frame with filled ellipses in its annotated boxes, shrunk to ``share`` of their sides."""
 
     threshold = 0.5
-    operating_point = OperatingPoint(0.5, 0.5)
+    operating_point = OperatingPoint(0.5, 0.6)
     settings: ClassVar[dict[str, Any]] = {
         "model": "0" * 64,
         "threshold": 0.5,
