@@ -151,7 +151,17 @@ def test_boxes_that_do_not_fit(tmp_path: Path, truth: Any, message: str) -> None
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "no json\n", "[1]\n", '{"time": 1}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "no json\n",
+        "[1]\n",
+        '{"time": 1}\n',
+        '{"time": 0, "width": 1, "height": 1, "polyps": [{"box": [0, 0, 1, 1]}]}\n',
+        '{"time": 0, "width": 1, "height": 1, "polyps": 3}\n',
+    ],
+)
 def test_lines_that_are_none(tmp_path: Path, content: str) -> None:
     records, truth = write(tmp_path, [], {"width": 1, "height": 1, "frames": []})
     records.write_text(content)

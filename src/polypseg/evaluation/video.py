@@ -233,9 +233,11 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         for line in lines:
             if not {"time", "width", "height", "polyps"} <= line.keys():
                 raise ValueError
+            if not all({"id", "box"} <= polyp.keys() for polyp in line["polyps"]):
+                raise ValueError
     except OSError as error:
         raise PolypsegError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise PolypsegError(f"{file}: is no .jsonl of polypseg predict") from error
     if not lines:
         raise PolypsegError(f"{file}: holds no frame")

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError
+from polypseg.inference.segmenter import Segmenter
 from polypseg.inference.video import files as video
 from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter, finish_mp4, probe
 
@@ -292,6 +293,20 @@ def test_a_hole_is_told(tmp_path: Path, name: str, options: dict[str, Any], shar
     assert len(frames) > 15 and [frame.index for frame in frames] == list(range(len(frames)))
     told = "is damaged at \\d\\.\\d s, perhaps beyond; frames there are missing or spoilt"
     assert re.fullmatch(f"{re.escape(str(spoilt))}: ({told}|is cut off after .*)", str(reader.problem))
+
+
+def test_a_stream_of_predictions_tells_damage_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = clip(tmp_path / "whole.mp4", container={"movflags": "faststart"})
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    segmenter = object.__new__(Segmenter)
+    monkeypatch.setattr(Segmenter, "probabilities", lambda _, frames, batch_size: (frame[..., 0] for frame in frames))
+    monkeypatch.setattr(Segmenter, "answer", lambda _, probability, height, width, **__: (height, width))
+    assert list(segmenter.stream(whole)) == [(48, 64)] * 20
+    answers = segmenter.stream(cut)
+    with pytest.raises(PolypsegError, match=r"cut\.mp4: is cut off after \d+ frames"):
+        for answer in answers:
+            assert answer == (48, 64)
 
 
 def test_what_the_strict_decoder_gives_up_is_still_read(tmp_path: Path) -> None:

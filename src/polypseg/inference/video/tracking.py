@@ -304,8 +304,8 @@ def joined(boxes: NDArray[np.float64], homes: NDArray[np.float64], share: float)
     """Group N boxes ``(xmin, ymin, xmax, ymax)`` into lesions.
 
     Two belong together where the gap between them is at most ``share`` of the smaller one's mean side, or where one
-    home has three quarters of both; but not two that have homes of their own. What belongs together with one box of a
-    group belongs to the group.
+    home has three quarters of both. What belongs together with one box of a group belongs to the group; but no group
+    has two homes.
 
     Args:
         boxes: N×4.
@@ -317,6 +317,7 @@ def joined(boxes: NDArray[np.float64], homes: NDArray[np.float64], share: float)
     """
     group = list(range(len(boxes)))
     home = _home_of(boxes, homes)
+    of_group = [{place} - {-1} for place in home]
     side = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     for one in range(len(boxes)):
         for other in range(one):
@@ -324,7 +325,9 @@ def joined(boxes: NDArray[np.float64], homes: NDArray[np.float64], share: float)
                 continue
             apart = np.maximum(boxes[one, :2] - boxes[other, 2:], boxes[other, :2] - boxes[one, 2:])
             close = apart.max() <= share * min(side[one], side[other])
-            if home[one] == home[other] >= 0 or (close and min(home[one], home[other]) < 0):
+            both = of_group[group[one]] | of_group[group[other]]
+            if (close or home[one] == home[other] >= 0) and len(both) <= 1:
+                of_group[group[other]] = both
                 group = [group[other] if number == group[one] else number for number in group]
     return [[place for place, name in enumerate(group) if name == number] for number in sorted(set(group))]
 
