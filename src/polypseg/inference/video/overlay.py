@@ -21,6 +21,7 @@ MARK = "polypseg - research use only"
 _FILL = 0.25  # opacity
 # What becomes of each level of each channel under the fill; 1×256×3.
 _TINTED = np.rint((1 - _FILL) * np.arange(256)[None, :, None] + _FILL * np.array(PREDICTION)).astype(np.uint8)
+_RIM = (40, 30, 20)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX  # has ASCII only
 
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
@@ -48,7 +49,7 @@ def draw_polyps(pixels: NDArray[np.uint8], record: Mapping[str, Any]) -> None:
         inside = np.zeros(window.shape[:2], np.uint8)
         cv2.fillPoly(inside, [contour], 255, offset=(-left, -top))
         cv2.copyTo(cv2.LUT(window, _TINTED), inside, window)
-        cv2.polylines(pixels, [contour], True, PREDICTION, line, cv2.LINE_AA)
+        _line(pixels, [contour], True, line)
     for polyp in carried:
         _dashed(pixels, np.asarray(polyp["contour"], np.float64), line)
     margin = round(14 * scale)
@@ -172,7 +173,13 @@ def _dashed(pixels: NDArray[np.uint8], contour: NDArray[np.float64], line: int) 
     ends = np.linspace(0, along[-1], 2 * count, endpoint=False)
     steps = ends[:, None] + np.linspace(0, along[-1] / (2 * count), 4)
     dashes = np.stack([np.interp(steps, along, closed[:, axis]) for axis in (0, 1)], axis=2)[::2]
-    cv2.polylines(pixels, list(np.rint(dashes).astype(np.int32)), False, PREDICTION, line, cv2.LINE_AA)
+    _line(pixels, list(np.rint(dashes).astype(np.int32)), False, line)
+
+
+def _line(pixels: NDArray[np.uint8], paths: Sequence[NDArray[np.int32]], closed: bool, line: int) -> None:
+    """Lines with a dark rim, as a yellow polyp is near the colour of its outline."""
+    cv2.polylines(pixels, paths, closed, _RIM, line + 2 * max(1, line // 2), cv2.LINE_AA)
+    cv2.polylines(pixels, paths, closed, PREDICTION, line, cv2.LINE_AA)
 
 
 @dataclass(frozen=True)
