@@ -137,7 +137,9 @@ def moving(frame: NDArray[np.uint8], count: int, number: int) -> Iterator[NDArra
         along = index / max(count - 1, 1) - 0.5
         nearer = 1.06 + 0.08 * along * (1 if number % 2 else -1)
         matrix = cv2.getRotationMatrix2D((width / 2, height / 2), 3 * along, nearer)
-        matrix[:, 2] += 0.08 * along * np.array([width * math.cos(direction), height * math.sin(direction)])
+        matrix[:, 2] = matrix[:, 2] + 0.08 * along * np.array(
+            [width * math.cos(direction), height * math.sin(direction)]
+        )
         yield np.asarray(cv2.warpAffine(frame, matrix, (width, height), flags=cv2.INTER_LINEAR), np.uint8)
 
 

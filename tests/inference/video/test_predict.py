@@ -241,7 +241,12 @@ def test_what_has_no_number_is_not_drawn_and_what_is_carried_is_dashed() -> None
 def test_parts_of_one_polyp_have_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     put = cv2.putText
-    monkeypatch.setattr(cv2, "putText", lambda *given: (texts.append(given[1]), put(*given))[1])
+
+    def noted(*given: Any) -> Any:
+        texts.append(given[1])
+        return put(*given)
+
+    monkeypatch.setattr(cv2, "putText", noted)
     parts = [region(4, 50, 50), region(4, 95, 50, 20), region(5, 200, 200)]
     draw_polyps(np.zeros((300, 400, 3), np.uint8), {"polyps": parts, "carried": [region(7, 300, 50, from_frame=1)]})
     assert set(texts) == {"polyp 4  90%", "polyp 5  90%", "polyp 7", MARK}
@@ -421,9 +426,14 @@ def test_resuming_draws_and_counts_only_what_is_new(
 
     converted: list[int] = []
     upright = VideoReader._upright
+
+    def convert(*given: Any) -> NDArray[np.uint8]:
+        converted.append(1)
+        return upright(*given)
+
     monkeypatch.setattr("polypseg.inference.video.outputs.draw_polyps", drawing)
     monkeypatch.setattr("polypseg.inference.video.predict.tqdm", bar)
-    monkeypatch.setattr(VideoReader, "_upright", lambda *given: (converted.append(1), upright(*given))[1])
+    monkeypatch.setattr(VideoReader, "_upright", convert)
     assert predict(clip, tmp_path, resume=True, progress=True).computed == COUNT - 20
     assert drawn == list(range(len(before), COUNT)) and len(before) >= 20
     assert len(converted) <= COUNT - 20 + 2  # and the first, which tells the size

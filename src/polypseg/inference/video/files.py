@@ -375,7 +375,8 @@ def open_media(source: Path | IO[bytes], formats: Sequence[str] = FORMATS) -> av
     path = isinstance(source, Path)
     options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "file" if path else "none"}
     only = formats[0] if len(formats) == 1 else None
-    return av.open(f"file:{source}" if path else source, format=only, metadata_errors="ignore", options=options)
+    name: Any = f"file:{source}" if path else source
+    return av.open(name, "r", format=only, metadata_errors="ignore", options=options)
 
 
 def _open(path: Path) -> av.container.InputContainer:

@@ -114,7 +114,7 @@ def run_live(
         with Stages() as stages, mailbox.filled_from(itertools.chain([first], frames)):
             for answer in stages.ahead(_answers(segmenter, smoother, mailbox), 1):
                 record = video_record(
-                    answer.segmentation, answer.quality, tracker.settings["keep"],
+                    answer.segmentation, answer.quality, tracker.keep,
                     source=name, model=settings["model"], index=meter.frames, time=answer.time,
                 )  # fmt: skip
                 record = follow(record, tracker, answer.quality.jump)

@@ -40,22 +40,22 @@ def draw_polyps(pixels: NDArray[np.uint8], record: Mapping[str, Any]) -> None:
     height, width = pixels.shape[:2]
     scale = max(0.45, min(height, width) / 1200)
     line = max(1, round(min(height, width) / 400))
-    seen = [polyp for polyp in record["polyps"] if polyp["id"] is not None]
-    carried = record.get("carried", [])
-    for polyp in seen:
+    drawn = [polyp for polyp in record["polyps"] if polyp["id"] is not None] + list(record.get("carried", ()))
+    contours = [np.asarray(polyp["contour"], np.int32).reshape(-1, 2) for polyp in drawn]
+    for polyp, contour in zip(drawn, contours, strict=True):
+        if "from_frame" in polyp:
+            _dashed(pixels, contour.astype(np.float64), line)
+            continue
         left, top, right, bottom = polyp["box"]
         window = pixels[top:bottom, left:right]
-        contour = np.asarray(polyp["contour"], np.int32)
         inside = np.zeros(window.shape[:2], np.uint8)
         cv2.fillPoly(inside, [contour], 255, offset=(-left, -top))
         cv2.copyTo(cv2.LUT(window, _TINTED), inside, window)
         _line(pixels, [contour], True, line)
-    for polyp in carried:
-        _dashed(pixels, np.asarray(polyp["contour"], np.float64), line)
     margin = round(14 * scale)
     mark = _Text.of(MARK, 0.75 * scale)
     mark.put(pixels, margin, height - margin - mark.below, (190, 190, 190))
-    labels = _labels(seen, carried, scale)
+    labels = _labels(drawn, contours, scale)
     places = place_labels(
         [box for box, _, _ in labels], [ends for _, ends, _ in labels],
         [(text.width, text.height) for _, _, text in labels], width, height, round(6 * scale),
@@ -145,22 +145,22 @@ def _common(one: Rectangle, other: Rectangle, gap: int = 0) -> int:
 
 
 def _labels(
-    seen: Sequence[Mapping[str, Any]], carried: Sequence[Mapping[str, Any]], scale: float
+    drawn: Sequence[Mapping[str, Any]], contours: Sequence[NDArray[np.int32]], scale: float
 ) -> list[tuple[Rectangle, tuple[int, int], _Text]]:
     """One a number, in their order: the box of all its parts, the columns of its highest and lowest point, its text."""
-    parts: dict[int, list[Mapping[str, Any]]] = {}
-    for polyp in (*seen, *carried):
-        parts.setdefault(polyp["id"], []).append(polyp)
+    parts: dict[int, list[int]] = {}
+    for place, polyp in enumerate(drawn):
+        parts.setdefault(polyp["id"], []).append(place)
     labels = []
     for number in sorted(parts):
-        points = np.concatenate([np.asarray(part["contour"]).reshape(-1, 2) for part in parts[number]])
+        points = np.concatenate([contours[place] for place in parts[number]])
         low, high = points.min(0), points.max(0)
         near = max(1, (high[1] - low[1]) // 20)  # a flat end has its middle
         ends = (points[points[:, 1] <= low[1] + near, 0], points[points[:, 1] >= high[1] - near, 0])
         columns = int(ends[0].mean()), int(ends[1].mean())
         text = f"polyp {number}"
-        if "from_frame" not in parts[number][0]:
-            text += f"  {max(part['confidence'] for part in parts[number]):.0%}"
+        if "from_frame" not in drawn[parts[number][0]]:
+            text += f"  {max(drawn[place]['confidence'] for place in parts[number]):.0%}"
         box = int(low[0]), int(low[1]), int(high[0]) + 1, int(high[1]) + 1
         labels.append((box, columns, _Text.of(text, scale)))
     return labels

@@ -191,7 +191,8 @@ def follow(record: dict[str, Any], tracker: Tracker, jump: bool) -> dict[str, An
     found = {id(one) for one in record["polyps"]}
     regions = _regions(record)
     followed = tracker.update(record["frame"], record["time"], regions, record["quality"]["poor"], jump)
-    polyps, candidates = [], []
+    polyps: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = []
     for region, number, kept in zip(regions, followed.ids, followed.kept, strict=True):
         (polyps if kept or id(region) in found else candidates).append({"id": number, **region})
     return {**record, "polyps": polyps, "candidates": candidates, "carried": followed.carried}
@@ -346,7 +347,7 @@ class _Run:
             quality = meter.measure(frame.pixels, frame.time)
             record = video_record(
                 self._segmenter.answer(smoothed, *frame.pixels.shape[:2], outside=outside_of(frame.pixels)),
-                quality, self._tracker.settings["keep"],
+                quality, self._tracker.keep,
                 source=self._reader.path.name, model=self.settings["model"], index=frame.index, time=frame.time,
             )  # fmt: skip
             stored = self._smoother.weight and (frame.index + 1) % self._state_every == 0

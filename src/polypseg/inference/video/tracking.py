@@ -151,6 +151,11 @@ class Tracker:
         min_overlap: lowest IoU of two grown boxes of one polyp, 0..1.
         join: regions closer than this are fragments of one lesion, as a share of the smaller one's side; None joins
             nothing.
+
+    Attributes:
+        keep: as above.
+        settings: all of the above, by name.
+        confirmed: the tracks that have a number, in its order.
     """
 
     def __init__(
@@ -169,7 +174,7 @@ class Tracker:
             "start": start, "keep": keep, "max_gap": max_gap, "min_frames": min_frames, "min_seconds": min_seconds,
             "carry": carry, "grow": grow, "min_overlap": min_overlap, "join": join,
         }  # fmt: skip
-        self._start, self._keep = start, keep
+        self._start, self.keep = start, keep
         self._max_gap, self._min_frames, self._min_seconds, self._carry = max_gap, min_frames, min_seconds, carry
         self._grow, self._min_overlap, self._join = grow, min_overlap, join
         self._alive: list[Track] = []
@@ -232,7 +237,7 @@ class Tracker:
 
     def _lesions(self, frame: int, time: float, polyps: Sequence[Mapping[str, Any]]) -> list[Lesion]:
         """The frame's regions of enough confidence, fragments joined."""
-        places = [place for place, polyp in enumerate(polyps) if polyp["confidence"] >= self._keep]
+        places = [place for place, polyp in enumerate(polyps) if polyp["confidence"] >= self.keep]
         boxes = np.asarray([polyps[place]["box"] for place in places], np.float64).reshape(-1, 4)
         seen = [track for track in self._alive if track.id is not None and round(track.unseen, 6) <= self._carry]
         homes = np.asarray([track.last.box for track in seen], np.float64)
@@ -315,6 +320,8 @@ def joined(boxes: NDArray[np.float64], homes: NDArray[np.float64], share: float)
     Returns:
         the groups, each the numbers of its boxes in rising order, by their first.
     """
+    if len(boxes) < 2:
+        return [[place] for place in range(len(boxes))]
     group = list(range(len(boxes)))
     home = _home_of(boxes, homes)
     of_group = [{place} - {-1} for place in home]
