@@ -204,20 +204,12 @@ def count_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> 
 
 
 def _count_video_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> int | None:
-    import av
+    from polypseg.inference.video.files import TooLargeError, probe
 
-    from polypseg.inference.video.files import probe
-
-    # Before anything is decoded: the size that the header claims is what the decoder would make room for.
-    with (
-        suppress(av.FFmpegError, OSError),
-        av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container,
-    ):
-        for stream in container.streams.video:
-            if (stream.width or 0) * (stream.height or 0) > max_pixels:
-                raise HTTPException(413, f"{name}: has frames of more than {max_pixels:,} pixels")
     try:
-        info = probe(path)
+        info = probe(path, max_pixels)
+    except TooLargeError as error:
+        raise HTTPException(413, told(error, path, name)) from error
     except PolypsegError as error:
         raise HTTPException(422, told(error, path, name)) from error
     if info.frames is not None and info.frames / info.fps > max_seconds:
