@@ -57,6 +57,8 @@ def prints_of(catalog: Catalog, area: np.ndarray | None = None) -> Fingerprints:
         nonzero_pixels=zeros,
         grey=np.zeros(n),
         mask_max=zeros,
+        low=np.zeros(n),
+        corners=zeros,
         components=[np.zeros((0, 5), np.int64)] * n,
     )
 
