@@ -131,8 +131,7 @@ def _is_grey(image: Image.Image, path: str | Path) -> bool:
 def _black_and_white(values: NDArray[Any], path: str | Path) -> NDArray[np.uint8]:
     """Values that are black and white with grey edges, in 8 bits; others are refused."""
     top = _white(values)
-    levels = values if top == 255 else values.astype(np.uint32) * 255 // 65535
-    levels = np.ascontiguousarray(levels, dtype=np.uint8)
+    levels: NDArray[np.uint8] = np.ascontiguousarray(values if top == 255 else values // 257, dtype=np.uint8)
     greatest = int(values.max(initial=0))
     depth = "16-bit " if top == 65535 else ""
     if 0 < greatest < WHITE * (top // 255):

@@ -32,7 +32,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from polypseg.bundle import ModelBundle, Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
-from polypseg.data.splits import hash_split, make_split, read_split, write_split
+from polypseg.data.splits import changed_frames, hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.scoring import DEFINITIONS, Answers, Scores, choose_postprocessing, choose_threshold, score
 from polypseg.files import atomic_write, commit, write_json
@@ -264,7 +264,7 @@ def _take_weights(network: torch.nn.Module, start: ModelBundle, recipe: Recipe) 
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
     """Write what is known before training starts."""
     write_yaml(folder / CONFIG, recipe.to_dict())
-    write_split(catalog.frames, folder / "split.csv")
+    write_split(catalog.frames.assign(content=catalog.content_hashes()), folder / "split.csv")
     if origin is not None:
         write_yaml(folder / _ORIGIN, origin.to_dict())
 
@@ -287,7 +287,15 @@ def split_frames(
         table = read_split(Path(name))
     else:
         table = make_split(name, catalog)  # by the default seed: another trainer.seed keeps its frames
-    return catalog.with_split(table), Path(name).stem
+    catalog = catalog.with_split(table)
+    if resume and (folder / "split.csv").is_file():
+        changed = changed_frames(catalog, folder / "split.csv")
+        if changed:
+            raise PolypsegError(
+                f"{changed[0]}: this frame or its mask was changed since the run began ({len(changed)} such), or is "
+                "read otherwise; restore it, or start anew with --overwrite"
+            )
+    return catalog, Path(name).stem
 
 
 def _counts(catalog: Catalog) -> str:
