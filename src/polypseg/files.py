@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from polypseg.errors import PolypsegError
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 @contextlib.contextmanager
@@ -109,14 +112,22 @@ def _sha256_of_file(path: str, size: int, changed: int, inode: int) -> str:
     return sha256_file(path)
 
 
-def csv_cell(value: object) -> object:
-    """A value for a CSV file; text that a spreadsheet would take for a formula gets a leading apostrophe.
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file; text that a spreadsheet would take for a formula gets an apostrophe before it.
 
     Names come from outside: ``=HYPERLINK(...)`` as a file's name would run where the table is opened.
     """
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def csv_cells(table: Any) -> Any:
+    """A pandas table whose cells went through ``csv_cell``."""
+    return table.map(csv_cell)
+
+
+def plain_cell(text: str) -> str:
+    """What ``csv_cell`` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def sha256_lines(lines: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from polypseg.catalog import SPLITS, Catalog
 from polypseg.data import clinicdb, kvasir
 from polypseg.data.duplicates import Fingerprints, fingerprints, groups
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import atomic_write, sha256_lines
+from polypseg.files import atomic_write, csv_cells, plain_cell, sha256_lines
 
 NAMES = ("seed", "grouped", "pranet", "medico", "kfold")
 COLUMNS = ["dataset", "frame_id", "split"]
@@ -146,13 +146,14 @@ def write_split(table: pd.DataFrame, path: str | Path) -> None:
     """
     columns = [*COLUMNS, CONTENT] if CONTENT in table else COLUMNS
     with atomic_write(path, "w") as file:
-        table[columns].to_csv(file, index=False, lineterminator="\n")
+        csv_cells(table[columns].astype(str)).to_csv(file, index=False, lineterminator="\n")
 
 
 def changed_frames(catalog: Catalog, path: str | Path) -> list[str]:
     """The files of frames whose content, or whose mask's, is not what a split file recorded; none where it did not."""
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        recorded = {(row["dataset"], row["frame_id"]): row.get(CONTENT) for row in csv.DictReader(file)}
+        rows = csv.DictReader(file)
+        recorded = {(plain_cell(row["dataset"]), plain_cell(row["frame_id"])): row.get(CONTENT) for row in rows}
     if not any(recorded.values()):
         return []
     return [
@@ -184,7 +185,7 @@ def read_split(path: str | Path) -> pd.DataFrame:
             if missing:
                 raise PolypsegError(f"{path}: lacks the column {missing[0]}; a split has {','.join(COLUMNS)}")
             for line in reader:
-                row = tuple(line[column] or "" for column in COLUMNS)
+                row = tuple(plain_cell(line[column] or "") for column in COLUMNS)
                 if not all(row):
                     raise PolypsegError(f"{path}: line {reader.line_num} lacks a value; complete or remove it")
                 if row[2] not in SPLITS:

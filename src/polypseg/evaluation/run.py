@@ -19,7 +19,7 @@ from polypseg.evaluation.report import write_report
 from polypseg.evaluation.robustness import robustness
 from polypseg.evaluation.scoring import at_network_size
 from polypseg.evaluation.selection import select
-from polypseg.files import commit, disk_error, write_json
+from polypseg.files import commit, disk_error, plain_cell, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Interval, Ranking, rank
 from polypseg.models.losses import LossConfig
@@ -184,7 +184,7 @@ def _read_per_image(file: Path) -> pd.DataFrame:
     columns = ["dataset", "frame_id", "group", "dice"]
     try:
         # Every name stays the string that it is: a frame may be called NA.
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)[columns].astype({"dice": float})
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)[columns].map(plain_cell).astype({"dice": float})
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise PolypsegError(f"{file}: is not what `polypseg evaluate` wrote ({reason}); evaluate again") from error

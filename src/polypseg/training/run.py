@@ -35,7 +35,7 @@ from polypseg.data import read_all
 from polypseg.data.splits import changed_frames, hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.scoring import DEFINITIONS, Answers, Scores, choose_postprocessing, choose_threshold, score
-from polypseg.files import atomic_write, commit, write_json
+from polypseg.files import atomic_write, commit, csv_cells, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.overlap import dice
 from polypseg.models.device import gains_from_bf16
@@ -518,7 +518,7 @@ def write_scores(
     }  # fmt: skip
     write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
     with atomic_write(folder / "per_image.csv", "w") as file:
-        pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
+        csv_cells(pd.concat(tables)).to_csv(file, index=False, float_format="%.6f")
     bundle.update(metrics=metrics, metric_definitions=definitions)
 
 
