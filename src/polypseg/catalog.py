@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from polypseg.depth import eight_bits, is_deep
+from polypseg.depth import doubtful_bits, eight_bits, is_deep
 from polypseg.errors import PolypsegError
 from polypseg.files import sha256_lines, sha256_of_file
 from polypseg.masks import THRESHOLD as MASK_THRESHOLD
@@ -190,6 +190,15 @@ def _decode(path: str | Path, mode: str, content: bytes | None = None) -> Image.
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
                 image = ImageOps.exif_transpose(image)
             return image if image.mode == mode else image.convert(mode)
+        except Exception as error:  # as in open_image
+            raise PolypsegError(_damage(path, error)) from error
+
+
+def depth_doubt(path: str | Path) -> str | None:
+    """What makes the depth of a frame's 16-bit samples doubtful, as ``holds values up to …``. Raises as above."""
+    with open_image(path) as image:
+        try:
+            return doubtful_bits(image, path)
         except Exception as error:  # as in open_image
             raise PolypsegError(_damage(path, error)) from error
 
