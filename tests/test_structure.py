@@ -16,8 +16,8 @@ PACKAGE = Path(polypseg.__file__).parent
 # each other.
 LAYERS = (
     ("errors",),
-    ("files",),
-    ("metadata",),
+    ("files", "depth"),
+    ("metadata", "masks"),
     ("hub", "operating_point"),
     ("segmentation",),
     ("catalog", "bundle"),

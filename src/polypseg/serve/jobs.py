@@ -12,6 +12,7 @@ and then the upload is kept until the job is removed.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import logging
