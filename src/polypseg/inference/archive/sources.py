@@ -16,7 +16,7 @@ from typing import IO, Any
 from polypseg.data.folder import IMAGE_SUFFIXES, natural_order
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.archive.store import filesystem, is_url, plain, store_error
-from polypseg.inference.sources import is_camera
+from polypseg.inference.sources import check_utf8, is_camera
 
 log = logging.getLogger("polypseg")
 
@@ -63,6 +63,8 @@ class Listing:
             raise UsageError("SOURCES: name folders, images, globs, manifests or URLs")
         self.out = plain(out)
         self.sources = list(dict.fromkeys(one for name in named for one in _expand(name)))
+        for source in self.sources:
+            check_utf8(source)
         known = set(self.sources)
         for source in self.sources:
             parent = source
@@ -149,6 +151,7 @@ class Listing:
 
     def _if_image(self, path: str, alone: bool = False) -> Iterator[str]:
         if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+            check_utf8(path)
             yield path
         elif alone:
             raise PolypsegError(f"{path}: is no image by its name; an archive holds images and manifests (.csv)")
