@@ -39,9 +39,13 @@ def test_the_new_run_takes_the_place_when_it_stands(run: Path) -> None:
 
 @pytest.mark.parametrize("failure", [PolypsegError("mine"), KeyboardInterrupt(), RuntimeError("mine")])
 def test_a_start_that_fails_puts_the_earlier_run_back(run: Path, failure: BaseException) -> None:
-    with pytest.raises(type(failure)), replacing(run):
-        fill(run, {"config.yaml": "new", "fold-1/config.yaml": "new"})
-        raise failure
+    def start() -> None:
+        with replacing(run):
+            fill(run, {"config.yaml": "new", "fold-1/config.yaml": "new"})
+            raise failure
+
+    with pytest.raises(type(failure)):
+        start()
     assert content(run) == OLD
 
 

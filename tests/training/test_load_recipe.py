@@ -77,9 +77,9 @@ def test_a_number_out_of_its_range_is_told_by_its_name(name: str) -> None:
     section, _, field = name.rpartition(".")
     for value in outside:
         given = (value,) * 5 if name == "model.decoder_channels" else value
+        inner = {section: replace(getattr(Recipe(), section), **{field: given})} if section else {field: given}
         with pytest.raises(UsageError, match=rf"^{re.escape(name)} .*: must be a (number|whole|multiple)"):
-            inner = replace(getattr(Recipe(), section), **{field: given}) if section else None
-            Recipe(**{section: inner} if section else {field: given})
+            Recipe(**inner)
         with pytest.raises(UsageError, match=re.escape(name)):
             with_values(Recipe(), {name: given})
 
@@ -105,5 +105,5 @@ def test_other_values_that_cannot_be(section: str, values: dict[str, Any], messa
 
 @pytest.mark.parametrize("name", [".", "..", "a/b", "", "a\nb", "é" * 101])
 def test_a_name_that_cannot_name_a_folder(name: str) -> None:
-    with pytest.raises(UsageError, match="^name .*(cannot name a folder|must not be empty)"):
+    with pytest.raises(UsageError, match=r"^name .*(cannot name a folder|must not be empty)"):
         Recipe(name=name)

@@ -7,7 +7,7 @@ in seconds, in one line, before anything is written. Nothing is computed: PyTorc
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 
 import torch
 
@@ -15,6 +15,8 @@ from polypseg.errors import PolypsegError
 from polypseg.inference.augmentation import views
 from polypseg.models.losses import segmentation_loss
 from polypseg.training.recipe import Recipe
+
+_passed: set[Hashable] = set()  # what this process has tried: a search and the folds train one network many times
 
 
 def rehearse(network: torch.nn.Module, recipe: Recipe, batch_sizes: Collection[int]) -> None:
@@ -31,8 +33,10 @@ def rehearse(network: torch.nn.Module, recipe: Recipe, batch_sizes: Collection[i
     sizes = {recipe.training_size(epoch) for epoch in range(recipe.trainer.epochs)}
     seen = {32 * max(1, round(recipe.frames.size * share / 32)) for share in views(recipe.tta)}
     passes = {(True, count, min(sizes)) for count in batch_sizes} | {(True, max(batch_sizes), max(sizes))}
-    passes |= {(False, 1, size) for size in seen}
-    shadow = copy.deepcopy(network).to("meta")
+    passes |= {(False, 1, size) for size in seen - {min(sizes), max(sizes)}}
+    known = {(recipe.model.architecture, recipe.loss, *one): one for one in passes}
+    passes = {one for key, one in known.items() if key not in _passed}
+    shadow = copy.deepcopy(network).to("meta") if passes else network
     for training, count, size in sorted(passes, reverse=True):
         try:
             _pass(shadow, recipe, training, count, size)
@@ -46,6 +50,7 @@ def rehearse(network: torch.nn.Module, recipe: Recipe, batch_sizes: Collection[i
                     f"{recipe.name}: {recipe.model.name} with encoder {recipe.model.encoder} cannot {what} of "
                     f"{size}×{size} ({reason}); change frames.size, frames.batch_size or model"
                 ) from error
+    _passed.update(known)
 
 
 def _pass(network: torch.nn.Module, recipe: Recipe, training: bool, count: int, size: int) -> None:
