@@ -25,17 +25,26 @@ OUTPUT = "logits"  # N×1×h×w float32
 
 
 def write_onnx(bundle: ModelBundle, file: Path) -> None:
-    """Write the network as ONNX, with a dynamic batch, by PyTorch's dynamo exporter.
+    """Write the network as ONNX, with a dynamic batch, height and width, by PyTorch's dynamo exporter.
+
+    A network that cannot have another size gets a file for its own size alone.
 
     Raises:
         PolypsegError: the exporter's packages are not installed, or it cannot export this network.
     """
     network, example = _network(bundle)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    # Other views, as of test-time augmentation, have other sizes. All are multiples of 32.
+    size = {axis: 32 * torch.export.Dim(name, min=1, max=256) for axis, name in ((2, "height"), (3, "width"))}
     try:
         with _quiet():
+            try:
+                program = torch.export.export(network, (example,), dynamic_shapes=({**batch, **size},))
+            except Exception:  # of many classes: the network computes with its size
+                program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
             torch.onnx.export(
-                network, (example,), file, dynamo=True, external_data=False, input_names=[INPUT],
-                output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
+                program, (), file, dynamo=True, external_data=False, input_names=[INPUT], output_names=[OUTPUT],
+                verbose=False,
             )  # fmt: skip
     except ImportError as error:
         raise _not_installed(error) from error

@@ -191,9 +191,10 @@ def _files(model: Path) -> list[Path]:
 
 
 def _verify(bundle: ModelBundle, made: Export, proof: _Frames, progress: bool) -> Parity:
-    reference = Segmenter(bundle, runtime="torch", device="cpu", precision="fp32")
+    # One view each: it is the network's own size and computation that is compared.
+    reference = Segmenter(bundle, runtime="torch", device="cpu", precision="fp32", tta="none")
     candidate = replace(bundle, folder=made.model.parent.parent, metadata={**bundle.metadata, "exports": [made.record]})
-    exported = Segmenter(candidate, runtime=made.runtime, precision=made.precision)
+    exported = Segmenter(candidate, runtime=made.runtime, device="cpu", precision=made.precision, tta="none")
     return compare(reference, exported, tqdm(proof, "verifying", unit="frame", disable=not progress, leave=False))
 
 

@@ -52,7 +52,8 @@ class ONNXRuntime:
             ) from error
         given = self._session.get_inputs()[0]
         self._input, size = given.name, (preprocessing.height, preprocessing.width)
-        if given.shape[2:] != list(size):
+        # What may differ is a name in place of a number.
+        if any(isinstance(own, int) and own != wanted for own, wanted in zip(given.shape[2:], size, strict=True)):
             raise of_another_size(export.model, size)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
