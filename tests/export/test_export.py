@@ -26,13 +26,13 @@ from polypseg.models.network import build
 
 @pytest.fixture
 def plain(exported: ModelBundle, tmp_path: Path) -> Path:
-    """A copy of the bundle without exports, in a run folder."""
+    """A copy of the bundle without exports, in a run folder; with two views, whose second has another size."""
     folder = tmp_path / "run" / "bundle"
     folder.mkdir(parents=True)
     shutil.copy(exported.folder / "model.safetensors", folder)
     shutil.copy(exported.folder.parent / "split.csv", folder.parent)
     metadata = {key: value for key, value in exported.metadata.items() if key != "exports"}
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "tta": "small"}))
     return folder
 
 
@@ -103,6 +103,15 @@ def test_without_data_phantom_frames_prove_it(plain: Path) -> None:
     found = made.record["verified"]
     assert found["frames"] == 8 and found["dice"] is None and found["split"] is None
     assert polypseg.load(plain, device="cpu").precision == "bf16"
+
+
+def test_a_bundle_with_two_views_is_exported_and_run(plain: Path, tmp_path: Path) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    expected = polypseg.load(plain, runtime="torch", device="cpu", precision="fp32").probability(frame)
+    for runtime in ("onnx", "openvino"):
+        export(plain, runtime, "fp32")
+        segmenter = polypseg.load(plain, runtime=runtime, precision="fp32")
+        assert segmenter.tta == "small" and np.abs(segmenter.probability(frame) - expected).max() < 1e-3
 
 
 def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(plain: Path, phantom_folder: Path) -> None:

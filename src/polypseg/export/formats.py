@@ -32,19 +32,11 @@ def write_onnx(bundle: ModelBundle, file: Path) -> None:
     Raises:
         PolypsegError: the exporter's packages are not installed, or it cannot export this network.
     """
-    network, example = _network(bundle)
-    batch = {0: torch.export.Dim("batch", min=1)}
-    # Other views, as of test-time augmentation, have other sizes. All are multiples of 32.
-    size = {axis: 32 * torch.export.Dim(name, min=1, max=256) for axis, name in ((2, "height"), (3, "width"))}
     try:
         with _quiet():
-            try:
-                program = torch.export.export(network, (example,), dynamic_shapes=({**batch, **size},))
-            except Exception:  # of many classes: the network computes with its size
-                program = torch.export.export(network, (example,), dynamic_shapes=(batch,))
             torch.onnx.export(
-                program, (), file, dynamo=True, external_data=False, input_names=[INPUT], output_names=[OUTPUT],
-                verbose=False,
+                _program(bundle), (), file, dynamo=True, external_data=False, input_names=[INPUT],
+                output_names=[OUTPUT], verbose=False,
             )  # fmt: skip
     except ImportError as error:
         raise _not_installed(error) from error
@@ -53,7 +45,7 @@ def write_onnx(bundle: ModelBundle, file: Path) -> None:
 
 
 def write_openvino(bundle: ModelBundle, file: Path, half: bool) -> None:
-    """Write the network as OpenVINO IR, with a dynamic batch.
+    """Write the network as OpenVINO IR, with a dynamic batch, height and width, as ``write_onnx``.
 
     Args:
         bundle: what to export.
@@ -64,11 +56,9 @@ def write_openvino(bundle: ModelBundle, file: Path, half: bool) -> None:
         PolypsegError: OpenVINO is not installed, or it cannot convert this network.
     """
     openvino = import_openvino()
-    network, example = _network(bundle)
     try:
         with _quiet():
-            program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-            model = openvino.convert_model(program)
+            model = openvino.convert_model(_program(bundle))
         model.inputs[0].get_tensor().set_names({INPUT})
         model.outputs[0].get_tensor().set_names({OUTPUT})
         openvino.save_model(model, file, compress_to_fp16=half)
@@ -118,12 +108,20 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
         openvino.save_model(quantised, file, compress_to_fp16=False)
 
 
-def _network(bundle: ModelBundle) -> tuple[torch.nn.Module, torch.Tensor]:
+def _program(bundle: ModelBundle) -> torch.export.ExportedProgram:
+    """The network as PyTorch's exporter has it, of any batch and, where it can, any size: a multiple of 32."""
     network = build(bundle.architecture)
     load_weights(network, bundle)
     preprocessing = bundle.preprocessing
     # Two images: an exporter takes a batch of one for a constant.
-    return network.eval(), torch.zeros(2, 3, preprocessing.height, preprocessing.width)
+    example = (torch.zeros(2, 3, preprocessing.height, preprocessing.width),)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    # The views of test-time augmentation differ in size.
+    size = {axis: 32 * torch.export.Dim(name, min=1, max=256) for axis, name in ((2, "height"), (3, "width"))}
+    try:
+        return torch.export.export(network.eval(), example, dynamic_shapes=({**batch, **size},))
+    except Exception:  # of many classes: the network computes with its own size
+        return torch.export.export(network, example, dynamic_shapes=(batch,))
 
 
 @contextlib.contextmanager

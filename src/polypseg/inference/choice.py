@@ -28,8 +28,8 @@ def open_runtime(
 ) -> tuple[Runtime, str]:
     """Open a bundle with what suits this machine, or with what is asked for.
 
-    ``auto`` takes a GPU by PyTorch where there is one, but for ``int8``, else OpenVINO where the bundle has an export for it, else ONNX
-    Runtime likewise, else PyTorch on the CPU.
+    ``auto`` takes a GPU by PyTorch where there is one and int8 is not asked for, else OpenVINO where the bundle has an
+    export for it, else ONNX Runtime likewise, else PyTorch on the CPU.
 
     Args:
         bundle: an opened bundle.

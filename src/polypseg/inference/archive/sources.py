@@ -150,7 +150,8 @@ class Listing:
                 yield from self._if_image(url)
 
     def _if_image(self, path: str, alone: bool = False) -> Iterator[str]:
-        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        no_file = not is_url(path) and os.path.exists(path) and not os.path.isfile(path)  # as a pipe or a device
+        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and not no_file:
             check_utf8(path)
             yield path
         elif alone:

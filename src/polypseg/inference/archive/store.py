@@ -78,6 +78,8 @@ def read_bytes(name: str) -> bytes:
     """
     if not is_url(name):
         try:
+            if os.path.exists(name) and not os.path.isfile(name):
+                raise OSError(errno.EINVAL, "is no file", name)  # a pipe or a device may never end
             return Path(name).read_bytes()
         except ValueError as error:  # a NUL in its name
             raise FileNotFoundError(errno.ENOENT, str(error), name) from error
