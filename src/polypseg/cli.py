@@ -204,7 +204,7 @@ def train(
         data: folder of a data set, with images/ and masks/; may be given several times.
         out: the run folder; runs/NAME by default.
         resume: go on from the last complete epoch of the run in --out.
-        overwrite: remove an earlier run in --out first.
+        overwrite: replace an earlier run in --out, once the new one is known to work.
         folds: train as many networks, each on all folds of the frames but one, and make one ensemble of them.
     """
     from polypseg.training.processes import is_first
@@ -237,7 +237,7 @@ def average(
         out: folder for the new bundle and its scores; names the model too.
         split_file: a CSV of `polypseg data split`; else the split that the first one was trained with.
         of: weights, of networks that trained on from one another, to one network; or answers, of any, to an ensemble.
-        overwrite: remove an earlier result in --out first.
+        overwrite: replace an earlier result in --out, once the new one is whole.
     """
     from polypseg.training.average import average as run
 

@@ -17,6 +17,7 @@ from polypseg.cli import main
 from polypseg.data import read_all
 from polypseg.data.splits import read_split
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.export import formats
 from polypseg.export import run as exporting
 from polypseg.export.run import export
 from polypseg.files import sha256_file
@@ -124,15 +125,16 @@ def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(plain: Path
 
 def test_another_network_under_its_name_is_found_out(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(plain)
+    monkeypatch.setattr(formats, "_made", {})
     real = exporting.write_onnx
 
-    def wrong(bundle: ModelBundle, file: Path) -> None:
+    def wrong(bundle: ModelBundle, file: Path, any_size: bool = True) -> None:
         weights = {
             key: value * 1.05 if "segmentation_head" in key else value for key, value in bundle.weights().items()
         }
-        monkeypatch.setattr(ModelBundle, "weights", lambda self: weights)
-        real(bundle, file)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelBundle, "weights", lambda self: weights)
+            real(bundle, file, any_size)
 
     monkeypatch.setattr(exporting, "write_onnx", wrong)
     with pytest.raises(PolypsegError, match="differs from PyTorch"):
@@ -181,6 +183,7 @@ def test_a_missing_package_is_told(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(formats, "_made", {})
     before = contents(plain)
     options = ("openvino", "int8") if package == "nncf" else ("onnx", "fp32")
     with pytest.raises(PolypsegError, match=r"pip install 'polypseg\[export\]'") as caught:

@@ -176,7 +176,8 @@ def _write(
 ) -> None:
     floats = file if preset is None else file.with_stem("fp32")
     if format == "onnx":
-        write_onnx(bundle, floats)
+        # NNCF cannot tell the shapes of a network of any size, and quantises it to what ONNX Runtime does not run.
+        write_onnx(bundle, floats, any_size=preset is None)
     else:
         write_openvino(bundle, floats, half=precision == "bf16")
     if preset is not None:
