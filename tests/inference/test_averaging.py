@@ -104,7 +104,7 @@ def test_an_export_of_any_size_has_a_second_look(
 
 
 def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle) -> None:
-    with pytest.raises(UsageError, match="onnx/int8.*: cannot compute frames of 32×64, only those of its own size"):
+    with pytest.raises(UsageError, match=r"onnx/int8.*: cannot compute frames of 32×64, only those of its own size"):
         polypseg.load(exported.folder, runtime="onnx", precision="int8", tta="small")
 
 
