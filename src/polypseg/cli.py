@@ -5,12 +5,14 @@ What a verb needs is imported inside it, so that ``polypseg --help`` answers at 
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -23,6 +25,7 @@ from polypseg.training.recipe import Recipe
 log = logging.getLogger("polypseg")
 # Options that may be given several times; --data in other verbs.
 REPEATABLE = {"predict": ("--model", "--save"), "benchmark": ("--data", "--runtimes")}
+INTERRUPTED = 130  # the status of a program that Ctrl-C ended, as shells have it
 FLAGS = ("--resume", "--overwrite", "--corruptions", "--live")  # true when they stand alone
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as inference.outputs.Output
 Augmented = Literal["none", "flip", "flips", "small"]  # as inference.augmentation.Augmented
@@ -31,11 +34,37 @@ SEVERAL = {"--save": get_args(Saved), "--runtimes": get_args(Timed)}  # options 
 
 
 class _Parser(ArgumentParser):
-    """Says what is wrong with the arguments in one line, without the whole usage, and exits with 2."""
+    """Takes no abbreviations; says what is wrong with the arguments in one line, without the whole usage: status 2."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(message.split())
+        line = _with_nearest(" ".join(message.split()), self._option_string_actions)
         self.exit(2, f"{self.prog.replace(' [options]', '')}: {line} (see --help)\n")
+
+
+def _with_nearest(line: str, options: Collection[str]) -> str:
+    """An error of the parser, with the nearest of what could have been meant, and without Python's types."""
+    if unknown := re.match(r"[Uu]nrecognized arguments:.*?(--[^\s=]+)", line):
+        return line + _nearest(unknown[1], options)
+    if choice := re.search(r"(.*)invalid choice: '(.*)' \(choose from (.*)\)$", line):
+        return _choose(choice[1], choice[2], choice[3])
+    if choice := re.search(
+        r"(Parser key \S+:? ).*?Expected an? (?:typing\.)?Literal\[(.*?)\]\. Got value: (\S+)", line
+    ):
+        return _choose(choice[1], choice[3], choice[2])
+    return line
+
+
+def _choose(where: str, given: str, listed: str) -> str:
+    names = [name.strip("' ") for name in listed.split(",")]
+    return f"{where}{given!r} is unknown; choose one of {', '.join(names)}{_nearest(given, names)}"
+
+
+def _nearest(word: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def data_list() -> None:
@@ -185,7 +214,7 @@ def train(
         data: folder of a data set, with images/ and masks/; may be given several times.
         out: the run folder; runs/NAME by default.
         resume: go on from the last complete epoch of the run in --out.
-        overwrite: remove an earlier run in --out first.
+        overwrite: replace an earlier run in --out, once the new one is known to work.
         folds: train as many networks, each on all folds of the frames but one, and make one ensemble of them.
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
@@ -223,7 +252,7 @@ def average(
         out: folder for the new bundle and its scores; names the model too.
         split_file: a CSV of `polypseg data split`; else the split that the first one was trained with.
         of: weights, of networks that trained on from one another, to one network; or answers, of any, to an ensemble.
-        overwrite: remove an earlier result in --out first.
+        overwrite: replace an earlier result in --out, once the new one is whole.
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
     from polypseg.data import with_masks
@@ -586,11 +615,12 @@ def models() -> None:
     print(zoo.table(zoo.shipped()))
 
 
-def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
+def demo(data: list[str] | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
     """Walk through everything: phantom frames (or your data), audit, split, training, test, pictures.
 
     Args:
-        data: folder of a data set, with images/ and masks/; phantom frames are drawn without one.
+        data: folder of a data set, with images/ and masks/; may be given several times; phantom frames are drawn
+            without one.
         out: folder for everything that is made; an earlier run in it is replaced.
         recipe_file: the recipe to train by, a YAML file; null takes recipes/smoke.yaml.
     """
@@ -600,12 +630,12 @@ def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = N
     folder = Path(out)
     split, run = str(folder / "split.csv"), str(folder / "run")
     if data is None:
-        data = str(folder / "phantom")
         _step("data", "download", "phantom", "--out", out)
-    _step("data", "show", "--data", data, "--out", str(folder / "frames.png"))
-    _step("data", "split", "--data", data, "--name", "grouped", "--out", split)
-    _step("data", "check", "--data", data, "--split", split, "--out", str(folder / "check"))
-    _step("train", "--config", recipe_file, "--data", data, "--split", split, "--out", run, "--overwrite")
+    named = [word for one in data or [str(folder / "phantom")] for word in ("--data", one)]
+    _step("data", "show", *named, "--out", str(folder / "frames.png"))
+    _step("data", "split", *named, "--name", "grouped", "--out", split)
+    _step("data", "check", *named, "--split", split, "--out", str(folder / "check"))
+    _step("train", "--config", recipe_file, *named, "--split", split, "--out", run, "--overwrite")
     scores = json.loads((folder / "run" / "test.json").read_text())["metrics"]["test"]
     print(f"\nDice on {scores['n']} frames that training never saw: {scores['dice']:.3f}")
     print(f"curves:      {folder / 'run' / 'curves.png'}\npredictions: {folder / 'run' / 'predictions.png'}")
@@ -695,13 +725,16 @@ def _summary(function: Any) -> str:
 
 def _run(arguments: list[str]) -> int:
     parser = build_parser(arguments)
-    options = parser.instantiate(parser.parse_args(_prepare(arguments)))
+    prepared, either = _prepare(arguments)
+    options = parser.instantiate(parser.parse_args(prepared))
     if options.verb == "data":
         chosen = options.data[options.data.step]
         function: Any = DATA_STEPS[options.data.step]
     else:
         chosen, function = options[options.verb], VERBS[options.verb]
     values = {key: value for key, value in vars(chosen).items() if key not in ("config", "step")}
+    if either:
+        _settle(values, POSITIONAL[function][0], either)
     if function in (train, tune):
         recipe = {key: values.pop(key) for key in list(values) if key in Recipe.__dataclass_fields__}
         values["recipe"] = Recipe(**recipe)
@@ -709,10 +742,23 @@ def _run(arguments: list[str]) -> int:
     return int(status or 0)
 
 
-def _prepare(arguments: list[str]) -> list[str]:
-    """Gather repeated options into one list, let flags stand alone, and ``--print_config`` print its comments."""
+def _check_utf8(word: str) -> None:
+    """Refuse a name that could neither be printed nor be written into a JSON file."""
+    shown = os.fsencode(word).decode("utf-8", "backslashreplace")
+    if shown != word:
+        raise UsageError(f"{shown}: is not UTF-8; rename it")
+
+
+def _prepare(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Gather repeated options into one list, let flags stand alone, and ``--print_config`` print its comments.
+
+    Returns:
+        The arguments for the parser; and the words among an option's values that name a file or folder too, each with
+        its option.
+    """
     rest: list[str] = []
     gathered: dict[str, list[str]] = {}
+    either: dict[str, str] = {}
     repeatable = REPEATABLE.get(arguments[0] if arguments else "", ("--data",))
     coming = list(reversed(arguments))
     while coming:
@@ -727,24 +773,51 @@ def _prepare(arguments: list[str]) -> list[str]:
             values.append(value if equals else coming.pop())
             while coming and coming[-1] in SEVERAL.get(option, ()):
                 values.append(coming.pop())
+                if os.path.exists(values[-1]):
+                    either[values[-1]] = option
         elif word in FLAGS and not (coming and coming[-1].lower() in ("true", "false")):
             rest.append(f"{word}=true")
         else:
             rest.append("--print_config=comments" if word == "--print_config" else word)
     for option, values in gathered.items():
-        rest[rest.index(option)] = f"{option}={values[-1] if rest[0] == 'demo' else json.dumps(values)}"
-    return rest
+        rest[rest.index(option)] = f"{option}={json.dumps(values)}"
+    return rest, either
+
+
+def _settle(values: dict[str, Any], name: str, either: dict[str, str]) -> None:
+    """Take words that name a file besides an option's value for what is otherwise missing; refuse what is not certain.
+
+    Args:
+        values: the verb's arguments, which are changed.
+        name: of the argument without a name.
+        either: the words, each with its option.
+
+    Raises:
+        UsageError: both are possible.
+    """
+    word, option = next(iter(either.items()))
+    given = values[name]
+    if given or not (isinstance(given, list) or len(either) == 1):
+        raise UsageError(
+            f"{option} {word}: {word} is also a file or folder here; write ./{word} for that, or {option}={word}"
+        )
+    values[name] = list(either) if isinstance(given, list) else word
+    for one, of in either.items():
+        values[of.lstrip("-")].remove(one)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``polypseg`` with these arguments, or the process's own; return the exit status.
 
-    0: done. 1: the work failed, with one line that says which file and why. 2: the arguments are wrong.
+    0: done. 1: the work failed, with one line that says which file and why. 2: the arguments are wrong. 130: Ctrl-C.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        for word in given:
+            _check_utf8(word)
+        return _run(given)
     except UsageError as error:
         print(f"polypseg: {error}", file=sys.stderr)
         return 2
@@ -759,7 +832,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "polypseg: interrupted; what was complete is kept, train and predict go on with --resume, tune as it is",
             file=sys.stderr,
         )
-        return 1
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -103,10 +103,23 @@ def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path:
     np.testing.assert_array_equal(without.probability(FRAMES[0]), plain.probability(FRAMES[0]))
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])  # this one's U-Net keeps the sizes of its features
-def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle, runtime: str) -> None:
-    with pytest.raises(UsageError, match=f"{runtime}/.*: cannot compute frames of 32×64, only those of its own size"):
-        polypseg.load(exported.folder, runtime=runtime, tta="small")
+@pytest.mark.parametrize(
+    ("runtime", "precision", "tolerance"),
+    [("onnx", "fp32", 1e-3), ("openvino", "fp32", 1e-3), ("openvino", "int8", 0.3)],
+)
+def test_an_export_of_any_size_has_a_second_look(
+    exported: ModelBundle, runtime: str, precision: str, tolerance: float
+) -> None:
+    found = polypseg.load(exported.folder, runtime=runtime, precision=precision, tta="small")
+    expected = polypseg.load(exported.folder, runtime="torch", device="cpu", precision="fp32", tta="small")
+    for frame in FRAMES:
+        difference = np.abs(found.probability(frame) - expected.probability(frame))
+        assert difference.max() < tolerance and difference.mean() < 0.05
+
+
+def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle) -> None:
+    with pytest.raises(UsageError, match=r"onnx/int8.*: cannot compute frames of 32×64, only those of its own size"):
+        polypseg.load(exported.folder, runtime="onnx", precision="int8", tta="small")
 
 
 def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path) -> None:

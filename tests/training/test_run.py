@@ -22,15 +22,16 @@ import yaml
 from PIL import Image
 
 import polypseg
-from polypseg.catalog import read_frame
+from polypseg.catalog import Catalog, read_frame
 from polypseg.data import read
 from polypseg.data.splits import hash_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import locked
 from polypseg.metrics.overlap import dice
 from polypseg.training import run as run_module
 from polypseg.training.checkpoints import SafeCheckpointIO
 from polypseg.training.recipe import first_difference, load_recipe, with_values
-from polypseg.training.run import _start_folder, split_frames, train
+from polypseg.training.run import _start_folder, fit, split_frames, train
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,7 +240,7 @@ def test_interrupted_at_any_moment_it_goes_on(how: signal.Signals, tmp_path: Pat
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert process.returncode == 1
+        assert process.returncode == 130
         assert error.strip().splitlines()[-1].startswith("polypseg: interrupted") and "--resume" in error
         assert "Traceback" not in error
     before = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
@@ -433,6 +434,62 @@ def test_the_epoch_that_is_kept_is_verified_too(
     assert not (tmp_path / "run" / "bundle").exists()
 
 
+def test_an_earlier_run_stands_until_the_new_one_is_known_to_work(
+    phantom_folder: Path, small_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    recipe = small_recipe(trainer={"epochs": 1})
+    train(recipe, [phantom_folder], out)
+    before = {one: one.read_bytes() for one in out.rglob("*") if one.is_file()}
+    data = Path(shutil.copytree(phantom_folder, tmp_path / "damaged"))
+    frame = next((data / "images").iterdir())
+    frame.write_bytes(frame.read_bytes()[:-200])
+    within = small_recipe(model={"weights": str(out)})
+    for message, tried, frames in (
+        ("is no folder", recipe, tmp_path / "nowhere"),
+        ("damaged", recipe, data),
+        ("damaged", small_recipe(frames={"cache": "none"}), data),
+        ("cannot train on batches of 1 frames of 32×32", small_recipe(frames={"size": 32, "batch_size": 1}), data),
+        ("the run that would be replaced", within, phantom_folder),
+    ):
+        with pytest.raises(PolypsegError, match=message):
+            train(tried, [frames], out, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("polypseg.training.run.write_split", lambda *_: _no_space(0))
+        with pytest.raises(OSError):
+            train(recipe, [phantom_folder], out, overwrite=True)
+    with locked(out), pytest.raises(PolypsegError, match="another polypseg writes here"):
+        train(recipe, [phantom_folder], out, resume=True)
+    assert {one: one.read_bytes() for one in out.rglob("*") if one.is_file()} == before
+    train(small_recipe(name="other", trainer={"epochs": 1}), [phantom_folder], out, overwrite=True)
+    assert polypseg.ModelBundle.load(out).name == "other" and not [one for one in out.iterdir() if one.name[0] == "."]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_one_cycle_of_any_number_of_steps(
+    steps: int, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    catalog = read(phantom_folder)
+    split = ["train"] * 14 + ["val"] * 2 + ["test"] * (len(catalog) - 16)
+    catalog = Catalog(catalog.frames.assign(split=split))
+    size = 14 if steps < 10 else 3  # batches of an epoch: 1 or 5
+    recipe = small_recipe(
+        frames={"size": 32, "batch_size": size if steps != 11 else 14}, optimizer={"schedule": "one_cycle"},
+        trainer={"epochs": 2 if steps == 10 else steps},
+    )  # fmt: skip
+    fit(recipe, catalog, tmp_path)
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert table["step"].iloc[-1] == steps and table["learning_rate"].between(0, 1e-3).all()
+
+
+def test_more_processes_than_cores_are_refused(tmp_path: Path, small_recipe: Callable[..., Any]) -> None:
+    for name, section in (("devices", "trainer"), ("threads", "trainer"), ("workers", "frames")):
+        recipe = small_recipe(**{section: {name: 999}})
+        with pytest.raises(UsageError, match=rf"{section}\.{name} 999: is too many for the \d+ cores"):
+            train(recipe, [tmp_path / "nowhere"], tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_resuming_a_finished_run_makes_the_same_bundle(
     tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
 ) -> None:
@@ -476,7 +533,7 @@ def test_a_loss_that_explodes_is_told(tmp_path: Path, phantom_folder: Path, smal
     ("change", "message"),
     [
         ({"frames": {"size": 100}}, "multiple of 32"),
-        ({"trainer": {"epochs": 0}}, "epochs 0"),
+        ({"trainer": {"epochs": 0}}, r"trainer\.epochs 0: must be a whole number from 1"),
         ({"threshold": 1.5}, "threshold 1.5"),
         ({"name": "a/b"}, "cannot name a folder"),
     ],

@@ -39,10 +39,11 @@ def build(architecture: Architecture) -> torch.nn.Module:
         network = (_with_presence(kind) if architecture.presence else kind)(
             encoder_name=architecture.encoder, encoder_weights=None, in_channels=3, classes=1, **options
         )
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # of many classes, as the libraries have them
         reason = " ".join(str(error).split())[:200]
         raise PolypsegError(
-            f"model: {architecture.name} with encoder {architecture.encoder} cannot be built ({reason})"
+            f"model: {architecture.name} with encoder {architecture.encoder} cannot be built "
+            f"({_unknown(architecture.encoder) or reason})"
         ) from error
     if architecture.output_stride > 1:
         _coarsen(network, architecture.output_stride)
@@ -201,6 +202,15 @@ class _Refine(torch.nn.Module):
     def forward(self, features: torch.Tensor, *size_and_skip: object, **named: object) -> torch.Tensor:
         refined: torch.Tensor = self.conv2(self.conv1(features))
         return refined
+
+
+def _unknown(encoder: str) -> str:
+    """That SMP has no encoder of this name, and which is the nearest; empty where it has one, or asks timm for it."""
+    names = smp.encoders.get_encoder_names()
+    if encoder in names or encoder.startswith("tu-"):
+        return ""
+    near = difflib.get_close_matches(encoder, names, 1, 0.3)
+    return f"segmentation-models-pytorch has no encoder {encoder!r}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _architecture_class(name: str) -> type[torch.nn.Module]:

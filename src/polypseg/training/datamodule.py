@@ -128,6 +128,13 @@ class FramesDataModule(L.LightningDataModule):
         return min(8, cores - 1) if torch.cuda.is_available() else min(1, cores - 1)
 
 
+def training_batch_sizes(catalog: Catalog, recipe: Recipe) -> set[int]:
+    """How many frames the batches of training have, in one epoch."""
+    count, size = len(catalog.of_split("train")), recipe.frames.batch_size
+    batches = EpochBatches(count, size, shuffle=True)
+    return {min(size, count - start) for start in range(0, len(batches) * size, size)}
+
+
 def _one_thread(worker: int) -> None:
     import cv2
 

@@ -152,12 +152,17 @@ class SegmentationModule(L.LightningModule):
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.recipe.trainer.epochs)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
         if settings.schedule == "one_cycle":
+            steps = self._steps_of_the_cycle()
+            # Of few steps the first one alone warms up: PyTorch divides by the length of the warm-up.
             cycle = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=[encoder_rate, rate], total_steps=self._steps_an_epoch() * self.recipe.trainer.epochs,
-                pct_start=0.1, cycle_momentum=False,
+                optimizer, max_lr=[encoder_rate, rate], total_steps=steps, pct_start=max(0.1, 1.1 / steps),
+                cycle_momentum=False,
             )  # fmt: skip
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
         return optimizer
+
+    def _steps_of_the_cycle(self) -> int:
+        return max(2, self._steps_an_epoch() * self.recipe.trainer.epochs)  # a single step is no cycle
 
     def _steps_an_epoch(self) -> int:
         # Not the Trainer's estimated_stepping_batches: it starts an iteration of the training batches before
@@ -168,9 +173,8 @@ class SegmentationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Another number of processes takes another number of steps an epoch: the cycle goes on from the same epoch.
         for schedule in checkpoint["lr_schedulers"] if self.recipe.optimizer.schedule == "one_cycle" else ():
-            steps = self._steps_an_epoch()
-            if schedule["total_steps"] != steps * self.recipe.trainer.epochs:
-                done = steps * (checkpoint["epoch"] + 1)
+            if schedule["total_steps"] != self._steps_of_the_cycle():
+                done = self._steps_an_epoch() * (checkpoint["epoch"] + 1)
                 schedule.update(last_epoch=done, _step_count=done + 1)
                 for name in ("total_steps", "_schedule_phases"):  # those of the new cycle stand
                     schedule.pop(name, None)

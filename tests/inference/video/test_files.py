@@ -303,10 +303,10 @@ def test_a_stream_of_predictions_tells_damage_at_its_end(tmp_path: Path, monkeyp
     monkeypatch.setattr(Segmenter, "probabilities", lambda _, frames, batch_size: (frame[..., 0] for frame in frames))
     monkeypatch.setattr(Segmenter, "answer", lambda _, probability, height, width, **__: (height, width))
     assert list(segmenter.stream(whole)) == [(48, 64)] * 20
-    answers = segmenter.stream(cut)
+    answers: list[object] = []
     with pytest.raises(PolypsegError, match=r"cut\.mp4: is cut off after \d+ frames"):
-        for answer in answers:
-            assert answer == (48, 64)
+        answers.extend(segmenter.stream(cut))
+    assert answers and set(answers) == {(48, 64)}
 
 
 def test_what_the_strict_decoder_gives_up_is_still_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+import polypseg
 from polypseg import __version__
 from polypseg.bundle import INTENDED_USE, ModelBundle
 from polypseg.errors import PolypsegError, UsageError
@@ -116,8 +118,12 @@ def predict_archive(
             "operating_point": asked, "masks": "mask" in chosen, "contours": "contours" in chosen,
             "partition": partition,
         }  # fmt: skip
-        if overwrite:  # nothing is removed for sources that are not there
-            next(iter(Listing(sources, store.root)))
+        if overwrite and store.exists(RUN):  # nothing is removed for what then cannot be done
+            listing = Listing(sources, store.root)
+            rows.schema(listing.columns)
+            deque(listing, maxlen=0)
+            if engine != "ray":
+                polypseg.load(list(model) or None, runtime, device, precision, threads, tta)
         record = _earlier(store, made_with, resume, overwrite) or _begin(store, sources, made_with)
         job = Job(
             store.root, record["plan"], digest, tuple(_from_anywhere(one) for one in model), runtime, device,

@@ -16,7 +16,7 @@ from typing import IO, Any
 from polypseg.data.folder import IMAGE_SUFFIXES, natural_order
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.archive.store import filesystem, is_url, plain, store_error
-from polypseg.inference.sources import is_camera
+from polypseg.inference.sources import check_utf8, is_camera
 
 log = logging.getLogger("polypseg")
 
@@ -67,6 +67,8 @@ class Listing:
             raise UsageError("SOURCES: name folders, images, globs, manifests or URLs")
         self.out = plain(out)
         self.sources = list(dict.fromkeys(one for name in named for one in _expand(name)))
+        for source in self.sources:
+            check_utf8(source)
         known = set(self.sources)
         for source in self.sources:
             parent = source
@@ -165,7 +167,9 @@ class Listing:
                 yield from self._if_image(url)
 
     def _if_image(self, path: str, alone: bool = False) -> Iterator[str]:
-        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        no_file = not is_url(path) and os.path.exists(path) and not os.path.isfile(path)  # as a pipe or a device
+        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and not no_file:
+            check_utf8(path)
             yield path
         elif alone:
             raise PolypsegError(f"{path}: is no image by its name; an archive holds images and manifests (.csv)")
