@@ -349,12 +349,12 @@ def _mended(path: Path, header: Dataset) -> Dataset:
     window = [_number(path, header, name) for name in ("WindowCenter", "WindowWidth")]
     function = str(header.get("VOILUTFunction") or "LINEAR").strip()
     narrowest = 1.0 if function == "LINEAR" else 1e-9
-    for name, value in zip(("WindowCenter", "WindowWidth"), window, strict=True):
+    usable = None not in window and window[1] >= narrowest  # type: ignore[operator]
+    for name, found in zip(("WindowCenter", "WindowWidth"), window, strict=True):
         if name in pixels:
             del pixels[name]
-        # A window that is too narrow to be one counts as none, as an empty one does.
-        if None not in window and window[1] >= narrowest:  # type: ignore[operator]
-            _put(pixels, name, value)
+        if usable:  # one that is too narrow counts as none, as an empty one does
+            _put(pixels, name, found)
     return pixels
 
 
