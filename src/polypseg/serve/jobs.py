@@ -327,14 +327,14 @@ class Jobs:
                 # What an earlier process had in work comes first; last what it could not get further with.
                 order = f"starts > {MOST_STARTS}, state = 'queued', rowid"
                 waiting = self._table.select("WHERE state IN ('queued', 'running')", order=order, limit=1)
-                self.trouble = None
                 pause = self._pause(waiting[0]) if waiting else None
                 if waiting and not pause:
                     job = waiting[0]
                     job.starts += 1
                     self._table.change(job.id, state="running", starts=job.starts)
-                    self._current, self._cancelled = job.id, False
+                    self._current, self._cancelled, self.trouble = job.id, False, None
                     return job
+                self.trouble = None
                 if self._settings.keep_days is not None:
                     pause = min(pause or EXPIRE_EVERY, EXPIRE_EVERY)
                 self._changed.wait(pause)
