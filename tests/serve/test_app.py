@@ -371,7 +371,8 @@ def test_a_thousand_bad_requests_do_no_harm(server: Any, frames: list[Path]) -> 
     assert post(server, good).status_code == 200
     assert server.memory() - before < 60_000_000
     assert [line for line in server.log.read_text().splitlines() if "crash" in line] == []
-    assert not list((server.log.parent / "state" / "temporary").iterdir())
+    left = (server.log.parent / "state" / "temporary").iterdir()
+    assert [path for path in left if not path.name.startswith("pymp-")] == []  # which holds the decoders' socket
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def test_deaths_of_the_service_end_no_job_but_let_others_go_first(
         assert ended(jobs, first).state == "done"
 
 
-REFUSALS = {
+REFUSALS: dict[str, Exception] = {
     "full": OSError(errno.ENOSPC, "No space left on device"),
     "broken": OSError(errno.EIO, "Input/output error"),
     "read-only": OSError(errno.EROFS, "Read-only file system"),
@@ -277,7 +277,9 @@ def test_what_the_disk_refuses_waits_and_goes_on(
             if refusing.is_set() and threading.current_thread() is jobs._thread:
                 reached.set()
                 error = REFUSALS[kind]
-                raise error if kind == "table" else disk_error(tmp_path / "state" / "x", error) from error
+                if isinstance(error, sqlite3.Error):
+                    raise error
+                raise disk_error(tmp_path / "state" / "x", error) from error
             return function(*arguments, **options)
 
         return called

@@ -129,8 +129,9 @@ def _extended_name(disposition: bytes) -> str | None:
 
 def _without_encoded_words(name: str) -> str:
     """The name with words as ``=?UTF-8?B?…?=`` (RFC 2047) decoded, where all of them can be."""
-    if not _ENCODED_WORD.search(name):
-        return name
+    joined = re.sub(r"(?<=\?=)\s+(?==\?)", "", name)
     with suppress(LookupError, ValueError, email.errors.HeaderParseError):
-        return str(email.header.make_header(email.header.decode_header(name)))
+        return _ENCODED_WORD.sub(
+            lambda word: str(email.header.make_header(email.header.decode_header(word[0]))), joined
+        )
     return name

@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import errno
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -78,23 +79,30 @@ TROUBLE = {
 Map = NDArray[np.float32]
 
 
-def is_trouble(error: BaseException | None) -> bool:
+def is_trouble(error: BaseException) -> bool:
     """Whether it is the disk, the table or the system that refuses, so that the same may succeed later."""
-    while error is not None:
-        if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError) and error.errno in TROUBLE):
-            return True
-        error = error.__cause__
-    return False
+    return any(
+        isinstance(one, sqlite3.OperationalError) or (isinstance(one, OSError) and one.errno in TROUBLE)
+        for one in _with_causes(error)
+    )
 
 
-def is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether it is a full disk."""
-    while error is not None:
-        full = isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
-        if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            return True
+    return any(
+        one.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        if isinstance(one, OSError)
+        else isinstance(one, sqlite3.OperationalError) and "is full" in str(one)
+        for one in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
         error = error.__cause__
-    return False
+    return found
 
 
 class Stopped(Exception):
@@ -327,14 +335,14 @@ class Jobs:
                 # What an earlier process had in work comes first; last what it could not get further with.
                 order = f"starts > {MOST_STARTS}, state = 'queued', rowid"
                 waiting = self._table.select("WHERE state IN ('queued', 'running')", order=order, limit=1)
-                self.trouble = None
                 pause = self._pause(waiting[0]) if waiting else None
                 if waiting and not pause:
                     job = waiting[0]
                     job.starts += 1
                     self._table.change(job.id, state="running", starts=job.starts)
-                    self._current, self._cancelled = job.id, False
+                    self._current, self._cancelled, self.trouble = job.id, False, None
                     return job
+                self.trouble = None
                 if self._settings.keep_days is not None:
                     pause = min(pause or EXPIRE_EVERY, EXPIRE_EVERY)
                 self._changed.wait(pause)
@@ -423,7 +431,8 @@ class _Work:
         self._problems: list[str] = []
         self._done = 0
         self._stored_at = self._published_at = 0.0
-        self._most: float = float("inf")  # frames of the present video
+        # Of the present video: frames that were computed, that may be, and after which it should be done.
+        self._seen, self._most, self._expected = 0, math.inf, math.inf
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._segmenter, name)
@@ -437,9 +446,11 @@ class _Work:
         """
         for probability in self._segmenter.probabilities(frames, batch_size):
             self._check()
-            if self._done >= self._most:
+            self._seen += 1
+            if self._seen > self._most:
                 raise PolypsegError(f"goes on for more than {self._jobs._settings.max_video_seconds:g} s")
-            self._done += 1
+            if self._done < self._expected:  # some are computed again
+                self._done += 1
             self._jobs._counted()
             if time.monotonic() - self._stored_at > STORE_EVERY:
                 self._store()
@@ -455,6 +466,7 @@ class _Work:
             self._check()
             source, out = self._folder / "in" / str(number) / name, self._folder / "out" / str(number)
             before = self._done
+            self._seen, self._most, self._expected = 0, math.inf, math.inf
             try:
                 if _kind(source) == "video":
                     self._video(source, out)
@@ -491,7 +503,8 @@ class _Work:
         pixels, seconds = limits.max_pixels, limits.max_video_seconds
         announced = self._decoders.call(path.name, count_frames, path, path.name, pixels, seconds)
         before = self._done
-        self._most = before + 1.1 * max(announced or 0, seconds * 120)
+        self._most = 1.1 * max(announced or 0, seconds * 120)
+        self._expected = before + (announced or math.inf)
         for lines in (out / f"{path.stem}.jsonl", out / f"{path.stem}.part.jsonl"):
             if lines.exists():
                 self._done = before + len(whole_lines(lines))

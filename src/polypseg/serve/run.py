@@ -6,12 +6,14 @@ import asyncio
 import errno
 import gc
 import logging
+import multiprocessing.util
 import os
 import signal
 import socket
 import sys
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polypseg
@@ -25,6 +27,7 @@ NEEDED = {
     "fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
 }  # fmt: skip
+LONGEST_FOLDER = 70  # bytes of its path, in which a socket can be: the system takes 107
 HEAD_SECONDS = 20.0  # that a connection may take to send them
 MOST_CONNECTIONS = 512  # of more, the one that has been silent for longest is closed
 
@@ -61,8 +64,7 @@ def serve(
     listening = _bind(host, port, settings)
     with listening:
         table = open_state(settings.state)
-        # Forms that are being read lie there too: nothing of a patient lies elsewhere.
-        tempfile.tempdir = str(settings.state / "temporary")
+        _keep_temporary_files_in(settings.state / "temporary")
         _log_as_json()
         segmenter = polypseg.load(model, runtime, device, precision, threads, tta)
         app = create_app(segmenter, settings, table)
@@ -99,6 +101,13 @@ def _bind(host: str, port: int, settings: Settings) -> socket.socket:
             f"{host}:{port}: cannot be listened on ({error}); choose another --host or --port"
         ) from error
     return listening
+
+
+def _keep_temporary_files_in(folder: Path) -> None:
+    """Have forms that are being read there too, so that nothing of a patient lies elsewhere."""
+    if len(os.fsencode(folder.absolute())) > LONGEST_FOLDER:
+        multiprocessing.util.get_temp_dir()  # keeps the system's own for its sockets
+    tempfile.tempdir = str(folder.absolute())
 
 
 def _log_as_json() -> None:

@@ -61,5 +61,5 @@ class Settings:
 
     @property
     def decode_memory(self) -> int:
-        """Bytes that decoding one frame may take, for the most: of a DICOM frame, four copies of 64-bit RGB."""
-        return 512 * MIB + 96 * self.max_pixels
+        """Bytes that decoding one frame may take, for the most: of a DICOM frame, two copies of 64-bit RGB and more."""
+        return 512 * MIB + 64 * self.max_pixels
