@@ -238,7 +238,7 @@ def test_loading_opens_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("connect", "connect_ex", "sendto", "bind"):
         monkeypatch.setattr(socket.socket, name, no)
     monkeypatch.setattr(socket, "getaddrinfo", no)
-    for encoder in ("tu-resnet18.a1_in1k", "tu-tf_efficientnet_lite0", "timm-efficientnet-b0", "mobilenet_v2"):
+    for encoder in ("tu-mobilenetv3_small_050.lamb_in1k", "mobilenet_v2"):
         architecture = Architecture("Unet", encoder, (32, 16, 16, 8, 8))
         state = build(architecture).state_dict()
         bundle = ModelBundle.save(
@@ -406,7 +406,6 @@ def test_every_kind_of_network_is_compared_without_memory() -> None:
     for architecture in (
         Architecture("FPN", "mit_b0"),
         Architecture("UnetPlusPlus", "tu-tf_efficientnet_lite0", (64, 48, 32, 16, 8), 0, 4),
-        Architecture("Unet", "tu-pvt_v2_b0"), Architecture("DeepLabV3Plus", "mobilenet_v2", None, 0.5),
     ):  # fmt: skip
         expected = {name: tuple(value.shape) for name, value in build(architecture).state_dict().items()}
         assert weight_shapes(architecture) == expected
