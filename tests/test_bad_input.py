@@ -363,6 +363,24 @@ def pages(path: Path) -> None:
     save(path, PICTURE, save_all=True, append_images=[Image.fromarray(255 - PICTURE)])
 
 
+def many_pages(path: Path) -> None:
+    save(path, PICTURE, save_all=True, append_images=[Image.fromarray(PICTURE)] * 150)
+
+
+def scans(path: Path, count: int, behind: bytes = b"") -> None:
+    """A progressive JPEG whose last scan is there so many times; after its end come other bytes."""
+    content = encoded("JPEG", PICTURE, progressive=True)
+    start = content.rindex(b"\xff\xda")
+    path.write_bytes(content[:start] + content[start:-2] * count + content[-2:] + behind)
+
+
+def tile_that_claims(path: Path, side: int) -> None:
+    """A TIFF of 64×64 in one tile that claims to be larger, LZW."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 5, 262: 1, 277: 1, 322: side, 323: side, 324: 134, 325: 12}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(16))
+
+
 def two_of_one_stem(folder: Path) -> Path:
     save(folder / "masks" / "odd.png", WHITE)
     save(folder / "images" / "odd.jpg", PICTURE)
@@ -454,6 +472,11 @@ REFUSED: dict[str, Refused] = {
     ),
     "32-bit TIFF": Refused(bad_frame("odd.tif", encoded("TIFF", GREY.astype(np.int32))), "floating-point or 32-bit"),
     "TIFF of two pages": Refused(bad_frame("odd.tif", pages), "holds 2 pictures"),
+    "TIFF of many pages": Refused(bad_frame("odd.tif", many_pages), "holds more than 100 pictures"),
+    "TIFF of a huge tile": Refused(
+        bad_frame("odd.tif", lambda path: tile_that_claims(path, 40_000)), "larger than 80,000,000"
+    ),
+    "JPEG of many scans": Refused(bad_frame("odd.jpg", lambda path: scans(path, 200)), "a JPEG of 2[0-9]+ scans"),
     "animated PNG": Refused(bad_frame("odd.png", pages), "holds 2 pictures"),
     "animated WebP": Refused(bad_frame("odd.webp", pages), "holds 2 pictures"),
     "animated GIF named .png": Refused(
@@ -904,3 +927,12 @@ def test_a_damaged_frame_of_any_split_is_told_before_training(
         train(recipe, [folder], tmp_path / "run")
     assert_one_line(str(error.value), path, "damaged")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_scans_that_are_none_do_not_count(tmp_path: Path) -> None:
+    """Of a preview in its head, and of what follows its end, as the film that some telephones append."""
+    exif = Image.Exif()
+    exif[0x9286] = b"\xff\xda" * 300
+    content = encoded("JPEG", PICTURE, progressive=True, exif=exif.tobytes()) + b"\xff\xda" * 300
+    (tmp_path / "odd.jpg").write_bytes(content)
+    assert (read_frame(tmp_path / "odd.jpg") == read_frame("odd", encoded("JPEG", PICTURE, progressive=True))).all()

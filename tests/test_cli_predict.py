@@ -44,7 +44,8 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
     assert called == [
         {
             "sources": ["a.png", "some folder", "*.mp4", "0"], "model": (), "out": "predictions", "save": None,
-            "runtime": "auto", "device": "auto", "precision": "auto", "threads": 0, "tta": None, "batch_size": None,
+            "runtime": "auto", "device": "auto", "precision": "auto", "threads": 0, "tta": None,
+            "threshold": None, "min_confidence": None, "min_area": None, "fill_holes": None, "batch_size": None,
             "smoothing": 0.0, "resume": False, "overwrite": False, "live": False, "engine": None, "address": None,
             "workers": 0, "partition": 128, "memory": 512,
         }
@@ -52,8 +53,27 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--min_confidence 2", "--min_confidence 2: must lie in 0..1"),
+        ("--threshold -0.1", "--threshold -0.1: must lie in 0..1"),
+        ("--min_confidence nan", "--min_confidence nan: must lie in 0..1"),
+        ("--min_area 1", "--min_area 1: must lie below 1, or no region is large enough"),
+    ],
+)
+def test_an_operating_point_out_of_range_is_told_in_one_line(
+    words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert status_of("nothing-there.png", *words.split(), "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"polypseg: {says}\n" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
+        ("a.png --threshold 0.4 --min_confidence 0.9 --min_area 0.001 --fill_holes true", {
+            "threshold": 0.4, "min_confidence": 0.9, "min_area": 0.001, "fill_holes": True,
+        }),
         ("a.png --save mask json csv", {"sources": ["a.png"], "save": ["mask", "json", "csv"]}),
         ("--save mask json a.png", {"sources": ["a.png"], "save": ["mask", "json"]}),
         ("--save coco --save csv a.png", {"sources": ["a.png"], "save": ["coco", "csv"]}),

@@ -74,6 +74,8 @@ class Architecture:
         output_stride: rows of the frame to a row of the map that the decoder computes, which is enlarged bilinearly to
             the frame's size: 1; 2 for the last stage at half the size, with the same weights; 4 without the stage
             before it and the encoder's finest features. 2 and 4 are quicker; Unet and UnetPlusPlus alone.
+        presence: whether the network also judges, from the encoder's deepest features and the map, where a polyp is
+            plausible at all; where it is not, what the map marks loses confidence, never its outline.
     """
 
     name: str = "UnetPlusPlus"
@@ -81,6 +83,7 @@ class Architecture:
     decoder_channels: tuple[int, ...] | None = None
     decoder_dropout: float = 0.0
     output_stride: Literal[1, 2, 4] = 1
+    presence: bool = False
 
     def __post_init__(self) -> None:
         rules.check_network(self.name, self.encoder)
@@ -103,7 +106,7 @@ class Architecture:
     def weights_differ_by(self, other: Architecture) -> str | None:
         """The first setting that gives the other network other weights than this one; None where each can take the
         other's."""
-        for name in ("name", "encoder", "decoder_channels"):
+        for name in ("name", "encoder", "decoder_channels", "presence"):
             if getattr(self, name) != getattr(other, name):
                 return name
         return "output_stride" if (self.output_stride == 4) != (other.output_stride == 4) else None

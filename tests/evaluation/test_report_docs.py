@@ -18,8 +18,9 @@ from polypseg.evaluation.run import compare, ranking_values, run
 from polypseg.models.network import build
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
-VALUE = {"mean", "low", "high", "median", "n", "definition"}  # told once, for all
-NAMES = {"datasets", "versions", "at_iou", "free_response"}  # whose keys are names of data, packages, thresholds
+VALUE = {"mean", "low", "high", "median", "n", "definition", "reason"}  # told once, for all
+# Whose keys are names of data, packages, thresholds.
+NAMES = {"datasets", "versions", "at_iou", "sensitivity_at", "curves", "sensitivity_at_specificity", "froc"}
 
 
 def first_cells(page: str, heading: str) -> set[str]:

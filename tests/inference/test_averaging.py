@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import polypseg
-from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+from polypseg.bundle import Architecture, Export, ModelBundle, Preprocessing
 from polypseg.data import phantom
 from polypseg.errors import UsageError
 from polypseg.export.run import export
@@ -76,6 +76,19 @@ def test_a_second_look_is_turned_and_smaller(plusplus: ModelBundle, runtime: str
     assert looked.reason == plain.reason  # still one network
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_views_of_a_network_share_its_weights(
+    plusplus: ModelBundle, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    for kind, name in ((ModelBundle, "weights"), (Export, "verify")):
+        of = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, of=of: (read.append(self), of(self))[1])
+    segmenter = polypseg.load(plusplus.folder, runtime=runtime, device="cpu", precision="fp32", tta="small")
+    assert len(read) == 1
+    assert segmenter.probability(FRAMES[0]).shape == (64, 96)
+
+
 def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path: Path) -> None:
     shutil.copytree(exported.folder, tmp_path / "own")
     own = ModelBundle.load(tmp_path / "own").update(tta="small")
@@ -116,6 +129,12 @@ def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path)
             assert np.abs(found - (maps[0] + second) / 2).max() < 1e-4
     answer = both.segment(FRAMES[0])
     np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.5))
+    mixed = polypseg.load([exported.folder, other.folder], device="cpu")
+    alone = [polypseg.load(folder, device="cpu") for folder in (exported.folder, other.folder)]
+    assert alone[0].precision == "int8" != alone[1].precision
+    assert mixed.precision == mixed.settings["precision"] == f"int8+{alone[1].precision}"
+    assert mixed.settings["runtime"] == "openvino+torch" and mixed.device == "cpu"
+    assert "; the others by torch on cpu" in mixed.reason
     twins = polypseg.load([exported.folder, tmp_path / "same"], **options)
     assert np.abs(twins.probability(FRAMES[0]) - single[0].probability(FRAMES[0])).max() < 1e-6
 
@@ -124,7 +143,7 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     exported: ModelBundle, phantom_folder: Path, tmp_path: Path
 ) -> None:
     from polypseg.data import read_all
-    from polypseg.evaluation.scoring import at_network_size
+    from polypseg.evaluation.scoring import score
     from polypseg.evaluation.speed import ways
     from polypseg.metrics.overlap import dice
     from polypseg.models.losses import LossConfig
@@ -153,9 +172,11 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]
     resize = both.preprocessing.resize_frame
     maps = [both.probability(resize(catalog.frame(index))) for index in range(len(catalog))]
-    by_hand = np.mean([dice(one > 0.5, mask) for one, mask in zip(maps, truth, strict=True)])
-    assert at_network_size(both, catalog, LossConfig())["dice_network_size"] == pytest.approx(by_hand, abs=1e-6)
-    assert at_network_size(listed, catalog, LossConfig()) == at_network_size(both, catalog, LossConfig())
+    by_hand = np.mean([dice(one > 0.5, mask) for one, mask in zip(maps, truth, strict=True) if mask.any()])
+    scored, likewise = (score(one, catalog, LossConfig(), progress=False).summary for one in (both, listed))
+    assert scored["dice_network_size"] == pytest.approx(by_hand, abs=1e-6)
+    for name in ("dice_network_size", "dice_batch", "loss"):
+        assert likewise[name] == scored[name]
     # a runtime serves it where every member has an export
     members = ModelBundle.load(tmp_path / "run").members
     assert {one.precision for one in ways(members[0], ["openvino"])} == {"fp32", "bf16", "int8"}

@@ -28,6 +28,7 @@ from PIL import Image
 from polypseg.data.phantom import draw
 from polypseg.errors import PolypsegError
 from polypseg.inference.dicom import is_dicom, read_dicom, write_segmentation
+from polypseg.operating_point import OperatingPoint
 
 highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom")
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
@@ -587,6 +588,7 @@ SEGMENTER: Any = SimpleNamespace(
     bundle=SimpleNamespace(name="phantom-model", hash="c0ffee" * 10 + "beef"),
     hash="c0ffee" * 10 + "beef",
     threshold=0.4,
+    operating_point=OperatingPoint(0.4, 0.9),
     runtime=SimpleNamespace(name="openvino"),
     precision="fp32",
 )
@@ -697,7 +699,14 @@ def test_a_segmentation_says_what_it_shows_and_what_made_it(written: tuple[Datas
     assert segment.SegmentAlgorithmType == "AUTOMATIC"
     (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("polypseg", __version__)
-    for part in ("model=phantom-model", f"hash={SEGMENTER.bundle.hash}", "threshold=0.4", "openvino", "fp32"):
+    for part in (
+        "model=phantom-model",
+        f"hash={SEGMENTER.bundle.hash}",
+        "threshold=0.4",
+        "min_confidence=0.9",
+        "openvino",
+        "fp32",
+    ):
         assert part in algorithm.AlgorithmParameters
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from polypseg.catalog import read_frame, read_mask
 from polypseg.data import read
+from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import frame_record
 from polypseg.serve.app import preferred
 from polypseg.visualization.overlay import overlay
@@ -51,9 +54,46 @@ def test_the_answer_is_the_segmenters(server: Any, segmenter: Any, frames: list[
         answer = post(server, path, path.name)
         assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
         expected = frame_record(segmenter.segment(read_frame(path)), source=path.name, model=segmenter.hash)
+        expected["operating_point"] = asdict(segmenter.operating_point)
         assert answer.json() == json.loads(json.dumps(expected))
         found += len(expected["polyps"])
     assert found
+
+
+def test_the_operating_point_of_a_request(server: Any, segmenter: Any, frames: list[Path]) -> None:
+    frame = read_frame(frames[1])
+    own = segmenter.operating_point
+    for asked, where in (
+        ({"threshold": own.threshold - 0.02}, "params"), ({"min_confidence": 1}, "params"),
+        ({"threshold": own.threshold - 0.02, "min_confidence": 0.999}, "data"),
+    ):  # fmt: skip
+        point = replace(own, **asked)
+        expected = segmenter.answer(
+            segmenter.probability(frame), *frame.shape[:2], outside=outside_of(frame), point=point
+        )
+        answer = post(server, frames[1], **{where: asked}).json()
+        assert answer["operating_point"] == asdict(point) and answer["threshold"] == point.threshold
+        assert answer["polyps"] == json.loads(json.dumps([polyp.to_dict() for polyp in expected.polyps]))
+    both = post(server, frames[1], params={"threshold": 0.9}, data={"threshold": 0.1}).json()
+    assert both["threshold"] == 0.1  # the form goes before
+    for name in ("threshold", "min_confidence"):
+        for value in ("2", "-0.1", "nan", "high"):
+            for where in ("params", "data"):
+                refused(post(server, frames[1], **{where: {name: value}}), 422, name)
+
+
+def test_where_a_frame_shows_nothing_of_the_patient_is_told(
+    server: Any, segmenter: Any, frames: list[Path], tmp_path: Path
+) -> None:
+    frame = read_frame(frames[1])
+    frame[:, : frame.shape[1] // 3] = 0
+    path = tmp_path / "bordered.png"
+    Image.fromarray(frame).save(path)
+    answer = post(server, path, params={"probability": "true"}).json()
+    beyond = decoded(base64.b64decode(answer["outside"])) > 0
+    assert beyond[:, : beyond.shape[1] // 4].all() and not beyond[:, beyond.shape[1] // 2 :].all()
+    expected = segmenter.segment(frame)
+    assert answer["polyps"] == json.loads(json.dumps([polyp.to_dict() for polyp in expected.polyps]))
 
 
 def test_the_mask_the_overlay_and_the_probability(server: Any, segmenter: Any, frames: list[Path]) -> None:
@@ -114,6 +154,84 @@ def test_a_full_queue_says_when_to_come_again(start: Any, frames: list[Path], tm
 
 
 # ---- what is wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("disposition", "kept"),
+    [
+        (b"filename*=UTF-8''caf%C3%A9%20%E2%82%AC.jpg", "caf\u00e9 \u20ac.jpg"),
+        (b"filename=\"x.jpg\"; filename*=utf-8'en'y.jpg", "y.jpg"),
+        (b"filename*0*=UTF-8''a%20; filename*1=b.jpg", "a b.jpg"),
+        (b'filename="=?UTF-8?B?w7xuw68uanBn?="', "\u00fcn\u00ef.jpg"),
+        (b'filename="=?utf-8?q?caf=C3=A9?=.jpg"', "caf\u00e9.jpg"),
+        (b'filename="=?nonsense?B?w7xu?=.jpg"', "=_nonsense_B_w7xu_=.jpg"),
+        (b"filename*=UTF-8''..%2F..%2Fpasswd", "passwd"),
+        ('filename="\u00e9.jpg"'.encode(), "\u00e9.jpg"),
+    ],
+)
+def test_a_name_is_understood_in_every_spelling(server: Any, frames: list[Path], disposition: bytes, kept: str) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; ' + disposition + b"\r\n\r\n"
+    body = head + frames[0].read_bytes() + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = server.web.post("/v1/segment", content=body, headers=headers)
+    assert answer.status_code == 200 and answer.json()["source"] == kept, answer.text
+
+
+def test_what_is_not_declared_is_refused_by_name(server: Any, frames: list[Path]) -> None:
+    good = frames[0].read_bytes()
+    refused(
+        post(server, good, params={"treshold": "0.8"}), 422, "^treshold: is no parameter of this route; known: .*prob"
+    )
+    refused(post(server, good, data={"colour": "red"}), 422, "^colour: is no field of this route; known: .*file")
+    refused(
+        post(server, good, params=[("probability", "1"), ("probability", "0")]), 422, "^probability: is given 2 times"
+    )
+    two = [("file", ("a.jpg", good)), ("file", ("b.jpg", good))]
+    refused(server.web.post("/v1/segment", files=two), 422, "^file: is given 2 times; give it once")
+    refused(
+        server.web.get("/v1/jobs", params={"page": "2"}),
+        422,
+        "^page: is no parameter of this route; known: after, limit",
+    )
+    refused(server.web.get("/v1/model?x"), 422, "^x: is no parameter of this route; there are none here")
+    refused(server.web.post("/v1/jobs", files=two, data={"smooth": "0.5"}), 422, "^smooth: .*known: file, smoothing")
+    refused(server.web.post("/v1/jobs", data={"file": "x", "a\nb": "1"}), 422, "^a_b: is no field")
+
+
+def test_many_or_large_fields_are_cut_off(server: Any) -> None:
+    before = server.memory()
+    large = {f"field-{number}": "x" * (1 << 20) for number in range(7)}
+    refused(
+        server.web.post("/v1/jobs", files=[("file", ("a.jpg", b"x"))], data=large), 400, "exceeded maximum size of 16KB"
+    )
+    many = {f"field-{number}": "x" for number in range(60)}
+    refused(server.web.post("/v1/jobs", files=[("file", ("a.jpg", b"x"))], data=many), 400, "Too many fields")
+    refused(server.web.post("/v1/segment", data=large), 413, "larger than")
+    assert server.memory() - before < 30_000_000
+
+
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/v1/model", "/v1/jobs", "/v1/corrections"])
+def test_head_is_answered_as_get_without_the_body(server: Any, path: str) -> None:
+    answer = server.web.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == server.web.get(path).headers["content-type"]
+
+
+def test_jobs_come_in_pages(server: Any, frames: list[Path]) -> None:
+    known = [
+        server.web.post("/v1/jobs", files={"file": ("a.jpg", frame.read_bytes())}).json()["id"] for frame in frames[:3]
+    ]
+    listed, address, pages = [], "/v1/jobs?limit=2", 0
+    while address:
+        answer = server.web.get(address)
+        listed += [job["id"] for job in answer.json()]
+        assert len(answer.json()) <= 2
+        address, pages = answer.links.get("next", {}).get("url", ""), pages + 1
+    assert listed[-3:] == known and pages == -(-len(listed) // 2)
+    assert server.web.get("/v1/jobs", params={"after": known[0]}).json() == [
+        server.web.get(f"/v1/jobs/{identity}").json() for identity in known[1:]
+    ]
+    refused(server.web.get("/v1/jobs?limit=0"), 422, "^limit: ")
 
 
 def test_what_cannot_be_segmented_is_told_in_one_line(server: Any, frames: list[Path], clip: Path) -> None:
@@ -212,8 +330,10 @@ def raw(server: Any, request: bytes, parts: tuple[bytes, ...] = ()) -> tuple[int
     ids=["header", "headers", "address", "TLS", "text", "version", "negative", "two lengths", "chunks", "two hosts"],
 )
 def test_what_is_no_http_is_refused(server: Any, request_: bytes) -> None:
-    status, _ = raw(server, request_)
-    assert status in (0, 400, 421, 431)
+    status, answer = raw(server, request_)
+    assert status in (400, 421, 431)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/json" in head and list(json.loads(body)) == ["error"]
     assert server.web.get("/health/ready").status_code == 200
 
 
@@ -339,6 +459,7 @@ def test_corrections_become_a_data_set(server: Any, phantom_folder: Path, frames
 def test_the_model_and_its_limits(server: Any, segmenter: Any) -> None:
     found = server.web.get("/v1/model").json()
     assert found["hash"] == segmenter.hash and found["threshold"] == segmenter.threshold
+    assert found["operating_point"] == asdict(segmenter.operating_point)
     assert (found["height"], found["width"]) == (64, 96)
     assert found["limits"] == {
         "max_bytes": 1 << 20, "max_pixels": 1_000_000, "max_job_bytes": 8 << 20, "max_video_seconds": 20.0,

@@ -24,7 +24,7 @@ from PIL import Image
 import polypseg
 from polypseg.catalog import read_frame
 from polypseg.data import read
-from polypseg.data.splits import hash_split, read_split
+from polypseg.data.splits import hash_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.metrics.overlap import dice
 from polypseg.training import run as run_module
@@ -89,7 +89,26 @@ def test_bundle_knows_where_it_comes_from(finished: Path) -> None:
     metrics = pd.read_csv(finished / "metrics.csv")
     assert metadata["epoch"] == metrics["epoch"][metrics["val_dice"].idxmax()] + 1
     assert metadata["encoder_weights"]["source"]
+    frames = bundle.frames()
+    assert frames is not None and {(one.dataset, one.frame_id): one.split for one in frames} == {
+        (row.dataset, row.frame_id): row.split for row in read_split(finished / "split.csv").itertuples()
+    }
     assert metadata["versions"]["torch"] == torch.__version__.split("+")[0] or metadata["versions"]["torch"]
+
+
+def test_a_validation_split_without_polyps_is_told_before_anything_is_written(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    catalog = read(phantom_folder)
+    free = [not catalog.mask(index).any() for index in range(len(catalog))]
+    assert any(free)
+    write_split(catalog.frames.assign(split=np.where(free, "val", "train")), tmp_path / "split.csv")
+    recipe = small_recipe(threshold=None, split=str(tmp_path / "split.csv"))
+    with pytest.raises(
+        PolypsegError, match=r"^none of the \d+ frames to choose the operating point on shows a polyp; "
+    ):
+        train(recipe, [phantom_folder], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_segmenting_frames_again_gives_the_reported_scores(finished: Path, phantom_folder: Path) -> None:
@@ -98,12 +117,28 @@ def test_segmenting_frames_again_gives_the_reported_scores(finished: Path, phant
     again = [
         dice(segmenter.segment(read_frame(row.image_path)).mask, catalog.mask(index))
         for index, row in enumerate(catalog)
+        if catalog.mask(index).any()  # a frame without a polyp has no Dice
     ]
     reported = json.loads((finished / "test.json").read_text())["metrics"]["test"]
     assert reported["n"] == len(catalog)
     assert np.mean(again) == pytest.approx(reported["dice"], abs=1e-9)
     per_image = pd.read_csv(finished / "per_image.csv").query("split == 'test'")
-    assert per_image["dice"].to_numpy() == pytest.approx(again, abs=1e-6)
+    assert per_image["dice"].dropna().to_numpy() == pytest.approx(again, abs=1e-6) and len(per_image) == len(catalog)
+
+
+@pytest.mark.parametrize(("part", "use"), [("train", "learn from"), ("val", "choose by")])
+def test_a_split_without_polyps_is_refused_before_anything_is_written(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], part: str, use: str
+) -> None:
+    catalog = read(phantom_folder)
+    free = [not catalog.mask(index).any() for index in range(len(catalog))]
+    other = "val" if part == "train" else "train"
+    write_split(catalog.frames.assign(split=np.where(free, part, other)), tmp_path / "split.csv")
+    with pytest.raises(PolypsegError) as caught:
+        train(small_recipe(split=str(tmp_path / "split.csv")), [phantom_folder], tmp_path / "run")
+    line = str(caught.value)
+    assert line.startswith(f"{phantom_folder}: none of the {sum(free)} {part} frames shows a polyp") and use in line
+    assert "\n" not in line and not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_best_checkpoint_is_the_best_on_validation(

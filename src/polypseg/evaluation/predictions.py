@@ -54,7 +54,8 @@ class BundlePredictor:
         return {
             "model": self.name,
             "bundle_hash": self.segmenter.bundle.hash,
-            "runtime": self.segmenter.runtime.name,
+            "operating_point": self.segmenter.settings["operating_point"],
+            "runtime": self.segmenter.settings["runtime"],
             "precision": self.segmenter.precision,
             "device": self.segmenter.device,
             "threads": self.segmenter.runtime.threads,

@@ -126,7 +126,7 @@ def describe(record: dict[str, Any]) -> str:
     found = record["verified"]
     line = (
         f"{record['runtime']} {record['precision']}: {record['bytes'] / 1e6:.1f} MB; against PyTorch fp32 on "
-        f"{found['frames']} {'validation' if found['dice'] else 'phantom'} frames: probability differs by "
+        f"{found['frames']} {'validation' if found['split'] else 'phantom'} frames: probability differs by "
         f"{found['probability_difference']['largest']:.2g} at most, masks agree at Dice {found['mask_agreement']:.4f}"
     )
     if found["dice"]:

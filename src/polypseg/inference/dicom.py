@@ -555,6 +555,7 @@ def _segmentation(source: Dataset, count: int, numbers: list[int], pixels: bytea
             "model": bundle.name,
             "hash": segmenter.hash,
             "threshold": f"{segmenter.threshold:g}",
+            "min_confidence": f"{segmenter.operating_point.min_confidence:g}",
             "runtime": segmenter.runtime.name,
             "precision": segmenter.precision,
         },

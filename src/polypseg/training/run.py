@@ -257,7 +257,7 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     check_weights(bundle)
     ours, theirs = recipe.model.architecture, bundle.architecture
     differs = ours.weights_differ_by(theirs)
-    if differs not in (None, "output_stride"):
+    if differs not in (None, "output_stride", "presence"):
         raise PolypsegError(
             f"{path}: its network has {differs} {getattr(theirs, differs)}, the recipe's {getattr(ours, differs)}; "
             f"set model.{differs} or start from another bundle"

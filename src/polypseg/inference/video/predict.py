@@ -77,6 +77,7 @@ def predict_video(
     overwrite: bool = False,
     progress: bool = False,
     batch_size: int = 4,
+    video: VideoReader | None = None,
 ) -> VideoSummary:
     """Segment every frame of a video and follow its polyps.
 
@@ -99,6 +100,7 @@ def predict_video(
         overwrite: replace outputs of an earlier run.
         progress: show a progress bar on stderr.
         batch_size: frames that the network works on at once.
+        video: what reads the video in place of a ``VideoReader`` of its path, as one in another process; it is closed.
 
     Raises:
         UsageError: an option is out of its range, or an output would replace the video.
@@ -109,7 +111,7 @@ def predict_video(
     check_batch_size(batch_size)
     check_one_of(resume, overwrite)
     started = time.perf_counter()
-    with VideoReader(path) as reader:
+    with video or VideoReader(path) as reader:
         run = _Run(segmenter, reader, smoother, batch_size)
         outputs = VideoOutputs(
             Path(out_dir), reader.path.stem, run.settings, overlay=overlay, resume=resume, overwrite=overwrite,
