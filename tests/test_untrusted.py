@@ -287,7 +287,9 @@ def test_a_number_is_one_that_can_be(tmp_path: Path, part: str, values: dict[str
         ("temperature", 1e-320), ("temperature", 0), ("temperature", float("inf")), ("temperature", "1"),
         ("temperature", True), ("temperature", None), ("name", ""), ("name", "a\x1b[2Jb"), ("name", "x" * 10**6),
         ("name", "a\nb"), ("name", 3), ("tta", {}), ("encoder_weights", "x"), ("recipe", []), ("split", "pranet"),
-        ("data", 3), ("evaluations", {}), ("exports", {}), ("exports", None), ("metrics", 0.9), ("failures", "none"),
+        ("data", 3), ("data", {"datasets": [3]}), ("data", {"datasets": "x"}), ("split", {"hash": []}),
+        ("recipe", {"loss": 3}), ("encoder_weights", {"bundle": "x"}), ("metrics", {"test": 1}),
+        ("evaluations", {}), ("exports", {}), ("exports", None), ("metrics", 0.9), ("failures", "none"),
     ],
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
@@ -295,6 +297,23 @@ def test_an_entry_is_of_its_type(tmp_path: Path, key: str, value: Any) -> None:
     bundle = save(tmp_path / "b")
     change(bundle.folder, {key: value})
     refused(bundle.folder, "metadata.json: holds an unusable value")
+
+
+def test_what_only_a_report_or_a_card_uses_is_one_line_too(tmp_path: Path) -> None:
+    from polypseg.evaluation.run import loss_of
+    from polypseg.export.card import render
+
+    for number, details in enumerate(({"recipe": {"loss": {"x": 1}}}, {"recipe": {"loss": {"bce": "1"}}})):
+        with pytest.raises(PolypsegError, match="a loss that polypseg does not know"):
+            loss_of(save(tmp_path / str(number), **details))
+    for number, details in enumerate(
+        ({"evaluations": [3]}, {"speed": {"rows": [1]}}, {"metrics": {"test": {"x": 1}}}), 2
+    ):
+        bundle = save(tmp_path / str(number), **details)
+        with pytest.raises(PolypsegError, match=r"metadata\.json: no model card can be made of it") as caught:
+            render(bundle)
+        assert len(str(caught.value).splitlines()) == 1
+    assert "# tiny" in render(save(tmp_path / "plain"))
 
 
 TEXTS = {
