@@ -43,6 +43,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "failures": _LIST, "averaged_from": _LIST, "licence": _TEXT, "commit": _TEXT, "device": _TEXT,
     "compacted_from": _TEXT,
 }  # fmt: skip
+_INNER: dict[tuple[str, str], tuple[type, ...]] = {
+    ("data", "datasets"): _LIST, ("split", "name"): _TEXT, ("split", "hash"): _TEXT, ("recipe", "loss"): _OBJECT,
+    ("encoder_weights", "bundle"): _OBJECT, ("metrics", "test"): _OBJECT,
+}  # fmt: skip
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
@@ -77,6 +81,12 @@ def check_kinds(metadata: Mapping[str, Any]) -> None:
     for key, kinds in _KINDS.items():
         if key in metadata and not isinstance(metadata[key], kinds):
             raise ValueError(f"{key} is of type {type(metadata[key]).__name__}")
+    for (key, inner), kinds in _INNER.items():
+        value = (metadata.get(key) or {}).get(inner)
+        if not isinstance(value, (*kinds, type(None))):
+            raise ValueError(f"{key}.{inner} is of type {type(value).__name__}")
+    if not all(isinstance(one, str) for one in (metadata.get("data") or {}).get("datasets") or ()):
+        raise ValueError("data.datasets holds other things than names")
     name = metadata["name"]
     if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
         raise ValueError(f"name {name[:_LONGEST_NAME]!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -256,5 +257,13 @@ def _read_per_image(file: Path) -> pd.DataFrame:
 
 
 def loss_of(bundle: ModelBundle) -> LossConfig:
-    """The loss that the bundle was trained with."""
-    return LossConfig(**bundle.metadata.get("recipe", {}).get("loss", {}))
+    """The loss that the bundle was trained with.
+
+    Raises:
+        PolypsegError: what its recipe says is none.
+    """
+    values = (bundle.metadata.get("recipe") or {}).get("loss") or {}
+    known = {one.name for one in fields(LossConfig)}
+    if values.keys() - known or not all(isinstance(value, bool | int | float) for value in values.values()):
+        raise PolypsegError(f"{bundle.folder}: its recipe has a loss that polypseg does not know; it cannot be scored")
+    return LossConfig(**values)

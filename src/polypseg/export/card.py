@@ -10,7 +10,9 @@ import yaml
 
 from polypseg.bundle import ModelBundle
 from polypseg.data.download import DATASETS
+from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
+from polypseg.metadata import METADATA_FILE
 
 CARD_FILE = "README.md"
 
@@ -32,7 +34,19 @@ def render(bundle: ModelBundle) -> str:
     """The model card as Markdown, with the front matter that the Hugging Face hub reads.
 
     What was not measured or recorded is said to be missing; nothing is made up.
+
+    Raises:
+        PolypsegError: ``metadata.json`` holds something else than what polypseg writes into it.
     """
+    try:
+        return _rendered(bundle)
+    except Exception as error:  # the template meets whatever there is in place of what should be
+        reason = " ".join(str(error).split())[:200]
+        file = bundle.folder / METADATA_FILE
+        raise PolypsegError(f"{file}: no model card can be made of it ({reason}); measure it again") from error
+
+
+def _rendered(bundle: ModelBundle) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
