@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import atomic_write, disk_error, read_json, sha256_file, sha256_lines, write_json
+from polypseg.files import (
+    atomic_write,
+    csv_cell,
+    disk_error,
+    plain_cell,
+    read_json,
+    sha256_file,
+    sha256_lines,
+    write_json,
+)
 
 
 def write_and_fail(path: Path, failure: BaseException) -> None:
@@ -170,3 +179,16 @@ def test_hashes(tmp_path: Path) -> None:
 
 def test_a_wrong_argument_is_an_error_of_the_user_too() -> None:
     assert issubclass(UsageError, PolypsegError)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+1", "-1", "\t=1", "'=1", "''@x"])
+def test_a_csv_cell_is_no_formula_and_comes_back(text: str) -> None:
+    assert csv_cell(text) == f"'{text}"
+    assert plain_cell(csv_cell(text)) == text
+
+
+@pytest.mark.parametrize("value", ["a=b", "", "'quoted'", "007", 3, -0.5, None])
+def test_other_csv_cells_stay_as_they_are(value: Any) -> None:
+    assert csv_cell(value) == value
+    if isinstance(value, str):
+        assert plain_cell(value) == value

@@ -29,7 +29,16 @@ from numpy.typing import NDArray
 
 from polypseg import hub
 from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write, disk_error, read_json, sha256_file, sha256_lines, write_json
+from polypseg.files import (
+    atomic_write,
+    csv_cell,
+    disk_error,
+    plain_cell,
+    read_json,
+    sha256_file,
+    sha256_lines,
+    write_json,
+)
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged
 
@@ -418,7 +427,7 @@ class ModelBundle:
         with atomic_write(self.folder / FRAMES_FILE, "w") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(FrameRecord._fields)
-            writer.writerows(merge_frames(records))
+            writer.writerows([csv_cell(value) for value in one] for one in merge_frames(records))
         return self.update(frames={"sha256": sha256_file(self.folder / FRAMES_FILE)})
 
     def frames(self) -> list[FrameRecord] | None:
@@ -441,7 +450,7 @@ class ModelBundle:
             if sha256_file(file) != self.metadata["frames"]["sha256"]:
                 raise PolypsegError(f"{file}: is not the file that {METADATA_FILE} describes; {_remedy(self.folder)}")
             with file.open(encoding="utf-8", newline="") as rows:
-                return [FrameRecord(*row) for row in itertools.islice(csv.reader(rows), 1, None)]
+                return [FrameRecord(*map(plain_cell, row)) for row in itertools.islice(csv.reader(rows), 1, None)]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise PolypsegError(f"{file}: cannot be read ({error}); {_remedy(self.folder)}") from error
 

@@ -67,7 +67,9 @@ def data_download(name: str, out: str = "data", url: str | None = None, count: i
     print(folder)
 
 
-def data_check(data: list[str], split: str | None = None, out: str = "data-check", seed: int = 42) -> int:
+def data_check(
+    data: list[str], split: str | None = None, out: str = "data-check", seed: int = 42, masks: str = "binary"
+) -> int:
     """Audit data sets: pairs, damage, sizes, grey masks, boxes, duplicates, leakage across a split.
 
     Args:
@@ -75,17 +77,19 @@ def data_check(data: list[str], split: str | None = None, out: str = "data-check
         split: a CSV of `polypseg data split`, or a split's name, to check for leakage.
         out: folder for audit.json and contact-sheet.png.
         seed: decides a split that is given by name.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
-    from polypseg.data import read_all
+    from polypseg.data import read_all, with_masks
     from polypseg.data.audit import audit, pictures
     from polypseg.data.splits import make_split, read_split
     from polypseg.files import write_json
     from polypseg.visualization.gallery import draw_contact_sheet, load_panel
 
+    sources = with_masks(data, masks)
     table = None
     if split is not None:
-        table = read_split(Path(split)) if split.endswith(".csv") else make_split(split, read_all(data), seed=seed)
-    result = audit([Path(source) for source in data], table)
+        table = read_split(Path(split)) if split.endswith(".csv") else make_split(split, read_all(sources), seed=seed)
+    result = audit(sources, table)
     print(result.table())
     write_json(Path(out) / "audit.json", result.to_dict())
     print(Path(out) / "audit.json")
@@ -105,6 +109,7 @@ def data_split(
     fold: int = 0,
     val_fraction: float = 0.1,
     lists: str | None = None,
+    masks: str = "binary",
 ) -> None:
     """Split data sets into train, val and test, and write the split as CSV.
 
@@ -117,12 +122,15 @@ def data_split(
         fold: kfold only, the test fold, 0-based.
         val_fraction: pranet and medico only, share of the published training frames that becomes val; 0..1.
         lists: pranet and medico only, folder of the published lists; else splits/ in or beside the data.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
-    from polypseg.data import read_all
+    from polypseg.data import read_all, with_masks
     from polypseg.data.splits import hash_split, make_split, write_split
 
+    catalog = read_all(with_masks(data, masks))
+    catalog.check_masks()
     table = make_split(
-        name, read_all(data), seed=seed, folds=folds, fold=fold, val_fraction=val_fraction,
+        name, catalog, seed=seed, folds=folds, fold=fold, val_fraction=val_fraction,
         lists=None if lists is None else Path(lists),
     )  # fmt: skip
     write_split(table, Path(out))
@@ -131,7 +139,7 @@ def data_split(
     print(f"{out}: {shares}; hash {hash_split(table)}")
 
 
-def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: int = 0) -> None:
+def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: int = 0, masks: str = "binary") -> None:
     """Draw frames beside their masks and boxes.
 
     Args:
@@ -139,13 +147,14 @@ def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: i
         out: the PNG.
         count: frames to draw.
         seed: decides which.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
     import numpy as np
 
-    from polypseg.data import read_all
+    from polypseg.data import read_all, with_masks
     from polypseg.visualization.gallery import Panel, draw_frames
 
-    catalog = read_all(data)
+    catalog = read_all(with_masks(data, masks))
     chosen = np.random.default_rng(seed).permutation(len(catalog))[:count]
     panels = [
         Panel(
@@ -167,6 +176,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     folds: int | None = None,
+    masks: str = "binary",
 ) -> None:
     """Train a network by a recipe, test it once, and write a run folder with its bundle.
 
@@ -177,8 +187,12 @@ def train(
         resume: go on from the last complete epoch of the run in --out.
         overwrite: remove an earlier run in --out first.
         folds: train as many networks, each on all folds of the frames but one, and make one ensemble of them.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.training.processes import is_first
+
+    data = with_masks(data, masks)
 
     if folds is None:
         from polypseg.training.run import train as run
@@ -199,6 +213,7 @@ def average(
     split_file: str | None = None,
     of: Literal["weights", "answers"] = "weights",
     overwrite: bool = False,
+    masks: str = "binary",
 ) -> None:
     """Average networks' weights or their answers, choose anew on validation, and test once.
 
@@ -209,10 +224,12 @@ def average(
         split_file: a CSV of `polypseg data split`; else the split that the first one was trained with.
         of: weights, of networks that trained on from one another, to one network; or answers, of any, to an ensemble.
         overwrite: remove an earlier result in --out first.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.training.average import average as run
 
-    print(run(models, data, out, split_file, of, overwrite=overwrite))
+    print(run(models, with_masks(data, masks), out, split_file, of, overwrite=overwrite))
 
 
 def tune(
@@ -223,6 +240,7 @@ def tune(
     storage: str | None = None,
     study: str | None = None,
     out: str | None = None,
+    masks: str = "binary",
 ) -> None:
     """Search a recipe's fields for the best validation Dice, and write the best as a recipe; needs polypseg[tune].
 
@@ -235,10 +253,12 @@ def tune(
         storage: URL of the study's database, as SQLAlchemy takes it; a file in --out by default.
         study: the study's name in the database; the recipe's by default.
         out: folder for best.yaml, trials.csv and the trials; runs/STUDY-tune by default.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.training.tune import tune as run
 
-    print(run(recipe, data, trials, space=space, storage=storage, study=study, out=out))
+    print(run(recipe, with_masks(data, masks), trials, space=space, storage=storage, study=study, out=out))
 
 
 def evaluate(
@@ -255,6 +275,7 @@ def evaluate(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     tta: Augmented | None = None,
+    masks: str = "binary",
 ) -> None:
     """Score a model, or predictions of another program, under every definition, with intervals and a report.
 
@@ -274,14 +295,16 @@ def evaluate(
         precision: of the computation; auto takes the fastest that is there.
         tta: test-time augmentation: none, flip (left-right, twice the work), flips (also top-bottom, four times) or
             small (turned, at two thirds of the size, two fifths more work); null is the bundle's own.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.evaluation.report import lines
     from polypseg.evaluation.run import run
 
     page = run(
-        bundle, data, out, split=split, split_file=split_file, predictions=predictions, threshold=threshold,
-        allow_train_frames=allow_train_frames, corruptions=corruptions, runtime=runtime, device=device,
-        precision=precision, tta=tta,
+        bundle, with_masks(data, masks), out, split=split, split_file=split_file, predictions=predictions,
+        threshold=threshold, allow_train_frames=allow_train_frames, corruptions=corruptions, runtime=runtime,
+        device=device, precision=precision, tta=tta,
     )  # fmt: skip
     numbers = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
     print(*lines(numbers), page, sep="\n")
@@ -309,6 +332,7 @@ def calibrate(
     alpha: float | None = None,
     tta: Augmented | None = None,
     allow_train_frames: bool = False,
+    masks: str = "binary",
 ) -> None:
     """Choose a bundle's temperature and operating point on validation frames, and write them into it.
 
@@ -323,12 +347,14 @@ def calibrate(
         alpha: also find the threshold at which this share of a polyp's pixels is missed at most, 0..1.
         tta: test-time augmentation to run the bundle with from now on: none, flip, flips or small; null keeps its own.
         allow_train_frames: also choose on frames that the bundle was trained or tested on; it is written down.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.evaluation.calibrate import calibrate as run
 
     found = run(
-        bundle, data, split=split, split_file=split_file, objective=objective, max_false_per_frame=max_false_per_frame,
-        alpha=alpha, tta=tta, allow_train_frames=allow_train_frames,
+        bundle, with_masks(data, masks), split=split, split_file=split_file, objective=objective,
+        max_false_per_frame=max_false_per_frame, alpha=alpha, tta=tta, allow_train_frames=allow_train_frames,
     )  # fmt: skip
     point, choice = found.operating_point, found.metadata["operating_point_choice"]
     print(f"chosen on {found.metadata['threshold_split']}")
@@ -365,6 +391,7 @@ def export(
     max_drop: float = 0.005,
     calibration_frames: int = 300,
     overwrite: bool = False,
+    masks: str = "binary",
 ) -> None:
     """Export a bundle's network for another runtime, verify it against PyTorch, and keep it in the bundle.
 
@@ -378,12 +405,14 @@ def export(
         max_drop: mean Dice on validation that the export may lose; more is refused.
         calibration_frames: int8 only, most training frames to calibrate on.
         overwrite: replace an export of the same format and precision.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.export.run import describe
     from polypseg.export.run import export as run
 
     made = run(
-        bundle, format, precision, data=data or (), split_file=split_file, max_drop=max_drop,
+        bundle, format, precision, data=with_masks(data or (), masks), split_file=split_file, max_drop=max_drop,
         calibration_frames=calibration_frames, overwrite=overwrite,
     )  # fmt: skip
     print(f"{describe(made.record)}\n{made.model}")
@@ -467,6 +496,7 @@ def benchmark(
     frame_size: str = "1280x720",
     repeats: int = 10,
     runtimes: list[Timed] | None = None,
+    masks: str = "binary",
 ) -> None:
     """Time a model by every runtime and precision that this machine can run it with.
 
@@ -481,11 +511,14 @@ def benchmark(
         repeats: timed calls of each kind in each of 5 rounds.
         runtimes: what is timed, as --runtimes torch onnx; torch, openvino and onnx by default, compile (torch.compile,
             slow to start) only on request.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.evaluation import speed
 
     report = speed.benchmark(
-        bundle, data=data or (), split=split, split_file=split_file, out=out, threads=threads, frame_size=frame_size,
+        bundle, data=with_masks(data or (), masks), split=split, split_file=split_file, out=out, threads=threads,
+        frame_size=frame_size,
         repeats=repeats, runtimes=runtimes or speed.USUAL,
     )  # fmt: skip
     print(speed.table(report["rows"]))

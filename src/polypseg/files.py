@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from polypseg.errors import PolypsegError
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 @contextlib.contextmanager
@@ -88,6 +92,42 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """As ``sha256_file``, but a file that has kept its size and time of change is read once in a process.
+
+    Raises:
+        PolypsegError: it cannot be read.
+    """
+    try:
+        status = os.stat(path)
+        return _sha256_of_file(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    except OSError as error:
+        raise PolypsegError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@functools.lru_cache(maxsize=200_000)
+def _sha256_of_file(path: str, size: int, changed: int, inode: int) -> str:
+    return sha256_file(path)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file; text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    Names come from outside: ``=HYPERLINK(...)`` as a file's name would run where the table is opened.
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def csv_cells(table: Any) -> Any:
+    """A pandas table whose cells went through ``csv_cell``."""
+    return table.map(csv_cell)
+
+
+def plain_cell(text: str) -> str:
+    """What ``csv_cell`` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def sha256_lines(lines: Iterable[str]) -> str:

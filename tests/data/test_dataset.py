@@ -104,9 +104,9 @@ def test_each_frame_is_decoded_once(
     kind: str, frames: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    decode = catalog_module._decode
+    opened = catalog_module.open_image
     monkeypatch.setattr(
-        catalog_module, "_decode", lambda path, *others: decoded.append(str(path)) or decode(path, *others)
+        catalog_module, "open_image", lambda path, *others: decoded.append(str(path)) or opened(path, *others)
     )
     cache = FrameCache(frames, SMALL, kind, folder=tmp_path / "cache", progress=False)  # type: ignore[arg-type]
     for _ in range(3):
@@ -132,6 +132,32 @@ def test_disk_cache_is_made_anew_when_a_file_changes(frames: Catalog, tmp_path: 
     again = FrameCache(frames, SMALL, "disk", folder=tmp_path / "cache", progress=False)
     assert np.abs(again[2][0].astype(int) - [1, 2, 3]).max() <= 2
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_idle_disk_caches_are_removed_beyond_the_budget(frames: Catalog, tmp_path: Path) -> None:
+    folder, size = tmp_path / "cache", 6 * 64 * 64 * 4
+
+    def cache(height: int) -> FrameCache:
+        made = FrameCache(
+            frames, Preprocessing(height, 64, SMALL.mean, SMALL.std), "disk", size, folder, progress=False
+        )
+        made[0]
+        return made
+
+    used, idle = cache(64), cache(32)
+    (left,) = set(folder.iterdir()) - {used._file}
+    (folder / ".frames-0123.bin.killed").write_bytes(b"unfinished")
+    del idle
+    small = cache(16)
+    assert left.is_file() and not list(folder.glob(".*"))  # half of the budget is idle; what a kill left is gone
+    old = time.time() - 1000
+    os.utime(left, (old, old))
+    last = small._file
+    del small
+    other = folder / "frames-another.bin"
+    other.write_bytes(bytes(size // 2))
+    now = cache(48)
+    assert set(folder.iterdir()) == {used._file, last, other, now._file}  # the one unused for longest is gone
 
 
 def test_disk_cache_is_whole_or_not_there(frames: Catalog, tmp_path: Path) -> None:

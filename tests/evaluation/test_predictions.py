@@ -264,6 +264,27 @@ def with_palette(path: Path) -> None:
     image.save(path)
 
 
+def with_alpha(path: Path) -> None:
+    """White everywhere; the mask is in the alpha channel."""
+    Image.fromarray(np.dstack([np.full(SHAPE, 255), MASKS["a"] * 255]).astype(np.uint8), "LA").save(path)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        lambda mask: mask.astype(np.uint8),
+        lambda mask: mask.astype(np.uint8) * np.uint8(3),  # classes
+        lambda mask: mask.astype(np.uint16) * np.uint16(255),
+        lambda mask: mask.astype(np.uint16) * np.uint16(4095),
+    ],
+)
+def test_pictures_of_a_small_range_are_told(tmp_path: Path, frames: Catalog, pixels: Callable[[Any], Any]) -> None:
+    folder = fill(tmp_path / "p", lambda path, mask: Image.fromarray(pixels(mask)).save(path.with_suffix(".png")))
+    predictor = FolderPredictor(folder, frames)
+    line = complaint(lambda: evaluate(predictor, frames, progress=False))
+    assert line.startswith(f"{folder}: no picture holds more than ")
+
+
 def turned(path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -320,6 +341,7 @@ def two_pages(path: Path) -> None:
         ("a.png", in_colour, "colour"),
         ("a.png", with_palette, "colour"),
         ("a.png", turned, "orientation"),
+        ("a.png", with_alpha, "alpha channel that is not opaque"),
     ],
 )
 def test_a_bad_file_is_told_in_one_line(

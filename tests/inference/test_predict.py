@@ -451,6 +451,18 @@ def test_resuming_makes_what_is_missing_and_keeps_the_rest(
     assert f"({FRAMES} kept from before)" in printed and content(out) == whole
 
 
+def test_shapes_are_in_the_json_only_for_coco_and_are_added_on_resuming(
+    folder: Path, tmp_path: Path, bundle: ModelBundle
+) -> None:
+    options: dict[str, Any] = {"model": [str(bundle.folder)], "out": tmp_path, **EXACT}
+    predict([str(folder)], save=["json"], **options)
+    polyps = [polyp for file in tmp_path.glob("*.json") for polyp in json.loads(file.read_text())["polyps"]]
+    assert polyps and not any("segmentation" in polyp for polyp in polyps)
+    predict([str(folder)], save=["json", "coco"], resume=True, **options)
+    annotations = json.loads((tmp_path / "coco.json").read_text())["annotations"]
+    assert len(annotations) == len(polyps) and all(one["segmentation"] for one in annotations)
+
+
 def test_resuming_takes_only_what_the_same_model_made_of_the_same_file(
     folder: Path, tmp_path: Path, bundle: ModelBundle
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from polypseg.errors import PolypsegError, UsageError
 from polypseg.metrics.overlap import dice
 from polypseg.training.callbacks import AtomicCheckpointIO
 from polypseg.training.recipe import first_difference, with_values
-from polypseg.training.run import train
+from polypseg.training.run import _start_folder, split_frames, train
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -431,6 +432,19 @@ def test_a_loss_that_explodes_is_told(tmp_path: Path, phantom_folder: Path, smal
 def test_a_recipe_that_cannot_work(change: dict[str, Any], message: str, small_recipe: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match=message):
         small_recipe(**change)
+
+
+def test_a_run_is_not_resumed_on_changed_masks(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    catalog, _ = split_frames(small_recipe(), [data], tmp_path, resume=False)
+    _start_folder(tmp_path, small_recipe(), catalog, None)
+    assert len(split_frames(small_recipe(), [data], tmp_path, resume=True)[0]) == len(catalog)
+    mask = data / "masks" / "phantom-0003.png"
+    Image.fromarray(~np.asarray(Image.open(mask))).save(mask)
+    with pytest.raises(PolypsegError, match=r"phantom-0003\.jpg: this frame or its mask was changed .*\(1 such\)"):
+        split_frames(small_recipe(), [data], tmp_path, resume=True)
 
 
 def test_what_may_differ_when_a_run_is_resumed(small_recipe: Callable[..., Any]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from polypseg.catalog import Catalog
 from polypseg.evaluation.evaluate import WORST, Report
 from polypseg.evaluation.predictions import Predictor
-from polypseg.files import atomic_write, write_json
+from polypseg.files import atomic_write, csv_cells, write_json
 from polypseg.visualization import charts
 from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
 
@@ -43,7 +43,7 @@ def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: st
     out = Path(out)
     write_json(out / "report.json", report.numbers)
     with atomic_write(out / "per_image.csv", "w") as file:
-        report.per_image.to_csv(file, index=False, float_format="%.6g")
+        csv_cells(report.per_image).to_csv(file, index=False, float_format="%.6g")
     page = _page(
         report.numbers,
         {name: _embed(content, "png") for name, content in _charts(report).items()},

@@ -21,7 +21,7 @@ from polypseg.evaluation.robustness import robustness
 from polypseg.evaluation.scoring import NO_POLYP, NetworkSize
 from polypseg.evaluation.seen import seen, trained_on
 from polypseg.evaluation.selection import select
-from polypseg.files import commit, disk_error, write_json
+from polypseg.files import commit, disk_error, plain_cell, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Comparison, Interval, Ranking, rank
 from polypseg.models.losses import LossConfig
@@ -244,7 +244,7 @@ def _read_per_image(file: Path) -> pd.DataFrame:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         if "polyps" in table.columns:
             table = table[table["polyps"] != "0"]
-        table = table[columns].astype({"dice": float})
+        table = table[columns].map(plain_cell).astype({"dice": float})
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise PolypsegError(f"{file}: is not what `polypseg evaluate` wrote ({reason}); evaluate again") from error

@@ -427,6 +427,8 @@ class _Run:
         if other:
             raise PolypsegError(f"{file}: was made with another {other[0]}; use --overwrite or another --out")
         complete = all(path.is_file() for path in frame_files(self.out, still.stem, self.save))
+        if "coco" in self.save:  # which is made of the records
+            complete &= all("segmentation" in polyp for polyp in record["polyps"])
         return _Kept(still, record) if complete else None
 
     def _segment(self, frames: Iterable[_Read], masks: list[NDArray[np.uint8]] | None = None) -> None:
@@ -463,7 +465,9 @@ class _Run:
         record = frame_record(
             answer, source=still.path.name, model=self.segmenter.hash, index=still.index, time=still.time
         )
-        record = with_shapes({**record, **self.made_with, "source_sha256": read.digest}, answer)
+        record = {**record, **self.made_with, "source_sha256": read.digest}
+        if "coco" in self.save:
+            record = with_shapes(record, answer)
         write_frame(self.out, still.stem, read.frame, answer, record, self.save)
         return record, np.packbits(answer.mask)
 

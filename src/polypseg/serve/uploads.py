@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from starlette.exceptions import HTTPException
 
-from polypseg.catalog import read_frame
+from polypseg.catalog import read_frame, read_mask
 from polypseg.errors import PolypsegError
 from polypseg.inference.dicom import read_dicom
 from polypseg.inference.sources import kind_of
@@ -79,6 +79,21 @@ def read_still(path: Path, name: str, max_pixels: int) -> NDArray[np.uint8]:
         return next(iter(frames))
     except PolypsegError as error:
         raise HTTPException(422, told(error, path, name)) from error
+
+
+def read_still_mask(path: Path, name: str, max_pixels: int) -> NDArray[np.bool_]:
+    """A mask that was sent: H×W bool.
+
+    Raises:
+        HTTPException: as ``read_still``; 422 it is not black and white.
+    """
+    if not isinstance(open_still(path, name, max_pixels), Path):
+        raise HTTPException(415, f"{name}: is a DICOM file; send an image, white on black")
+    try:
+        return read_mask(path)
+    except PolypsegError as error:
+        line = re.sub(r", or read .*--masks .*$", "", told(error, path, name))  # an option that a service has not
+        raise HTTPException(422, line) from error
 
 
 def open_still(path: Path, name: str, max_pixels: int) -> Path | DicomFrames:

@@ -27,7 +27,7 @@ from polypseg.data.splits import COLUMNS, hash_split, make_folds
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.choosing import Maps
 from polypseg.evaluation.scoring import DEFINITIONS, score, score_masks
-from polypseg.files import atomic_write, commit
+from polypseg.files import atomic_write, commit, csv_cells, plain_cell
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Interval, bootstrap_interval, compare
 from polypseg.operating_point import OperatingPoint
@@ -151,7 +151,7 @@ def _write_folds(catalog: Catalog, fold: NDArray[np.int64], path: Path) -> None:
     """A split's CSV with one column more."""
     table = catalog.frames[COLUMNS].assign(fold=[str(one) if one else "" for one in fold])
     with atomic_write(path, "w") as file:
-        table.to_csv(file, index=False, lineterminator="\n")
+        csv_cells(table).to_csv(file, index=False, lineterminator="\n")
 
 
 def _read_folds(path: Path, catalog: Catalog, folds: int) -> NDArray[np.int64]:
@@ -241,7 +241,7 @@ def _per_image(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         table = table[table["dice"] != ""]  # of frames without a polyp there is none
-        return table[["dataset", "frame_id", "split", "dice"]].astype({"dice": float})
+        return table[["dataset", "frame_id", "split", "dice"]].map(plain_cell).astype({"dice": float})
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise PolypsegError(f"{path}: is not what a training wrote ({reason}); remove its folder and resume") from error

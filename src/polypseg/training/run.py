@@ -32,12 +32,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from polypseg.bundle import FrameRecord, ModelBundle, Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
-from polypseg.data.splits import hash_split, make_split, read_split, write_split
+from polypseg.data.splits import changed_frames, hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.choosing import Maps, check_shows_polyp, choose_point
 from polypseg.evaluation.scoring import DEFINITIONS, NO_POLYP, Scores, score
 from polypseg.evaluation.seen import frame_records
-from polypseg.files import atomic_write, commit, write_json
+from polypseg.files import atomic_write, commit, csv_cells, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.lesions import shows_polyp
 from polypseg.metrics.overlap import dice
@@ -280,7 +280,7 @@ def _take_weights(network: torch.nn.Module, start: ModelBundle, recipe: Recipe) 
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
     """Write what is known before training starts."""
     write_yaml(folder / CONFIG, recipe.to_dict())
-    write_split(catalog.frames, folder / "split.csv")
+    write_split(catalog.frames.assign(content=catalog.content_hashes()), folder / "split.csv")
     if origin is not None:
         write_yaml(folder / _ORIGIN, origin.to_dict())
 
@@ -303,7 +303,15 @@ def split_frames(
         table = read_split(Path(name))
     else:
         table = make_split(name, catalog)  # by the default seed: another trainer.seed keeps its frames
-    return catalog.with_split(table), Path(name).stem
+    catalog = catalog.with_split(table)
+    if resume and (folder / "split.csv").is_file():
+        changed = changed_frames(catalog, folder / "split.csv")
+        if changed:
+            raise PolypsegError(
+                f"{changed[0]}: this frame or its mask was changed since the run began ({len(changed)} such), or is "
+                "read otherwise; restore it, or start anew with --overwrite"
+            )
+    return catalog, Path(name).stem
 
 
 def _counts(catalog: Catalog) -> str:
@@ -543,7 +551,7 @@ def write_scores(
     }  # fmt: skip
     write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
     with atomic_write(folder / "per_image.csv", "w") as file:
-        pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
+        csv_cells(pd.concat(tables)).to_csv(file, index=False, float_format="%.6f")
     bundle.update(metrics=metrics, metric_definitions=definitions)
 
 
