@@ -39,7 +39,7 @@ def keys(value: Any) -> set[str]:
             found.add(key)
             if key in NAMES:
                 found |= set().union(*(keys(one) for one in inner.values()))
-            elif key not in ("split", "seconds"):
+            elif key not in ("split", "seconds", "operating_point"):
                 found |= keys(inner)
     return found
 
