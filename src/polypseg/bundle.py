@@ -32,7 +32,17 @@ from numpy.typing import NDArray
 from polypseg import hub
 from polypseg import metadata as rules
 from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write, disk_error, make_folder, sha256_file, sha256_lines, sync, write_json
+from polypseg.files import (
+    atomic_write,
+    csv_cell,
+    disk_error,
+    make_folder,
+    plain_cell,
+    sha256_file,
+    sha256_lines,
+    sync,
+    write_json,
+)
 from polypseg.metadata import CARD_FILE, FRAMES_FILE, METADATA_FILE, MOST_FILE_BYTES, MOST_FRAMES_BYTES, WEIGHTS_FILE
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged
@@ -443,7 +453,7 @@ class ModelBundle:
         with atomic_write(self.folder / FRAMES_FILE, "w") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(FrameRecord._fields)
-            writer.writerows(merge_frames(records))
+            writer.writerows([csv_cell(value) for value in one] for one in merge_frames(records))
         return self.update(frames={"sha256": sha256_file(self.folder / FRAMES_FILE)})
 
     def frames(self) -> list[FrameRecord] | None:
@@ -465,7 +475,7 @@ class ModelBundle:
         try:
             _verify(file, self.metadata["frames"]["sha256"], _remedy(self.folder), MOST_FRAMES_BYTES)
             with file.open(encoding="utf-8", newline="") as rows:
-                return [FrameRecord(*row) for row in itertools.islice(csv.reader(rows), 1, None)]
+                return [FrameRecord(*map(plain_cell, row)) for row in itertools.islice(csv.reader(rows), 1, None)]
         except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
             raise PolypsegError(f"{file}: cannot be read ({error}); {_remedy(self.folder)}") from error
 

@@ -97,21 +97,6 @@ def test_bundle_knows_where_it_comes_from(finished: Path) -> None:
     assert metadata["versions"]["torch"] == torch.__version__.split("+")[0] or metadata["versions"]["torch"]
 
 
-def test_a_validation_split_without_polyps_is_told_before_anything_is_written(
-    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
-) -> None:
-    catalog = read(phantom_folder)
-    free = [not catalog.mask(index).any() for index in range(len(catalog))]
-    assert any(free)
-    write_split(catalog.frames.assign(split=np.where(free, "val", "train")), tmp_path / "split.csv")
-    recipe = small_recipe(threshold=None, split=str(tmp_path / "split.csv"))
-    with pytest.raises(
-        PolypsegError, match=r"^none of the \d+ frames to choose the operating point on shows a polyp; "
-    ):
-        train(recipe, [phantom_folder], tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_segmenting_frames_again_gives_the_reported_scores(finished: Path, phantom_folder: Path) -> None:
     segmenter = polypseg.load(finished)
     catalog = read(phantom_folder).with_split(read_split(finished / "split.csv")).of_split("test")

@@ -12,7 +12,7 @@ from polypseg.catalog import Catalog
 from polypseg.data.splits import hash_split, read_split
 from polypseg.errors import PolypsegError
 from polypseg.evaluation.selection import of_bundle
-from polypseg.files import sha256_file
+from polypseg.files import sha256_of_file
 
 _WHAT = {
     "train": "the model was trained on",
@@ -77,24 +77,14 @@ class Seen:
 
 
 def frame_records(catalog: Catalog) -> list[FrameRecord]:
-    """Name, part of the split and content of every frame, as a bundle keeps them.
+    """Name, part of the split and SHA-256 of every frame's file, as a bundle keeps them.
+
+    A copy under another name has the same hash; a picture that was encoded anew has another.
 
     Raises:
         PolypsegError: a file cannot be read.
     """
-    return [FrameRecord(row.dataset, row.frame_id, row.split, content(row.image_path)) for row in catalog]
-
-
-def content(path: str | Path) -> str:
-    """SHA-256 of a frame's file: the same of a copy under another name, another of a picture encoded anew.
-
-    Raises:
-        PolypsegError: it cannot be read.
-    """
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise PolypsegError(f"{path}: cannot be read ({error.strerror}); replace it or remove it") from error
+    return [FrameRecord(row.dataset, row.frame_id, row.split, sha256_of_file(row.image_path)) for row in catalog]
 
 
 def seen(
@@ -119,7 +109,10 @@ def seen(
     found = []
     for row in frames:
         # A frame saved anew keeps its name, and a copy its content: either is enough.
-        known = {by_name.get((row.dataset, row.frame_id)): "name", by_content.get(content(row.image_path)): "content"}
+        known = {
+            by_name.get((row.dataset, row.frame_id)): "name",
+            by_content.get(sha256_of_file(row.image_path)): "content",
+        }
         found.append(next(((part, known[part]) for part in _WHAT if part in known), ("", "")))
     return _counted(frames, found)
 

@@ -50,7 +50,7 @@ def _rendered(bundle: ModelBundle) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
-    environment.filters.update(number=_number, interval=_interval, percent=_percent, cell=_cell)
+    environment.filters.update(number=_number, interval=_interval, percent=_percent, share=_share, cell=_cell)
     template = environment.from_string((resources.files(__package__) / "card.md.j2").read_text("utf-8"))
     metadata = bundle.metadata
     page = template.render(
@@ -103,6 +103,14 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _share(one: dict[str, Any] | None) -> str:
+    """A share with its interval."""
+    if one is None:
+        return "–"
+    bounds = "" if one.get("low") is None else f" ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+    return f"{_percent(one['mean'])}{bounds}"
 
 
 def _interval(one: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ from polypseg.data import read_all
 from polypseg.data.cache import FrameCache
 from polypseg.data.splits import changed_frames, hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.choosing import Maps, check_shows_polyp, choose_point
+from polypseg.evaluation.choosing import Maps, choose_point
 from polypseg.evaluation.scoring import DEFINITIONS, NO_POLYP, Scores, score
 from polypseg.evaluation.seen import frame_records
 from polypseg.files import atomic_write, commit, csv_cells, locked, write_json
@@ -145,8 +145,6 @@ def _train(
     # Everything that may be wrong with the data or the network is met before anything is written.
     with together():
         catalog, split_name = split_frames(recipe, data, folder, resume, split)
-        if recipe.threshold is None:
-            check_shows_polyp(catalog.of_split("val"))
         module, frames, origin = prepare(recipe, catalog, folder, checkpoint, show and first_process)
         if checkpoint is not None and not checkpoint.is_file():
             raise PolypsegError(
