@@ -122,7 +122,7 @@ def test_every_command_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
             arguments = arguments[: arguments.index(">")]
         try:
             parser = build_parser(arguments)
-            parser.instantiate(parser.parse_args(_prepare(arguments)))
+            parser.instantiate(parser.parse_args(_prepare(arguments)[0]))
         except SystemExit as stop:  # --help, --version and --print_config end with 0
             if stop.code:
                 pytest.fail(f"does not parse: {line}")
