@@ -309,6 +309,14 @@ def test_a_stream_of_predictions_tells_damage_at_its_end(tmp_path: Path, monkeyp
     assert answers and set(answers) == {(48, 64)}
 
 
+def test_a_pause_in_a_recording_is_no_damage(tmp_path: Path) -> None:
+    pts = [3600 * index + (450_000 if index > 14 else 0) for index in range(30)]
+    path = clip(tmp_path / "paused.ts", 30, pts=pts, time_base=Fraction(1, 90000), options={"bf": "0"})
+    with VideoReader(path) as reader:
+        frames = list(reader)
+    assert len(frames) == 30 and frames[15].time - frames[14].time == pytest.approx(5.04) and reader.problem is None
+
+
 def test_what_the_strict_decoder_gives_up_is_still_read(tmp_path: Path) -> None:
     """The frames before the damage are the whole video's, and those after it are there, if spoilt."""
     whole = noisy(tmp_path / "clip.h264", options={"preset": "ultrafast", "crf": "10", "g": "10"})

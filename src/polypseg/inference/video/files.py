@@ -257,11 +257,16 @@ class VideoReader:
         self._damaged = pts if self._damaged is None else min(pts, self._damaged)
 
     def _look_for_gaps(self, gaps: Sequence[tuple[int, int]], count: int, first: int) -> None:
-        """Take one or two gaps in an otherwise steady stream for damage, and the container's own structure."""
+        """Take one or two gaps in an otherwise steady stream for damage, and see to the container's own structure.
+
+        A gap before the last frame is of a cut: where frames are reordered, the last comes before its predecessors. Any
+        other may be a pause, and is damage only where the container has no structure that would tell.
+        """
         if count >= _STEADY and 0 < len(gaps) <= _MOST_GAPS:
             after, pts = gaps[0]
-            self._found_damage(first + pts)
-            self._cut = self._cut or after == count - 1  # reordered, the last one comes before its predecessors
+            self._cut = self._cut or after == count - 1
+            if self._format not in ("mpegts", "mpeg"):
+                self._found_damage(first + pts)
         share, partial = _stream_damage(self.path)
         unread = self._format == "yuv4mpegpipe" and self._read_to < self.path.stat().st_size
         self._cut = self._cut or partial or unread
