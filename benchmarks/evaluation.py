@@ -51,6 +51,7 @@ from polypseg.files import commit
 from polypseg.metrics.boundary import BOUNDARY_WIDTH, TOLERANCES
 from polypseg.metrics.lesions import IOU_THRESHOLDS, MIN_AREA
 from polypseg.metrics.pranet import quantise
+from polypseg.segmentation import Segmentation
 
 try:
     import py_sod_metrics as sod
@@ -65,6 +66,8 @@ LARGEST_DIFFERENCE = 1e-6
 PACKAGES = ("numpy", "opencv-python-headless", "torch", "torchmetrics", "pysodmetrics", "monai", "scikit-image")
 PIXELS = {"precision": "precision", "recall": "sensitivity", "specificity": "specificity", "accuracy": "accuracy",
           "f1": "f1 score"}  # fmt: skip
+
+PAIRED = [f"{threshold:g}" for threshold in IOU_THRESHOLDS]
 
 Scores = dict[str, Any]  # numbers or vectors, by name
 
@@ -100,7 +103,7 @@ def predict(truth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.fl
 
 def ours(frame: Frame) -> tuple[Scores, _Sums]:
     sums = _Sums()
-    return _measure(frame.row, frame.mask, frame.probability, frame.truth, sums), sums
+    return _measure(frame.row, Segmentation.from_probability(frame.probability, 0.5), frame.truth, sums), sums
 
 
 def theirs(frame: Frame) -> Scores:
@@ -181,7 +184,7 @@ def _their_lesions(frame: Frame) -> Scores:
             if region.area < MIN_AREA:
                 regions[region.slice][region.image] = 0
             elif mask is frame.mask:
-                confidences.append(float(region.intensity_mean))
+                confidences.append(float(region.intensity_max))
         labels.append(torch.from_numpy(regions))
     predicted, true = labels
     counts = [
@@ -212,14 +215,14 @@ def _their_calibration(frame: Frame) -> Scores:
 def differences(frame: Frame) -> dict[str, float]:
     """The largest difference of the two sides, by the metric's name."""
     row, sums = ours(frame)
-    family, lesions = sums.pranet.mean(), sums.lesions.summary()
+    family, lesions = sums.pranet.mean(), sums.detections.scores(["frame"])
     pranet = ("dice", "iou", "precision", "recall", "e_measure", "s_measure", "weighted_f", "adaptive_e", "adaptive_f")
     known = {
         **row,
         **{f"pranet_{name}": getattr(family, name) for name in pranet},
-        "lesions_found": [round(recall * lesions.lesions) for recall in lesions.recall],
-        "lesions_invented": list(lesions.false_positives_per_frame),
-        "lesion_confidences": sums.lesions.froc(IOU_THRESHOLDS[0]).thresholds,
+        "lesions_found": [round(lesions.found[name].value * lesions.lesions) for name in PAIRED],
+        "lesions_invented": [lesions.false_regions_per_frame[name].value for name in PAIRED],
+        "lesion_confidences": sums.detections.froc(PAIRED[0]).confidence,
         "ece": sums.reliability.ece(),
         "brier": sums.reliability.brier(),
     }

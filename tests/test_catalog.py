@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def test_an_empty_catalog_has_all_columns() -> None:
 
 def test_a_missing_column_is_refused() -> None:
     with pytest.raises(ValueError, match="'group', 'split'"):
-        Catalog(pd.DataFrame(columns=COLUMNS[:-3]))
+        Catalog(pd.DataFrame(columns=COLUMNS[:-4]))
 
 
 def test_a_frame_twice_is_refused_but_not_in_two_data_sets() -> None:
@@ -106,20 +105,33 @@ def test_what_is_wrong_with_a_split_is_told() -> None:
         catalog.with_split(split(("a", "train"))).of_split("test")
 
 
-def test_the_hash_depends_on_frames_and_sizes_only() -> None:
-    one = Catalog.from_rows(rows("b", "a", "10"))
-    lines = sorted(["set,a,48,32", "set,b,48,32", "set,10,48,32"])
-    assert one.hash() == hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
-    moved = Catalog.from_rows(rows("10", "b", "a", image_path="/elsewhere/x.png", split="test", group="g"))
-    assert moved.hash() == one.hash()
-    others = [
-        Catalog.from_rows(rows("b", "a")),
-        Catalog.from_rows(rows("b", "a", "11")),
-        Catalog.from_rows(rows("b", "a", "10", dataset="other")),
-        Catalog.from_rows(rows("b", "a", "10", width=47)),
-        Catalog.from_rows(rows("b", "a", "10", height=31)),
-    ]
+def test_the_hash_is_of_names_and_content(tmp_path: Path) -> None:
+    def catalog(folder: str, *names: str, **changes: Any) -> Catalog:
+        made = []
+        for name in names:
+            image, mask = (tmp_path / folder / f"{name}.{kind}" for kind in ("jpg", "png"))
+            image.parent.mkdir(exist_ok=True)
+            for file in (image, mask):
+                if not file.exists():
+                    file.write_bytes(file.name.encode())
+            made += rows(name, image_path=str(image), mask_path=str(mask), **changes)
+        return Catalog.from_rows(made)
+
+    one = catalog("one", "b", "a", "10")
+    assert catalog("two", "10", "b", "a", split="test", group="g").hash() == one.hash()  # moved, in another order
+    others = [catalog("one", "b", "a"), catalog("one", "b", "a", "10", dataset="other")]
+    others.append(catalog("one", "b", "a", "10", mask_kind="nonzero"))
+    for kind in ("jpg", "png"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"a.{kind}").write_bytes(b"swapped")
+        others.append(catalog(kind, "b", "a", "10"))
     assert len({catalog.hash() for catalog in [one, *others]}) == 1 + len(others)
+    before = one.content_hashes()
+    (tmp_path / "one" / "a.png").write_bytes(b"png.a")  # of the same size, between two looks of one process
+    assert [a == b for a, b in zip(before, one.content_hashes(), strict=True)] == [True, False, True]
+    (tmp_path / "one" / "a.png").unlink()
+    with pytest.raises(PolypsegError, match=r"a\.png: cannot be read"):
+        one.hash()
 
 
 def test_masks_are_checked_against_their_frames(tmp_path: Path) -> None:

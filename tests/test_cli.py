@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from polypseg import cli
 from polypseg.cli import main
 
 
@@ -119,6 +120,24 @@ def test_failures_exit_with_1_and_one_line(capsys: pytest.CaptureFixture[str], t
         assert status == 1
         lines = error.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("polypseg: ") and str(tmp_path) in lines[0]
+
+
+def test_no_abbreviations_of_a_recipes_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, near in (
+        (("train", "--data", "x", "--trainer.epoch", "3"), "--trainer.epochs"), (("trian",), "train"),
+        (("data", "chek"), "check"), (("train", "--data", "x", "--frames.cache", "dsk"), "disk"),
+    ):  # fmt: skip
+        status, _, error = run(capsys, *words)
+        assert status == 2 and f"did you mean {near}?" in error and len(error.splitlines()) == 1
+
+
+def test_the_demo_takes_every_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps: list[tuple[str, ...]] = []
+    monkeypatch.setattr(cli, "_step", lambda *words: steps.append(words))
+    with pytest.raises(FileNotFoundError):  # no step was done, so that there are no scores
+        main(["demo", "--data", "a", "--data", "b", "--out", str(tmp_path)])
+    named = [[words[at + 1] for at, word in enumerate(words) if word == "--data"] for words in steps]
+    assert named == [["a", "b"]] * 4
 
 
 def test_version() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,67 @@ def test_an_operating_point_out_of_range_is_told_in_one_line(
 def test_options(words: str, expected: dict[str, Any], called: list[dict[str, Any]]) -> None:
     status_of(*words.split())
     assert {key: called[0][key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "sources", "save"),
+    [
+        ("--save json mask", ["mask"], ["json"]),
+        ("--save json mask csv", ["mask", "csv"], ["json"]),
+        ("--save mask", [], ["mask"]),
+        ("--save mask json", [], ["mask", "json"]),
+        ("mask --save json", ["mask"], ["json"]),
+        ("--save json ./mask", ["./mask"], ["json"]),
+        ("mask --save=json --save=mask", ["mask"], ["json", "mask"]),
+    ],
+)
+def test_a_folder_called_like_an_output_is_a_source(
+    words: str, sources: list[str], save: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    called: list[dict[str, Any]],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mask").mkdir()
+    (tmp_path / "csv").mkdir()
+    status_of(*words.split())
+    assert (called[0]["sources"], called[0]["save"]) == (sources, save)
+
+
+def test_a_word_that_may_be_either_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mask").mkdir()
+    assert status_of("a.png", "--save", "json", "mask") == 2 and not called
+    assert "--save mask: mask is also a file or folder here; write ./mask for that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("a.png --over", "--overwrite"), ("a.png --batch 3", "--batch_size"), ("a.png --devcie cpu", "--device"),
+        ("a.png --save maks", "mask"), ("a.png --runtime openvin", "openvino"),
+    ],
+)  # fmt: skip
+def test_no_abbreviations_and_the_nearest_is_named(
+    words: str, near: str, called: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(*words.split()) == 2 and not called
+    error = capsys.readouterr().err
+    assert f"did you mean {near}?" in error and "Literal" not in error and len(error.splitlines()) == 1
+
+
+def test_a_word_that_is_no_utf8_is_told(called: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ((os.fsdecode(b"caf\xe9.png"),), ("a.png", "--engine", "local", "--out", os.fsdecode(b"caf\xe9"))):
+        assert status_of(*words) == 2 and not called
+        assert r"caf\xe9" in capsys.readouterr().err
+
+
+def test_ctrl_c_has_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "predict", interrupted)
+    assert status_of("a.png") == 130 and "polypseg: interrupted" in capsys.readouterr().err
 
 
 def test_options_from_a_file(tmp_path: Path, called: list[dict[str, Any]]) -> None:

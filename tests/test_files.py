@@ -6,14 +6,28 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import atomic_write, disk_error, read_json, sha256_file, sha256_lines, write_json
+from polypseg.files import (
+    atomic_write,
+    csv_cell,
+    disk_error,
+    locked,
+    part_prefix,
+    plain_cell,
+    read_json,
+    sha256_file,
+    sha256_lines,
+    write_json,
+)
 
 
 def write_and_fail(path: Path, failure: BaseException) -> None:
@@ -170,3 +184,74 @@ def test_hashes(tmp_path: Path) -> None:
 
 def test_a_wrong_argument_is_an_error_of_the_user_too() -> None:
     assert issubclass(UsageError, PolypsegError)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+1", "-1", "\t=1", "'=1", "''@x"])
+def test_a_csv_cell_is_no_formula_and_comes_back(text: str) -> None:
+    assert csv_cell(text) == f"'{text}"
+    assert plain_cell(csv_cell(text)) == text
+
+
+@pytest.mark.parametrize("value", ["a=b", "", "'quoted'", "007", 3, -0.5, None])
+def test_other_csv_cells_stay_as_they_are(value: Any) -> None:
+    assert csv_cell(value) == value
+    if isinstance(value, str):
+        assert plain_cell(value) == value
+
+
+@pytest.mark.parametrize("name", ["m" * 255, "é" * 127, "polyp.json"])
+def test_whatever_name_can_be_written_has_a_temporary_one(tmp_path: Path, name: str) -> None:
+    with atomic_write(tmp_path / name) as file:
+        file.write(b"x")
+        (temporary,) = (one for one in names(tmp_path) if one.endswith(".part"))
+        assert temporary.startswith(part_prefix(name)) and len(temporary.encode()) <= 255
+    assert names(tmp_path) == [name]
+
+
+def test_a_folder_is_held_once_and_free_again(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with locked(out):
+        with pytest.raises(PolypsegError, match="another polypseg writes here"), locked(out):
+            pytest.fail("held twice")
+        assert _in_another_process(out) == "held"
+    assert not (tmp_path / "new").exists()  # nothing was written into it
+    assert _in_another_process(tmp_path) == "free"
+    (tmp_path / ".lock").write_text("")  # as a killed process leaves it
+    with locked(tmp_path):
+        (tmp_path / "a.txt").write_text("kept")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_process_holds_nothing_nor_do_its_children(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from polypseg.files import locked\n"
+        "with locked(sys.argv[1]):\n"
+        "    child = os.fork()\n"
+        "    if child == 0: time.sleep(60); os._exit(0)\n"
+        "    print(child, flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(PolypsegError, match="another polypseg writes here"), locked(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with locked(tmp_path):
+            pass
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+
+
+def _in_another_process(folder: Path) -> str:
+    code = (
+        "import sys; from polypseg.errors import PolypsegError; from polypseg.files import locked\n"
+        "try:\n"
+        "    with locked(sys.argv[1]): print('free')\n"
+        "except PolypsegError: print('held')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -16,7 +16,8 @@ PACKAGE = Path(polypseg.__file__).parent
 # each other.
 LAYERS = (
     ("errors",),
-    ("files",),
+    ("files", "depth"),
+    ("metadata", "masks"),
     ("hub", "operating_point"),
     ("segmentation",),
     ("catalog", "bundle"),

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from polypseg.depth import doubtful_bits, eight_bits, is_deep
 from polypseg.errors import PolypsegError
-from polypseg.files import sha256_lines
+from polypseg.files import sha256_lines, sha256_of_file
+from polypseg.masks import THRESHOLD as MASK_THRESHOLD
+from polypseg.masks import mask_values
 
 COLUMNS = [
     "frame_id", "image_path", "mask_path", "width", "height", "boxes", "dataset", "group", "split", "centre",
+    "mask_kind",
 ]  # fmt: skip
+_DEFAULTS = {"centre": "", "mask_kind": "binary"}  # of columns that may be left out
 SPLITS = ("train", "val", "test")
-MASK_THRESHOLD = 127  # of 0..255; grey values above it are polyp
 MAX_PIXELS = 80_000_000  # a frame larger than this is refused before it is decoded
 MAX_SCANS = 100  # of a JPEG: editors make a dozen, and each costs a pass over the whole picture
 MAX_PAGES = 100  # are counted, of a TIFF: a hostile one has hundreds of thousands, and counting takes minutes
@@ -113,7 +118,12 @@ def _count_scans(file: Path | io.BytesIO) -> int:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels after EXIF orientation, from the header. Raises as ``read_frame``.
+    """(width, height) in pixels after EXIF orientation, from the header. Raises as ``read_frame``."""
+    return image_header(path)[0]
+
+
+def image_header(path: str | Path) -> tuple[tuple[int, int], int]:
+    """(width, height) in pixels after EXIF orientation, and that orientation, 1..8. Raises as ``read_frame``.
 
     Only a PNG with an EXIF block behind its pixels is decoded for it.
     """
@@ -122,14 +132,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
             # PNG's own getexif decodes the pixels, to see what follows them; that is seldom needed.
             early = image.format == "PNG" and not _has_late_exif(Path(path))
             exif = Image.Image.getexif(image) if early else image.getexif()
-            turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            turn = exif.get(ExifTags.Base.Orientation, 1)
+            turned = turn in (5, 6, 7, 8)
             width, height = image.size
             if isinstance(image, TiffImageFile):  # whose size Pillow gives turned or not, by its version
                 width, height = (
                     image.tag_v2[ExifTags.Base.ImageWidth],
                     image.tag_v2[ExifTags.Base.ImageLength],
                 )
-            return (height, width) if turned else (width, height)
+            return (height, width) if turned else (width, height), turn if turn in range(1, 9) else 1
         except Exception as error:
             raise PolypsegError(_damage(path, error)) from error
 
@@ -153,8 +164,9 @@ def _has_late_exif(path: Path) -> bool:
 def read_frame(path: str | Path, content: bytes | None = None) -> NDArray[np.uint8]:
     """Read a frame as 8-bit RGB: EXIF orientation applied, any bit depth and channel count.
 
-    16-bit samples keep their high byte, grey becomes three equal channels, an alpha channel is dropped,
-    CMYK and palette images are converted; 32-bit and floating-point samples are refused.
+    16-bit samples keep the highest 8 of the bits in use (``polypseg.depth``), grey becomes three equal channels,
+    an alpha channel is dropped, CMYK and palette images are converted; 32-bit and floating-point samples are
+    refused.
 
     Args:
         path: the file.
@@ -169,21 +181,40 @@ def read_frame(path: str | Path, content: bytes | None = None) -> NDArray[np.uin
     return np.array(_decode(path, "RGB", content), dtype=np.uint8)
 
 
-def read_mask(path: str | Path) -> NDArray[np.bool_]:
+def read_mask(path: str | Path, kind: str = "binary") -> NDArray[np.bool_]:
     """Read a mask, thresholded once, here: a pixel is polyp where its grey value is above 127.
+
+    Args:
+        path: the file.
+        kind: how it is read, as in ``polypseg.masks``.
 
     Returns:
         H×W bool, EXIF orientation applied.
 
     Raises:
+        MaskError: its values do not say for certain what is polyp.
         PolypsegError: as ``read_frame``.
     """
-    return read_mask_values(path) > MASK_THRESHOLD
+    return read_mask_values(path, kind) > MASK_THRESHOLD
 
 
-def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
-    """The grey values of a mask before thresholding, H×W uint8 0..255; for the audit. Raises as above."""
-    return np.array(_decode(path, "L"), dtype=np.uint8)
+def read_mask_values(path: str | Path, kind: str = "binary") -> NDArray[np.uint8]:
+    """The grey values of a mask before thresholding, H×W uint8 0..255; for the audit. Arguments and errors as above."""
+    with open_image(path) as image:
+        try:
+            if isinstance(image, TiffImageFile):
+                image.filename = ""  # as in _decode
+            values = mask_values(image, path, kind)
+            turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if turn != 1:
+                turned = Image.fromarray(values)
+                turned.getexif()[ExifTags.Base.Orientation] = turn
+                values = np.asarray(ImageOps.exif_transpose(turned))
+            return values
+        except PolypsegError:
+            raise
+        except Exception as error:  # as in open_image
+            raise PolypsegError(_damage(path, error)) from error
 
 
 def _decode(path: str | Path, mode: str, content: bytes | None = None) -> Image.Image:
@@ -191,12 +222,22 @@ def _decode(path: str | Path, mode: str, content: bytes | None = None) -> Image.
         try:
             if isinstance(image, TiffImageFile):
                 image.filename = ""  # else Pillow 13 maps the file into memory, and mangles one that EXIF turns
+            deep = is_deep(image)
             image.load()
+            if deep:
+                image = eight_bits(image, path, content)
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
             return image if image.mode == mode else image.convert(mode)
+        except Exception as error:  # as in open_image
+            raise PolypsegError(_damage(path, error)) from error
+
+
+def depth_doubt(path: str | Path) -> str | None:
+    """What makes the depth of a frame's 16-bit samples doubtful, as ``holds values up to …``. Raises as above."""
+    with open_image(path) as image:
+        try:
+            return doubtful_bits(image, path)
         except Exception as error:  # as in open_image
             raise PolypsegError(_damage(path, error)) from error
 
@@ -225,13 +266,15 @@ class Catalog:
         split: ``train``, ``val``, ``test``, or an empty string where no split was applied. str.
         centre: the hospital, as ``C1``, where the data set names it; else, and where the column is left out, an
             empty string. str.
+        mask_kind: how its mask is read, as in ``polypseg.masks``; ``binary`` where the column is left out. str.
     """
 
     frames: pd.DataFrame
 
     def __post_init__(self) -> None:
-        if "centre" not in self.frames.columns:
-            object.__setattr__(self, "frames", self.frames.assign(centre=""))
+        absent = {column: value for column, value in _DEFAULTS.items() if column not in self.frames.columns}
+        if absent:
+            object.__setattr__(self, "frames", self.frames.assign(**absent))
         missing = [column for column in COLUMNS if column not in self.frames.columns]
         if missing:
             raise ValueError(f"a Catalog needs the columns {missing}")
@@ -245,7 +288,7 @@ class Catalog:
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Catalog:
         """A Catalog from one dict a frame; columns left out get ``None``, ``[]`` or an empty string."""
-        filled = [{"mask_path": None, "boxes": [], "group": "", "split": "", "centre": "", **row} for row in rows]
+        filled = [{"mask_path": None, "boxes": [], "group": "", "split": "", **_DEFAULTS, **row} for row in rows]
         # dtype object: pandas would make a missing mask_path NaN among strings.
         table = pd.DataFrame(filled, columns=COLUMNS, dtype=object)
         return cls(table.astype({"width": int, "height": int}))
@@ -285,10 +328,16 @@ class Catalog:
         row = self.row(index)
         if row.mask_path is None:
             raise PolypsegError(f"{row.image_path}: has no mask")
-        mask = read_mask(row.mask_path)
+        mask = read_mask(row.mask_path, row.mask_kind)
         if mask.shape != (row.height, row.width):
             raise PolypsegError(size_disagreement(row.mask_path, mask.shape[::-1], (row.width, row.height)))
         return mask
+
+    def check_masks(self) -> None:
+        """Read every mask once. Raises as ``mask``, for the first that cannot be read."""
+        with ThreadPoolExecutor(2) as pool:  # Pillow and OpenCV release the interpreter lock
+            for _ in pool.map(self.mask, np.flatnonzero(self.frames["mask_path"].notna())):
+                pass
 
     def of_split(self, split: str) -> Catalog:
         """The frames of one split, in order.
@@ -325,8 +374,25 @@ class Catalog:
         return Catalog(joined[COLUMNS])
 
     def hash(self) -> str:
-        """SHA-256 over data set, frame and size of every row, in sorted order; independent of paths."""
-        return sha256_lines(sorted(f"{row.dataset},{row.frame_id},{row.width},{row.height}" for row in self))
+        """SHA-256 over data set, name and content hash of every frame, in sorted order; independent of paths."""
+        names = zip(self.frames["dataset"], self.frames["frame_id"], self.content_hashes(), strict=True)
+        return sha256_lines(sorted(",".join(name) for name in names))
+
+    def content_hashes(self) -> list[str]:
+        """SHA-256 a frame, in order: of the bytes of its file and its mask's, and of how the mask is read.
+
+        A file that was hashed before by this process, and has kept size and time of change, is not read again.
+
+        Raises:
+            PolypsegError: a file cannot be read.
+        """
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(_content_hash, self))
+
+
+def _content_hash(row: Any) -> str:
+    files = (row.image_path, row.mask_path)
+    return sha256_lines([*("" if path is None else sha256_of_file(path) for path in files), row.mask_kind])
 
 
 def size_disagreement(mask_path: str | Path, mask: tuple[int, int], frame: tuple[int, int]) -> str:

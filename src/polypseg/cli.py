@@ -5,12 +5,14 @@ What a verb needs is imported inside it, so that ``polypseg --help`` answers at 
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -23,6 +25,7 @@ from polypseg.training.recipe import Recipe
 log = logging.getLogger("polypseg")
 # Options that may be given several times; --data in other verbs.
 REPEATABLE = {"predict": ("--model", "--save"), "benchmark": ("--data", "--runtimes")}
+INTERRUPTED = 130  # the status of a program that Ctrl-C ended, as shells have it
 FLAGS = ("--resume", "--overwrite", "--corruptions", "--live")  # true when they stand alone
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as inference.outputs.Output
 Augmented = Literal["none", "flip", "flips", "small"]  # as inference.augmentation.Augmented
@@ -31,11 +34,37 @@ SEVERAL = {"--save": get_args(Saved), "--runtimes": get_args(Timed)}  # options 
 
 
 class _Parser(ArgumentParser):
-    """Says what is wrong with the arguments in one line, without the whole usage, and exits with 2."""
+    """Takes no abbreviations; says what is wrong with the arguments in one line, without the whole usage: status 2."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(message.split())
+        line = _with_nearest(" ".join(message.split()), self._option_string_actions)
         self.exit(2, f"{self.prog.replace(' [options]', '')}: {line} (see --help)\n")
+
+
+def _with_nearest(line: str, options: Collection[str]) -> str:
+    """An error of the parser, with the nearest of what could have been meant, and without Python's types."""
+    if unknown := re.match(r"[Uu]nrecognized arguments:.*?(--[^\s=]+)", line):
+        return line + _nearest(unknown[1], options)
+    if choice := re.search(r"(.*)invalid choice: '(.*)' \(choose from (.*)\)$", line):
+        return _choose(choice[1], choice[2], choice[3])
+    if choice := re.search(
+        r"(Parser key \S+:? ).*?Expected an? (?:typing\.)?Literal\[(.*?)\]\. Got value: (\S+)", line
+    ):
+        return _choose(choice[1], choice[3], choice[2])
+    return line
+
+
+def _choose(where: str, given: str, listed: str) -> str:
+    names = [name.strip("' ") for name in listed.split(",")]
+    return f"{where}{given!r} is unknown; choose one of {', '.join(names)}{_nearest(given, names)}"
+
+
+def _nearest(word: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def data_list() -> None:
@@ -67,7 +96,9 @@ def data_download(name: str, out: str = "data", url: str | None = None, count: i
     print(folder)
 
 
-def data_check(data: list[str], split: str | None = None, out: str = "data-check", seed: int = 42) -> int:
+def data_check(
+    data: list[str], split: str | None = None, out: str = "data-check", seed: int = 42, masks: str = "binary"
+) -> int:
     """Audit data sets: pairs, damage, sizes, grey masks, boxes, duplicates, leakage across a split.
 
     Args:
@@ -75,17 +106,19 @@ def data_check(data: list[str], split: str | None = None, out: str = "data-check
         split: a CSV of `polypseg data split`, or a split's name, to check for leakage.
         out: folder for audit.json and contact-sheet.png.
         seed: decides a split that is given by name.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
-    from polypseg.data import read_all
+    from polypseg.data import read_all, with_masks
     from polypseg.data.audit import audit, pictures
     from polypseg.data.splits import make_split, read_split
     from polypseg.files import write_json
     from polypseg.visualization.gallery import draw_contact_sheet, load_panel
 
+    sources = with_masks(data, masks)
     table = None
     if split is not None:
-        table = read_split(Path(split)) if split.endswith(".csv") else make_split(split, read_all(data), seed=seed)
-    result = audit([Path(source) for source in data], table)
+        table = read_split(Path(split)) if split.endswith(".csv") else make_split(split, read_all(sources), seed=seed)
+    result = audit(sources, table)
     print(result.table())
     write_json(Path(out) / "audit.json", result.to_dict())
     print(Path(out) / "audit.json")
@@ -105,6 +138,7 @@ def data_split(
     fold: int = 0,
     val_fraction: float = 0.1,
     lists: str | None = None,
+    masks: str = "binary",
 ) -> None:
     """Split data sets into train, val and test, and write the split as CSV.
 
@@ -117,12 +151,15 @@ def data_split(
         fold: kfold only, the test fold, 0-based.
         val_fraction: pranet and medico only, share of the published training frames that becomes val; 0..1.
         lists: pranet and medico only, folder of the published lists; else splits/ in or beside the data.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
-    from polypseg.data import read_all
+    from polypseg.data import read_all, with_masks
     from polypseg.data.splits import hash_split, make_split, write_split
 
+    catalog = read_all(with_masks(data, masks))
+    catalog.check_masks()
     table = make_split(
-        name, read_all(data), seed=seed, folds=folds, fold=fold, val_fraction=val_fraction,
+        name, catalog, seed=seed, folds=folds, fold=fold, val_fraction=val_fraction,
         lists=None if lists is None else Path(lists),
     )  # fmt: skip
     write_split(table, Path(out))
@@ -131,7 +168,7 @@ def data_split(
     print(f"{out}: {shares}; hash {hash_split(table)}")
 
 
-def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: int = 0) -> None:
+def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: int = 0, masks: str = "binary") -> None:
     """Draw frames beside their masks and boxes.
 
     Args:
@@ -139,13 +176,14 @@ def data_show(data: list[str], out: str = "frames.png", count: int = 12, seed: i
         out: the PNG.
         count: frames to draw.
         seed: decides which.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
     import numpy as np
 
-    from polypseg.data import read_all
+    from polypseg.data import read_all, with_masks
     from polypseg.visualization.gallery import Panel, draw_frames
 
-    catalog = read_all(data)
+    catalog = read_all(with_masks(data, masks))
     chosen = np.random.default_rng(seed).permutation(len(catalog))[:count]
     panels = [
         Panel(
@@ -167,6 +205,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     folds: int | None = None,
+    masks: str = "binary",
 ) -> None:
     """Train a network by a recipe, test it once, and write a run folder with its bundle.
 
@@ -175,10 +214,14 @@ def train(
         data: folder of a data set, with images/ and masks/; may be given several times.
         out: the run folder; runs/NAME by default.
         resume: go on from the last complete epoch of the run in --out.
-        overwrite: remove an earlier run in --out first.
+        overwrite: replace an earlier run in --out, once the new one is known to work.
         folds: train as many networks, each on all folds of the frames but one, and make one ensemble of them.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.training.processes import is_first
+
+    data = with_masks(data, masks)
 
     if folds is None:
         from polypseg.training.run import train as run
@@ -199,6 +242,7 @@ def average(
     split_file: str | None = None,
     of: Literal["weights", "answers"] = "weights",
     overwrite: bool = False,
+    masks: str = "binary",
 ) -> None:
     """Average networks' weights or their answers, choose anew on validation, and test once.
 
@@ -208,11 +252,13 @@ def average(
         out: folder for the new bundle and its scores; names the model too.
         split_file: a CSV of `polypseg data split`; else the split that the first one was trained with.
         of: weights, of networks that trained on from one another, to one network; or answers, of any, to an ensemble.
-        overwrite: remove an earlier result in --out first.
+        overwrite: replace an earlier result in --out, once the new one is whole.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.training.average import average as run
 
-    print(run(models, data, out, split_file, of, overwrite=overwrite))
+    print(run(models, with_masks(data, masks), out, split_file, of, overwrite=overwrite))
 
 
 def tune(
@@ -223,6 +269,7 @@ def tune(
     storage: str | None = None,
     study: str | None = None,
     out: str | None = None,
+    masks: str = "binary",
 ) -> None:
     """Search a recipe's fields for the best validation Dice, and write the best as a recipe; needs polypseg[tune].
 
@@ -235,10 +282,12 @@ def tune(
         storage: URL of the study's database, as SQLAlchemy takes it; a file in --out by default.
         study: the study's name in the database; the recipe's by default.
         out: folder for best.yaml, trials.csv and the trials; runs/STUDY-tune by default.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.training.tune import tune as run
 
-    print(run(recipe, data, trials, space=space, storage=storage, study=study, out=out))
+    print(run(recipe, with_masks(data, masks), trials, space=space, storage=storage, study=study, out=out))
 
 
 def evaluate(
@@ -255,6 +304,7 @@ def evaluate(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     tta: Augmented | None = None,
+    masks: str = "binary",
 ) -> None:
     """Score a model, or predictions of another program, under every definition, with intervals and a report.
 
@@ -274,14 +324,16 @@ def evaluate(
         precision: of the computation; auto takes the fastest that is there.
         tta: test-time augmentation: none, flip (left-right, twice the work), flips (also top-bottom, four times) or
             small (turned, at two thirds of the size, two fifths more work); null is the bundle's own.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.evaluation.report import lines
     from polypseg.evaluation.run import run
 
     page = run(
-        bundle, data, out, split=split, split_file=split_file, predictions=predictions, threshold=threshold,
-        allow_train_frames=allow_train_frames, corruptions=corruptions, runtime=runtime, device=device,
-        precision=precision, tta=tta,
+        bundle, with_masks(data, masks), out, split=split, split_file=split_file, predictions=predictions,
+        threshold=threshold, allow_train_frames=allow_train_frames, corruptions=corruptions, runtime=runtime,
+        device=device, precision=precision, tta=tta,
     )  # fmt: skip
     numbers = json.loads((Path(out) / "report.json").read_text(encoding="utf-8"))
     print(*lines(numbers), page, sep="\n")
@@ -309,6 +361,7 @@ def calibrate(
     alpha: float | None = None,
     tta: Augmented | None = None,
     allow_train_frames: bool = False,
+    masks: str = "binary",
 ) -> None:
     """Choose a bundle's temperature and operating point on validation frames, and write them into it.
 
@@ -323,12 +376,14 @@ def calibrate(
         alpha: also find the threshold at which this share of a polyp's pixels is missed at most, 0..1.
         tta: test-time augmentation to run the bundle with from now on: none, flip, flips or small; null keeps its own.
         allow_train_frames: also choose on frames that the bundle was trained or tested on; it is written down.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.evaluation.calibrate import calibrate as run
 
     found = run(
-        bundle, data, split=split, split_file=split_file, objective=objective, max_false_per_frame=max_false_per_frame,
-        alpha=alpha, tta=tta, allow_train_frames=allow_train_frames,
+        bundle, with_masks(data, masks), split=split, split_file=split_file, objective=objective,
+        max_false_per_frame=max_false_per_frame, alpha=alpha, tta=tta, allow_train_frames=allow_train_frames,
     )  # fmt: skip
     point, choice = found.operating_point, found.metadata["operating_point_choice"]
     print(f"chosen on {found.metadata['threshold_split']}")
@@ -365,6 +420,7 @@ def export(
     max_drop: float = 0.005,
     calibration_frames: int = 300,
     overwrite: bool = False,
+    masks: str = "binary",
 ) -> None:
     """Export a bundle's network for another runtime, verify it against PyTorch, and keep it in the bundle.
 
@@ -378,12 +434,14 @@ def export(
         max_drop: mean Dice on validation that the export may lose; more is refused.
         calibration_frames: int8 only, most training frames to calibrate on.
         overwrite: replace an export of the same format and precision.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.export.run import describe
     from polypseg.export.run import export as run
 
     made = run(
-        bundle, format, precision, data=data or (), split_file=split_file, max_drop=max_drop,
+        bundle, format, precision, data=with_masks(data or (), masks), split_file=split_file, max_drop=max_drop,
         calibration_frames=calibration_frames, overwrite=overwrite,
     )  # fmt: skip
     print(f"{describe(made.record)}\n{made.model}")
@@ -467,6 +525,7 @@ def benchmark(
     frame_size: str = "1280x720",
     repeats: int = 10,
     runtimes: list[Timed] | None = None,
+    masks: str = "binary",
 ) -> None:
     """Time a model by every runtime and precision that this machine can run it with.
 
@@ -481,11 +540,14 @@ def benchmark(
         repeats: timed calls of each kind in each of 5 rounds.
         runtimes: what is timed, as --runtimes torch onnx; torch, openvino and onnx by default, compile (torch.compile,
             slow to start) only on request.
+        masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.data import with_masks
     from polypseg.evaluation import speed
 
     report = speed.benchmark(
-        bundle, data=data or (), split=split, split_file=split_file, out=out, threads=threads, frame_size=frame_size,
+        bundle, data=with_masks(data or (), masks), split=split, split_file=split_file, out=out, threads=threads,
+        frame_size=frame_size,
         repeats=repeats, runtimes=runtimes or speed.USUAL,
     )  # fmt: skip
     print(speed.table(report["rows"]))
@@ -553,11 +615,12 @@ def models() -> None:
     print(zoo.table(zoo.shipped()))
 
 
-def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
+def demo(data: list[str] | None = None, out: str = "demo", recipe_file: str | None = None) -> None:
     """Walk through everything: phantom frames (or your data), audit, split, training, test, pictures.
 
     Args:
-        data: folder of a data set, with images/ and masks/; phantom frames are drawn without one.
+        data: folder of a data set, with images/ and masks/; may be given several times; phantom frames are drawn
+            without one.
         out: folder for everything that is made; an earlier run in it is replaced.
         recipe_file: the recipe to train by, a YAML file; null takes recipes/smoke.yaml.
     """
@@ -567,12 +630,12 @@ def demo(data: str | None = None, out: str = "demo", recipe_file: str | None = N
     folder = Path(out)
     split, run = str(folder / "split.csv"), str(folder / "run")
     if data is None:
-        data = str(folder / "phantom")
         _step("data", "download", "phantom", "--out", out)
-    _step("data", "show", "--data", data, "--out", str(folder / "frames.png"))
-    _step("data", "split", "--data", data, "--name", "grouped", "--out", split)
-    _step("data", "check", "--data", data, "--split", split, "--out", str(folder / "check"))
-    _step("train", "--config", recipe_file, "--data", data, "--split", split, "--out", run, "--overwrite")
+    named = [word for one in data or [str(folder / "phantom")] for word in ("--data", one)]
+    _step("data", "show", *named, "--out", str(folder / "frames.png"))
+    _step("data", "split", *named, "--name", "grouped", "--out", split)
+    _step("data", "check", *named, "--split", split, "--out", str(folder / "check"))
+    _step("train", "--config", recipe_file, *named, "--split", split, "--out", run, "--overwrite")
     scores = json.loads((folder / "run" / "test.json").read_text())["metrics"]["test"]
     print(f"\nDice on {scores['n']} frames that training never saw: {scores['dice']:.3f}")
     print(f"curves:      {folder / 'run' / 'curves.png'}\npredictions: {folder / 'run' / 'predictions.png'}")
@@ -662,13 +725,16 @@ def _summary(function: Any) -> str:
 
 def _run(arguments: list[str]) -> int:
     parser = build_parser(arguments)
-    options = parser.instantiate(parser.parse_args(_prepare(arguments)))
+    prepared, either = _prepare(arguments)
+    options = parser.instantiate(parser.parse_args(prepared))
     if options.verb == "data":
         chosen = options.data[options.data.step]
         function: Any = DATA_STEPS[options.data.step]
     else:
         chosen, function = options[options.verb], VERBS[options.verb]
     values = {key: value for key, value in vars(chosen).items() if key not in ("config", "step")}
+    if either:
+        _settle(values, POSITIONAL[function][0], either)
     if function in (train, tune):
         recipe = {key: values.pop(key) for key in list(values) if key in Recipe.__dataclass_fields__}
         values["recipe"] = Recipe(**recipe)
@@ -676,10 +742,23 @@ def _run(arguments: list[str]) -> int:
     return int(status or 0)
 
 
-def _prepare(arguments: list[str]) -> list[str]:
-    """Gather repeated options into one list, let flags stand alone, and ``--print_config`` print its comments."""
+def _check_utf8(word: str) -> None:
+    """Refuse a name that could neither be printed nor be written into a JSON file."""
+    shown = os.fsencode(word).decode("utf-8", "backslashreplace")
+    if shown != word:
+        raise UsageError(f"{shown}: is not UTF-8; rename it")
+
+
+def _prepare(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Gather repeated options into one list, let flags stand alone, and ``--print_config`` print its comments.
+
+    Returns:
+        The arguments for the parser; and the words among an option's values that name a file or folder too, each with
+        its option.
+    """
     rest: list[str] = []
     gathered: dict[str, list[str]] = {}
+    either: dict[str, str] = {}
     repeatable = REPEATABLE.get(arguments[0] if arguments else "", ("--data",))
     coming = list(reversed(arguments))
     while coming:
@@ -694,24 +773,51 @@ def _prepare(arguments: list[str]) -> list[str]:
             values.append(value if equals else coming.pop())
             while coming and coming[-1] in SEVERAL.get(option, ()):
                 values.append(coming.pop())
+                if os.path.exists(values[-1]):
+                    either[values[-1]] = option
         elif word in FLAGS and not (coming and coming[-1].lower() in ("true", "false")):
             rest.append(f"{word}=true")
         else:
             rest.append("--print_config=comments" if word == "--print_config" else word)
     for option, values in gathered.items():
-        rest[rest.index(option)] = f"{option}={values[-1] if rest[0] == 'demo' else json.dumps(values)}"
-    return rest
+        rest[rest.index(option)] = f"{option}={json.dumps(values)}"
+    return rest, either
+
+
+def _settle(values: dict[str, Any], name: str, either: dict[str, str]) -> None:
+    """Take words that name a file besides an option's value for what is otherwise missing; refuse what is not certain.
+
+    Args:
+        values: the verb's arguments, which are changed.
+        name: of the argument without a name.
+        either: the words, each with its option.
+
+    Raises:
+        UsageError: both are possible.
+    """
+    word, option = next(iter(either.items()))
+    given = values[name]
+    if given or not (isinstance(given, list) or len(either) == 1):
+        raise UsageError(
+            f"{option} {word}: {word} is also a file or folder here; write ./{word} for that, or {option}={word}"
+        )
+    values[name] = list(either) if isinstance(given, list) else word
+    for one, of in either.items():
+        values[of.lstrip("-")].remove(one)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``polypseg`` with these arguments, or the process's own; return the exit status.
 
-    0: done. 1: the work failed, with one line that says which file and why. 2: the arguments are wrong.
+    0: done. 1: the work failed, with one line that says which file and why. 2: the arguments are wrong. 130: Ctrl-C.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        for word in given:
+            _check_utf8(word)
+        return _run(given)
     except UsageError as error:
         print(f"polypseg: {error}", file=sys.stderr)
         return 2
@@ -726,7 +832,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "polypseg: interrupted; what was complete is kept, train and predict go on with --resume, tune as it is",
             file=sys.stderr,
         )
-        return 1
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

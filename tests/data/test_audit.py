@@ -100,12 +100,13 @@ def test_mask_values(tmp_path: Path) -> None:
         "two": mask((10, 10, 20, 20), (100, 60, 20, 20), (80, 100, 3, 3)),  # and a crumb
     }
     result = audit(save(tmp_path / "set", {name: frame(k) for k, name in enumerate(masks)}, masks))
+    assert result.summary["frames"] == len(masks)
     found = {finding.kind: finding for finding in result.findings}
     assert kinds(result) == {
         "label-values": 2, "empty-mask": 1, "tiny-mask": 1, "grey-masks": 1, "several-polyps": 1
     }  # fmt: skip
-    assert {finding.frames for finding in result.of_kind("label-values")} == {("set/dim",), ("set/label",)}
-    assert "up to 127 only" in result.of_kind("label-values")[0].message
+    assert {Path(*finding.frames).stem for finding in result.of_kind("label-values")} == {"dim", "label"}
+    assert "holds the values 0 and 127, no white (255)" in result.of_kind("label-values")[0].message
     assert found["empty-mask"].frames == ("set/empty",)
     assert found["tiny-mask"].frames == ("set/tiny",)
     assert found["tiny-mask"].numbers["pixels"] == 63
@@ -115,6 +116,63 @@ def test_mask_values(tmp_path: Path) -> None:
     assert found["several-polyps"].frames == ("set/two",)
     assert found["several-polyps"].numbers["polyps"] == 2
     assert not result.ok
+
+
+def test_what_a_mask_can_hardly_mean_is_a_warning(tmp_path: Path) -> None:
+    polyp = mask((30, 20, 60, 50))
+    masks = {
+        "inverted": 255 - polyp,
+        "white": mask((0, 0, WIDTH, HEIGHT)),
+        "large": mask((0, 0, 150, 110)),
+        "corner": mask((0, 0, WIDTH, 50)),  # two corners, and no finding
+        "void": np.where(polyp > 0, 255, 2).astype(np.uint8),
+        "bordered": cv2.copyMakeBorder(polyp[8:-8, 8:-8], 8, 8, 8, 8, cv2.BORDER_CONSTANT, value=255),
+    }
+    result = audit(save(tmp_path / "set", {name: frame(k) for k, name in enumerate(masks)}, masks))
+    assert result.ok
+    found = {kind: {finding.frames[0] for finding in result.of_kind(kind)} for kind in kinds(result)}
+    assert found["large-mask"] == {"set/white", "set/large", "set/inverted"}
+    assert found["white-corners"] == {"set/inverted", "set/white", "set/bordered"}
+    assert found["low-values"] == {"set/void"}
+    assert "covers 84.4% of the frame" in result.of_kind("low-values")[0].message
+
+
+def test_a_frame_that_exif_turns_and_its_mask_that_it_does_not_is_a_warning(tmp_path: Path) -> None:
+    folder = save(tmp_path / "set", {"a": frame(1), "b": frame(2)})
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for kind in ("images", "masks"):  # both turned: right
+        pixels = np.asarray(Image.open(folder / kind / "a.png"))
+        Image.fromarray(pixels).save(folder / kind / "a.png", exif=exif)
+    Image.fromarray(frame(2)).save(folder / "images" / "b.png", exif=exif)
+    result = audit(folder)
+    assert kinds(result) == {"turned-frame": 1}
+    assert result.of_kind("turned-frame")[0].frames == ("set/b",)
+
+
+def test_a_frame_of_12_bits_in_16_is_a_warning(tmp_path: Path) -> None:
+    folder = save(tmp_path / "set", {"a": frame(1), "b": frame(2)})
+    Image.fromarray(frame(1)[..., 0].astype(np.uint16) * 16).save(folder / "images" / "a.png")
+    (finding,) = audit(folder).findings
+    assert (finding.kind, finding.frames) == ("fewer-bits", ("set/a",))
+    assert finding.message.endswith("and is read as 12 bits")
+
+
+def test_an_addition_to_the_masks_names_is_told(tmp_path: Path) -> None:
+    folder = save(tmp_path / "set", {"a": frame(1), "b": frame(2)})
+    for file in (folder / "masks").iterdir():
+        file.rename(file.with_stem(f"{file.stem}_mask"))
+    result = audit(folder)
+    assert kinds(result) == {"mask-suffix": 1}
+    assert result.findings[0].message == "set: masks are named <stem>_mask and are read so"
+
+
+def test_masks_are_read_as_their_source_says(tmp_path: Path) -> None:
+    masks = {"a": mask((30, 20, 60, 50), value=1), "b": mask((30, 20, 30, 50), value=2)}
+    folder = save(tmp_path / "set", {name: frame(k) for k, name in enumerate(masks)}, masks)
+    assert len(audit(folder).of_kind("label-values")) == 2
+    assert audit(f"nonzero:{folder}").findings == []
+    assert kinds(audit(f"class:1:{folder}")) == {"empty-mask": 1}
 
 
 def kvasir(folder: Path, boxes: dict[str, list[list[int]]], masks: dict[str, np.ndarray]) -> Path:
@@ -183,7 +241,7 @@ def test_parted_sequences_are_named(tmp_path: Path) -> None:
     # ClinicDB's frames 1..25 are one sequence, 26.. the next.
     folder = save(tmp_path / "CVC-ClinicDB", {name: frame(int(name)) for name in ("24", "25", "26", "27")})
     split = split_of("cvc-clinicdb", **{"24": "train", "25": "test", "26": "val", "27": "val"})
-    leaks = audit(folder, split).of_kind("leak-group")
+    leaks = audit(f"clinicdb:{folder}", split).of_kind("leak-group")
     assert [finding.frames for finding in leaks] == [("cvc-clinicdb/24", "cvc-clinicdb/25")]
     assert leaks[0].message == "cvc-clinicdb/sequence-01: 1 in train, 1 in test"
 
@@ -253,12 +311,12 @@ def test_pictures_put_pairs_first_and_side_by_side(tmp_path: Path) -> None:
     masks = {name: mask() for name in frames if name.startswith("m")}
     chosen = pictures(audit(save(tmp_path / "set", frames, masks)))
     assert len(chosen) == 24
-    assert [caption for caption, _, _ in chosen[:3]] == [
+    assert [caption for caption, *_ in chosen[:3]] == [
         "set/a: the same picture twice",
         "set/z: the same picture twice",
         "set/m0: empty masks",
     ]
-    assert all(Path(image).is_file() and Path(str(truth)).is_file() for _, image, truth in chosen)
+    assert all(Path(image).is_file() and Path(str(truth)).is_file() for _, image, truth, _ in chosen)
 
 
 @pytest.fixture(scope="module")

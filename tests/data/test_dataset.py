@@ -19,7 +19,7 @@ from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import phantom, read
 from polypseg.data.cache import FrameCache
-from polypseg.data.dataset import EpochBatches, FrameDataset, Key
+from polypseg.data.dataset import EpochBatches, FrameDataset, Key, Kinds
 from polypseg.data.transforms import AUGMENTATIONS, evaluation_pipeline, seed_pipeline, training_pipeline
 from polypseg.errors import PolypsegError, UsageError
 
@@ -104,9 +104,9 @@ def test_each_frame_is_decoded_once(
     kind: str, frames: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    decode = catalog_module._decode
+    opened = catalog_module.open_image
     monkeypatch.setattr(
-        catalog_module, "_decode", lambda path, *others: decoded.append(str(path)) or decode(path, *others)
+        catalog_module, "open_image", lambda path, *others: decoded.append(str(path)) or opened(path, *others)
     )
     cache = FrameCache(frames, SMALL, kind, folder=tmp_path / "cache", progress=False)  # type: ignore[arg-type]
     for _ in range(3):
@@ -132,6 +132,32 @@ def test_disk_cache_is_made_anew_when_a_file_changes(frames: Catalog, tmp_path: 
     again = FrameCache(frames, SMALL, "disk", folder=tmp_path / "cache", progress=False)
     assert np.abs(again[2][0].astype(int) - [1, 2, 3]).max() <= 2
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_idle_disk_caches_are_removed_beyond_the_budget(frames: Catalog, tmp_path: Path) -> None:
+    folder, size = tmp_path / "cache", 6 * 64 * 64 * 4
+
+    def cache(height: int) -> FrameCache:
+        made = FrameCache(
+            frames, Preprocessing(height, 64, SMALL.mean, SMALL.std), "disk", size, folder, progress=False
+        )
+        made[0]
+        return made
+
+    used, idle = cache(64), cache(32)
+    (left,) = set(folder.iterdir()) - {used._file}
+    (folder / ".frames-0123.bin.killed").write_bytes(b"unfinished")
+    del idle
+    small = cache(16)
+    assert left.is_file() and not list(folder.glob(".*"))  # half of the budget is idle; what a kill left is gone
+    old = time.time() - 1000
+    os.utime(left, (old, old))
+    last = small._file
+    del small
+    other = folder / "frames-another.bin"
+    other.write_bytes(bytes(size // 2))
+    now = cache(48)
+    assert set(folder.iterdir()) == {used._file, last, other, now._file}  # the one unused for longest is gone
 
 
 def test_disk_cache_is_whole_or_not_there(frames: Catalog, tmp_path: Path) -> None:
@@ -225,3 +251,36 @@ def test_nobody_is_asked_for_a_version() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_batch_holds_the_share_of_polyp_free_frames() -> None:
+    """Every frame with a polyp once an epoch; the few polyp-free ones in turn, each as often as the others."""
+    polyp_free = np.array([False] * 60 + [True] * 7)
+    seen: dict[int, int] = {}
+    for epoch in range(7):
+        batches = EpochBatches(67, 10, True, 3, epoch=lambda now=epoch: now, kinds=Kinds(polyp_free, 0.4))
+        keys = list(batches)
+        assert len(keys) == len(batches) == 10
+        for batch in keys:
+            assert 3 <= sum(polyp_free[key.position] for key in batch) <= 5
+        positions = [key.position for batch in keys for key in batch]
+        assert sorted(position for position in positions if position < 60) == list(range(60))
+        assert len({(key.position, key.turn) for batch in keys for key in batch}) == 100  # no sample twice
+        for position in positions:
+            seen[position] = seen.get(position, 0) + 1
+    assert {seen[position] for position in range(60, 67)} == {40}
+
+
+def test_a_share_without_polyp_free_frames_changes_nothing() -> None:
+    plain = [list(batch) for batch in EpochBatches(9, 4, True, 3)]
+    assert [list(batch) for batch in EpochBatches(9, 4, True, 3, kinds=Kinds(np.zeros(9, bool), 0.5))] == plain
+
+
+def test_frames_made_polyp_free_have_an_empty_mask_and_repeat_by_seed_and_epoch(frames: Catalog) -> None:
+    cache = FrameCache(frames, Preprocessing(96, 96), progress=False)
+    dataset = FrameDataset(cache, evaluation_pipeline(cache.preprocessing), 1, made_polyp_free=0.5)
+    first = [dataset[Key(index, epoch)] for index in range(len(frames)) for epoch in range(6)]
+    again = [dataset[Key(index, epoch)] for index in range(len(frames)) for epoch in range(6)]
+    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(first, again, strict=True))
+    empty = sum(not sample["mask"].any() for sample in first)
+    assert 0 < empty < len(first)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,11 +24,17 @@ SEQUENCES = [
 ]  # fmt: skip
 
 
-def write(path: Path, stems: Iterable[object], images: str = "images", masks: str = "masks") -> Path:
+def write(
+    path: Path,
+    stems: Iterable[object],
+    images: str = "images",
+    masks: str = "masks",
+    size: tuple[int, int] = (12, 8),
+) -> Path:
     """A data set whose frames are all the same small picture."""
     for name in (images, masks):
         (path / name).mkdir(parents=True)
-    Image.fromarray(np.full((8, 12), 255, np.uint8)).save(path / "one.png")
+    Image.new("L", size, 255).save(path / "one.png")
     content = (path / "one.png").read_bytes()
     (path / "one.png").unlink()
     for stem in stems:
@@ -191,8 +196,14 @@ def test_clinicdb_s_sequences_cover_every_frame_once() -> None:
     assert len(clinicdb.SEQUENCE_STARTS) == 29
 
 
+@pytest.fixture(scope="module")
+def whole_clinicdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the data set is copied: 612 numbered frames of 384×288."""
+    return write(tmp_path_factory.mktemp("clinicdb") / "any name", range(1, 613), size=clinicdb.SIZE)
+
+
 def test_clinicdb_groups_by_sequence(tmp_path: Path) -> None:
-    catalog = read(write(tmp_path / "CVC-ClinicDB", [612, 592, 591, 51, 26, 25, 1]))
+    catalog = read(f"clinicdb:{write(tmp_path / 'part', [612, 592, 591, 51, 26, 25, 1])}")
     assert [(row.frame_id, row.group) for row in catalog] == [
         ("1", "cvc-clinicdb/sequence-01"),
         ("25", "cvc-clinicdb/sequence-01"),
@@ -206,32 +217,34 @@ def test_clinicdb_groups_by_sequence(tmp_path: Path) -> None:
 
 
 def test_clinicdb_as_it_is_published(tmp_path: Path) -> None:
-    catalog = read(write(tmp_path / "clinic", [1, 2], images="Original", masks="Ground Truth"))
+    catalog = read(f"clinicdb:{write(tmp_path / 'clinic', [1, 2], images='Original', masks='Ground Truth')}")
     assert ids(catalog) == ["1", "2"]
     assert Path(catalog.row(0).mask_path).parent.name == "Ground Truth"
 
 
+def test_the_whole_clinicdb_is_recognised_under_any_name(whole_clinicdb: Path) -> None:
+    assert set(read(whole_clinicdb).frames["dataset"]) == {"cvc-clinicdb"}
+
+
 @pytest.mark.parametrize(
-    ("name", "stems", "dataset"),
+    ("name", "stems"),
     [
-        ("ClinicDB-part", [1, 2], "cvc-clinicdb"),
-        ("any name", range(1, 613), "cvc-clinicdb"),  # all of them, under any name
-        ("any name", range(1, 612), "any-name"),  # some, under a name that says nothing
-        ("clinic", [1, 613], "clinic"),  # a number beyond
-        ("clinic", [0, 1], "clinic"),
-        ("clinic", ["1", "2a"], "clinic"),
-        ("clinic", [], None),
+        ("my-clinic", ["0001", "0002"]),  # the how-to's own example
+        ("ClinicDB-part", [1, 2]),
+        ("CVC-ClinicDB", range(1, 612)),  # but one
+        ("clinic", [f"{number:03}" for number in range(1, 613)]),  # all, under other names
+        ("clinicdb", range(1, 613)),  # all, of another size
     ],
 )
-def test_clinicdb_is_recognised_by_its_numbers(
-    tmp_path: Path, name: str, stems: Iterable[object], dataset: str | None
-) -> None:
-    path = write(tmp_path / name, stems)
-    if dataset is None:
-        with pytest.raises(PolypsegError, match="holds no frames"):
-            read(path)
-    else:
-        assert set(read(path).frames["dataset"]) == {dataset}
+def test_others_numbered_frames_are_not_taken_for_clinicdb(tmp_path: Path, name: str, stems: Iterable[object]) -> None:
+    assert set(read(write(tmp_path / name, stems)).frames["dataset"]) == {dataset_name(tmp_path / name)}
+
+
+def test_what_is_named_clinicdb_must_be_its_frames(tmp_path: Path) -> None:
+    with pytest.raises(PolypsegError, match=r"0a\.png: is no frame of CVC-ClinicDB"):
+        read(f"clinicdb:{write(tmp_path / 'set', ['0a'])}")
+    with pytest.raises(PolypsegError, match="images: is missing"):
+        read(f"clinicdb:{tmp_path}")
 
 
 # ---- PolypGen -------------------------------------------------------------------------------------------
@@ -321,9 +334,9 @@ def test_a_single_stray_mask_is_told_by_its_name(tmp_path: Path) -> None:
 # ---- which reader ---------------------------------------------------------------------------------------
 
 
-def test_each_folder_has_its_reader(tmp_path: Path) -> None:
+def test_each_folder_has_its_reader(tmp_path: Path, whole_clinicdb: Path) -> None:
     plain = write(tmp_path / "plain", ["a"])
-    clinic = write(tmp_path / "clinic", ["1"])
+    clinic = whole_clinicdb
     boxes = write_boxes(write(tmp_path / "clinic k", ["1"]), {"1": boxes_of()})
     drawn = phantom.write(tmp_path / "phantom", 1, seed=0, height=64, width=64)
     centres = write(tmp_path / "centres", POLYPGEN)

@@ -57,6 +57,8 @@ def prints_of(catalog: Catalog, area: np.ndarray | None = None) -> Fingerprints:
         nonzero_pixels=zeros,
         grey=np.zeros(n),
         mask_max=zeros,
+        low=np.zeros(n),
+        corners=zeros,
         components=[np.zeros((0, 5), np.int64)] * n,
     )
 
@@ -70,6 +72,14 @@ def alike(prints: Fingerprints, *pairs: tuple[int, int]) -> Fingerprints:
 
 def names(table: pd.DataFrame, split: str) -> list[str]:
     return table.loc[table["split"] == split, "frame_id"].tolist()
+
+
+def test_a_name_that_would_be_a_formula_comes_back_from_the_file(tmp_path: Path) -> None:
+    catalog = catalog_of(["=1", "-2", "'=3", "4"])
+    table = make_split("seed", catalog)
+    write_split(table, tmp_path / "split.csv")
+    assert all(",=" not in line and ",-" not in line for line in (tmp_path / "split.csv").read_text().splitlines())
+    pd.testing.assert_frame_equal(read_split(tmp_path / "split.csv"), table)
 
 
 def write_list(path: Path, frames: list[str]) -> None:

@@ -179,8 +179,9 @@ def test_eight_bit_maps_and_pranets_protocol(tmp_path: Path) -> None:
 
 def test_the_truth_itself_scores_one_everywhere(tmp_path: Path, frames: Catalog) -> None:
     report = evaluate(FolderPredictor(fill(tmp_path / "p", as_png), frames), frames, progress=False)
-    assert (report.per_image[["dice", "iou", "recall", "precision", "specificity", "boundary_iou"]] == 1).all(axis=None)
-    assert (report.per_image[["hd_px", "hd95_px", "assd_px", "missed", "false_positives", "mae"]] == 0).all(axis=None)
+    shown = report.per_image[report.per_image["polyps"] > 0]
+    assert (shown[["dice", "iou", "recall", "precision", "specificity", "boundary_iou"]] == 1).all(axis=None)
+    assert (shown[["hd_px", "hd95_px", "assd_px", "missed", "false_positives", "mae"]] == 0).all(axis=None)
     for entry in report.numbers["headline"].values():
         assert entry["mean"] == entry["median"] == entry["low"] == entry["high"] == 1
     lesions = report.numbers["lesions"]
@@ -191,15 +192,15 @@ def test_the_truth_itself_scores_one_everywhere(tmp_path: Path, frames: Catalog)
     assert report.numbers["calibration"]["ece"] == report.numbers["calibration"]["brier"] == 0
 
 
-def test_empty_masks_score_one_only_where_there_is_no_polyp(tmp_path: Path, frames: Catalog) -> None:
+def test_empty_masks_score_nothing_anywhere(tmp_path: Path, frames: Catalog) -> None:
     folder = fill(tmp_path / "p", lambda path, mask: as_png(path, np.zeros_like(mask)))
     report = evaluate(FolderPredictor(folder, frames), frames, progress=False)
-    assert report.per_image.set_index("frame_id")["dice"].to_dict() == {"a": 0, "b": 0, "c": 1, "d": 0}
-    assert (
-        report.numbers["headline"]["dice"]["mean"] == 0.25 and report.numbers["definitions"]["dice_global"]["mean"] == 0
-    )
+    dice = report.per_image.set_index("frame_id")["dice"]
+    assert np.isnan(dice.pop("c")) and dice.to_dict() == {"a": 0, "b": 0, "d": 0}  # c shows no polyp
+    assert report.numbers["headline"]["dice"]["mean"] == report.numbers["definitions"]["dice_global"]["mean"] == 0
+    assert report.numbers["polyp_free"]["marked"]["mean"] == 0
     diagonal = float(np.hypot(*SHAPE))
-    assert list(report.per_image["hd95_px"]) == pytest.approx([diagonal, diagonal, 0, diagonal])
+    assert list(report.per_image["hd95_px"].dropna()) == pytest.approx([diagonal] * 3)
     assert list(report.per_image["missed"]) == [1, 2, 0, 1]
     half = report.numbers["lesions"]["at_iou"]["0.5"]
     assert half["recall"] == 0 and half["precision"] is None and half["false_positives_per_frame"] == 0
@@ -263,6 +264,27 @@ def with_palette(path: Path) -> None:
     image.save(path)
 
 
+def with_alpha(path: Path) -> None:
+    """White everywhere; the mask is in the alpha channel."""
+    Image.fromarray(np.dstack([np.full(SHAPE, 255), MASKS["a"] * 255]).astype(np.uint8), "LA").save(path)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        lambda mask: mask.astype(np.uint8),
+        lambda mask: mask.astype(np.uint8) * np.uint8(3),  # classes
+        lambda mask: mask.astype(np.uint16) * np.uint16(255),
+        lambda mask: mask.astype(np.uint16) * np.uint16(4095),
+    ],
+)
+def test_pictures_of_a_small_range_are_told(tmp_path: Path, frames: Catalog, pixels: Callable[[Any], Any]) -> None:
+    folder = fill(tmp_path / "p", lambda path, mask: Image.fromarray(pixels(mask)).save(path.with_suffix(".png")))
+    predictor = FolderPredictor(folder, frames)
+    line = complaint(lambda: evaluate(predictor, frames, progress=False))
+    assert line.startswith(f"{folder}: no picture holds more than ")
+
+
 def turned(path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -319,6 +341,7 @@ def two_pages(path: Path) -> None:
         ("a.png", in_colour, "colour"),
         ("a.png", with_palette, "colour"),
         ("a.png", turned, "orientation"),
+        ("a.png", with_alpha, "alpha channel that is not opaque"),
     ],
 )
 def test_a_bad_file_is_told_in_one_line(

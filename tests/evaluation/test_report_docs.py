@@ -18,8 +18,9 @@ from polypseg.evaluation.run import compare, ranking_values, run
 from polypseg.models.network import build
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
-VALUE = {"mean", "low", "high", "median", "n", "definition"}  # told once, for all
-NAMES = {"datasets", "versions", "at_iou", "free_response"}  # whose keys are names of data, packages, thresholds
+VALUE = {"mean", "low", "high", "median", "n", "definition", "reason"}  # told once, for all
+# Whose keys are names of data, packages, thresholds.
+NAMES = {"datasets", "versions", "at_iou", "curves", "sensitivity_at_specificity"}
 
 
 def first_cells(page: str, heading: str) -> set[str]:
@@ -38,16 +39,16 @@ def keys(value: Any) -> set[str]:
             found.add(key)
             if key in NAMES:
                 found |= set().union(*(keys(one) for one in inner.values()))
-            elif key not in ("split", "seconds"):
+            elif key not in ("split", "seconds", "operating_point"):
                 found |= keys(inner)
     return found
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reports of an untrained network, and of the truths as another program's predictions, on four frames."""
+    """Reports of an untrained network, and of the truths as another program's predictions, on six frames."""
     folder = tmp_path_factory.mktemp("written")
-    data = phantom.write(folder / "data", 4, seed=3, height=72, width=88)
+    data = phantom.write(folder / "data", 6, seed=3, height=72, width=88, empty_fraction=0.5)
     architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
     ModelBundle.save(
         folder / "bundle", build(architecture).state_dict(), name="untrained", architecture=architecture,
@@ -65,13 +66,22 @@ def test_every_key_of_a_report_is_on_its_page(written: Path) -> None:
     numbers = json.loads((written / "one" / "report.json").read_text(encoding="utf-8"))
     other = json.loads((written / "other" / "report.json").read_text(encoding="utf-8"))
     assert first_cells("report.md", "report.json") == numbers.keys() | VALUE
-    sections = ("definitions", "pixels", "boundary", "lesions", "strata", "calibration", "robustness", "provenance")
+    for report in (numbers, other):  # told in sections of their own, or by names of criteria and rates
+        told = dict.fromkeys(("polyp_free", "frames_roc", "froc"))
+        strata = [one for one in report["detection"]["strata"] if one["by"] == "data set"]
+        report["detection"]["strata"] = [{**one, **told} for one in strata]
+        assert report["froc"]["sensitivity_at"].keys() == {"any", "0.3", "0.5"}
+        report["froc"]["sensitivity_at"] = None
+    sections = (
+        "polyp_free", "detection", "froc", "frames_roc", "definitions", "pixels", "boundary", "lesions", "strata",
+        "calibration", "robustness", "provenance",
+    )  # fmt: skip
     for section in sections:
         found = keys(numbers[section]) | keys(other.get(section, {}))
-        told_once = VALUE if section in ("definitions", "pixels", "boundary", "strata") else set()
-        assert first_cells("report.md", section) == found - told_once, section
+        told_once = set() if section in ("lesions", "calibration", "robustness", "provenance") else VALUE
+        assert first_cells("report.md", section) - told_once == found - told_once, section
     assert numbers["headline"].keys() <= numbers["definitions"].keys()
-    assert keys(numbers["headline"]) - numbers["headline"].keys() == VALUE
+    assert keys(numbers["headline"]) - numbers["headline"].keys() == VALUE - {"reason"}
 
 
 def test_every_column_of_the_table_is_on_its_page(written: Path) -> None:

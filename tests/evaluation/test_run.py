@@ -215,7 +215,7 @@ class Page(HTMLParser):
 
 ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "strong", "div", "img", "table", "thead",
-    "tbody", "tr", "th", "td", "span", "figure", "figcaption", "br", "dl", "dt", "dd",
+    "tbody", "tr", "th", "td", "span", "figure", "figcaption", "br", "dl", "dt", "dd", "h3",
 }  # fmt: skip
 
 
@@ -238,7 +238,8 @@ def assert_self_contained(file: Path) -> Page:
 def evaluated(tmp_path_factory: pytest.TempPathFactory, finished: Path, phantom_folder: Path) -> Path:
     """The report of the run on all frames, by the command line."""
     out = tmp_path_factory.mktemp("reports") / "quick"
-    arguments = ["evaluate", finished, "--data", phantom_folder, "--split", "all", "--out", out]
+    arguments = ["evaluate", finished, "--data", phantom_folder, "--split", "all", "--allow_train_frames", "true",
+                 "--out", out]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0
     return out
 
@@ -250,12 +251,11 @@ def test_scores_are_those_of_segmenting_each_frame(evaluated: Path, finished: Pa
     expected = []
     for index in range(len(frames)):
         truth, answer = frames.mask(index), segmenter.segment(frames.frame(index)).mask
-        rule = 1.0 if not truth.any() and not answer.any() else 0.0
-        expected.append(f1_score(truth.ravel(), answer.ravel(), zero_division=rule))
+        expected.append(f1_score(truth.ravel(), answer.ravel()) if truth.any() else np.nan)
     assert list(table["frame_id"]) == list(frames.frames["frame_id"])
-    assert list(table["dice"]) == pytest.approx(expected, abs=1e-6)
-    assert numbers["headline"]["dice"]["mean"] == pytest.approx(np.mean(expected), abs=1e-9)
-    assert 0.05 < np.mean(expected) < 0.999  # a model that does something, but not all
+    assert list(table["dice"]) == pytest.approx(expected, abs=1e-6, nan_ok=True) and np.isnan(expected).any()
+    assert numbers["headline"]["dice"]["mean"] == pytest.approx(np.nanmean(expected), abs=1e-9)
+    assert 0.05 < np.nanmean(expected) < 0.999  # a model that does something, but not all
     assert numbers["name"] == "quick" and numbers["n"] == 40 and numbers["threshold"] == 0.35
     assert {"dice_network_size", "dice_batch", "loss"} <= numbers["definitions"].keys()
     bundle = ModelBundle.load(finished)
@@ -281,7 +281,8 @@ def test_the_page_is_one_file_with_everything_in_it(evaluated: Path) -> None:
 def test_the_worst_frames_are_shown_lowest_first(evaluated: Path) -> None:
     text = (evaluated / "report.html").read_text(encoding="utf-8")
     part = text.partition("<h2>The worst twelve</h2>")[2].partition("<h2>")[0]
-    table = pd.read_csv(evaluated / "per_image.csv", dtype={"frame_id": str}).sort_values("dice", kind="stable")
+    table = pd.read_csv(evaluated / "per_image.csv", dtype={"frame_id": str}).dropna(subset="dice")
+    table = table.sort_values("dice", kind="stable")
     captions = [piece.partition("<br>")[0] for piece in part.split("<figcaption>")[1:]]
     assert captions == list(table["frame_id"].iloc[:12])
     # truth and prediction are drawn into them
@@ -294,6 +295,20 @@ def test_the_worst_frames_are_shown_lowest_first(evaluated: Path) -> None:
 
     assert sum(near(picture, (0, 158, 255)) for picture in decoded) >= 6
     assert sum(near(picture, (255, 230, 0)) for picture in decoded) >= 6
+
+
+def test_false_positives_are_shown_polyp_free_frames_first(evaluated: Path) -> None:
+    text = (evaluated / "report.html").read_text(encoding="utf-8")
+    part = text.partition("<h2>False positives</h2>")[2].partition("<h2>")[0]
+    free, beside = part.partition("<h3>Polyp-free frames</h3>")[2].split("<h3>Beside polyps</h3>")
+    table = pd.read_csv(evaluated / "per_image.csv", dtype={"frame_id": str}).dropna(subset="false_peak")
+    table = table.sort_values("false_peak", ascending=False, kind="stable")
+    for section, rows in ((free, table[table["polyps"] == 0]), (beside, table[table["polyps"] > 0])):
+        captions = [piece.partition("<br>")[0] for piece in section.split("<figcaption>")[1:]]
+        assert captions == list(rows["frame_id"].iloc[:12]) and captions
+        for encoded in Page(section).pictures:  # white boxes around the false regions
+            picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded.partition(",")[2]))))
+            assert (picture.min(axis=-1) > 225).sum() > 30
 
 
 def test_the_order_of_the_sections(finished: Path, phantom_folder: Path, split: pd.DataFrame, tmp_path: Path) -> None:
@@ -310,7 +325,7 @@ def test_the_order_of_the_sections(finished: Path, phantom_folder: Path, split: 
     found = [next(name for name in wanted if heading.startswith(name)) for heading in page.headings
              if heading.startswith(tuple(wanted))]  # fmt: skip
     assert found == wanted and page.headings[-1] == "Provenance"
-    assert page.text.index("mean over images") < page.text.index(page.headings[0])  # the headline before all
+    assert page.text.index("mean over 2 frames with a polyp") < page.text.index(page.headings[0])  # the headline first
     assert "The worst 2" in page.headings
     curves = strict(tmp_path / "out" / "report.json")["robustness"]
     assert curves.keys() == CORRUPTIONS.keys() and all(len(values) == 5 for values in curves.values())
@@ -368,7 +383,9 @@ def test_wrong_arguments_and_failures(
         (2, "either a bundle or --predictions", ["evaluate", finished, *predictions, *data, *out]),
         (2, "--threshold", ["evaluate", finished, "--threshold", 0.4, *data, *out]),
         (2, "--corruptions", ["evaluate", *predictions, "--corruptions", *data, *out]),
-        (2, "--split_file", ["evaluate", *predictions, *data, *out]),
+        (1, "no prediction for frame", ["evaluate", *predictions, *data, *out]),
+        (1, "was trained on", ["evaluate", finished, "--split", "all", *data, *out]),
+        (1, "was trained on", ["calibrate", finished, "--split", "train", *data]),
         (2, "--threshold", ["evaluate", *predictions, "--threshold", 3, "--split", "all", *data, *out]),
         (2, "split", ["evaluate", finished, "--split", "tset", *data, *out]),
         (2, "data", ["evaluate", finished, *out]),
@@ -465,7 +482,8 @@ def test_calibration_finds_the_threshold(copied: Path, finished: Path, phantom_f
 
 def test_the_guarantee_holds_on_its_own_frames(copied: Path, phantom_folder: Path, frames: Catalog) -> None:
     alpha = 0.2
-    found = calibrate(copied, [phantom_folder], split="all", alpha=alpha, progress=False).metadata["conformal"]
+    calibrated = calibrate(copied, [phantom_folder], split="all", alpha=alpha, allow_train_frames=True, progress=False)
+    found = calibrated.metadata["conformal"]
     segmenter = polypseg.load(copied)
 
     def missed_and_marked(threshold: float) -> tuple[float, float]:
@@ -558,11 +576,16 @@ def test_too_few_frames_for_the_guarantee(copied: Path, phantom_folder: Path) ->
 def test_calibrate_by_the_command_line(
     capsys: pytest.CaptureFixture[str], copied: Path, phantom_folder: Path, val: Catalog
 ) -> None:
-    status, out, error = run(capsys, "calibrate", copied, "--data", phantom_folder, "--split", "train", "--alpha", 0.3)
+    status, out, error = run(
+        capsys, "calibrate", copied, "--data", phantom_folder, "--split", "train", "--alpha", 0.3,
+        "--allow_train_frames", "true",
+    )  # fmt: skip
     assert status == 0, error
     bundle = ModelBundle.load(copied)
     assert f"temperature {bundle.temperature:g}, threshold {bundle.threshold:g}" in out and "guarantee: " in out
-    assert bundle.metadata["threshold_split"] == "seed, train" and bundle.tta == "none"
+    noted = "seed, train; 28 of these 28 frames the model was trained on"
+    assert bundle.metadata["threshold_split"] == noted and bundle.tta == "none"
+    assert out.splitlines()[0] == f"chosen on {noted}"
     status, _, error = run(capsys, "calibrate", copied, "--data", phantom_folder, "--tta", "flip")
     assert status == 0, error
     looked = ModelBundle.load(copied)
@@ -611,7 +634,11 @@ def test_models_share_a_letter_only_where_they_cannot_be_told_apart(reports: dic
     twins = next(one for one in written["comparisons"] if {one["better"], one["worse"]} == {"good", "twin"})
     assert twins["p_value"] == 1 and twins["difference"] == 0
     text = ranking_table(ranking)
-    assert len(text.splitlines()) == 1 + 4 + 6 and all(name in text for name in reports)
+    assert len(text.splitlines()) == 2 + 4 + 6 and all(name in text for name in reports)
+    assert text.splitlines()[0] == "60 frames with a polyp, in 60 groups"
+    assert (written["n"], written["groups"], written["groups_needed"]) == (60, 60, 8)
+    verdicts = {(one["better"], one["worse"]): one["verdict"] for one in written["comparisons"]}
+    assert verdicts["good", "bad"] == "told apart" and verdicts["good", "twin"] == "not told apart"
 
 
 def test_the_order_of_rows_does_not_matter(reports: dict[str, Path], tmp_path: Path) -> None:
@@ -632,6 +659,57 @@ def test_groups_widen_a_comparison(reports: dict[str, Path], tmp_path: Path) -> 
     grouped = compare([write_table(tmp_path / "grouped" / name, dice, group=groups) for name, dice in scores.items()])
     assert alone.comparisons["other", "one"].p_value < 0.001
     assert grouped.comparisons["other", "one"].p_value == pytest.approx(0.25)  # 2 of the 8 signs of three sequences
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_too_few_groups_have_no_verdict(tmp_path: Path, count: int) -> None:
+    """As two groups that agree: an interval far from 0 beside p = 0.5 is no verdict, and is not shown as one."""
+    rng = np.random.default_rng(0)
+    groups = [f"sequence {index % count}" for index in range(20)]
+    scores = {"high": 0.8 + rng.normal(0, 0.01, 20), "low": np.full(20, 0.7)}
+    folders = [write_table(tmp_path / name, dice, group=groups) for name, dice in scores.items()]
+    ranking = compare(folders, tmp_path / "ranking.json")
+    text = ranking_table(ranking)
+    assert f"20 frames with a polyp, in {count} group" in text and "fewer than 6" in text
+    assert "p = 0.0500" not in text.replace("reach p = 0.05", "") and text.endswith(": too few groups")
+    written = strict(tmp_path / "ranking.json")
+    (one,) = written["comparisons"]
+    assert one["verdict"] == "too few groups" and one["low"] is None and one["high"] is None
+    assert (written["groups"], written["groups_needed"]) == (count, 6)
+    assert all(place["letters"] == [] for place in written["ranking"])
+
+
+def test_six_groups_can_be_told_apart(tmp_path: Path) -> None:
+    groups = [f"sequence {index % 6}" for index in range(18)]
+    folders = [write_table(tmp_path / name, np.full(18, dice), group=groups) for name, dice in (("a", 0.8), ("b", 0.7))]
+    assert ranking_table(compare(folders)).endswith("p = 0.0312 adjusted: told apart")
+
+
+def test_an_interval_that_contradicts_the_test_is_explained(tmp_path: Path) -> None:
+    """Seven groups of which one disagrees a little: the percentile of seven draws leaves out 0, the test does not."""
+    differences = np.array([0.1, 0.1, 0.1, 0.1, 0.1, -0.01, -0.01])
+    groups = [f"sequence {index}" for index in range(7)]
+    folders = [
+        write_table(tmp_path / name, dice, group=groups) for name, dice in (("a", 0.7 + differences), ("b", [0.7] * 7))
+    ]
+    ranking = compare(folders, tmp_path / "ranking.json")
+    (found,) = ranking.comparisons.values()
+    assert found.difference.low > 0 and found.adjusted > 0.05
+    (one,) = strict(tmp_path / "ranking.json")["comparisons"]
+    assert one["verdict"].startswith("not told apart by the test, though the interval leaves out 0")
+    assert one["verdict"] in ranking_table(ranking)
+
+
+def test_only_frames_with_a_polyp_are_compared(tmp_path: Path) -> None:
+    polyps = ["1"] * 10 + ["0"] * 5
+    dice = [0.9] * 10 + [""] * 5
+    former = [0.8] * 10 + [1.0] * 5  # of a version that gave empty frames a Dice
+    folders = [write_table(tmp_path / name, one, polyps=polyps) for name, one in (("a", dice), ("b", former))]
+    (found,) = compare(folders).comparisons.values()
+    assert found.difference.n == 10 and found.difference.value == pytest.approx(0.1)
+    nothing = write_table(tmp_path / "c", [""] * 5, polyps=["0"] * 5)
+    line = complaint(lambda: compare([nothing, folders[0]]))
+    assert line.startswith(str(nothing)) and "no frame shows a polyp" in line
 
 
 @pytest.mark.parametrize(("count", "group"), [(1, "a"), (5, "a"), (5, "")])
@@ -693,7 +771,7 @@ def test_compare_by_the_command_line(
     capsys: pytest.CaptureFixture[str], reports: dict[str, Path], evaluated: Path, tmp_path: Path
 ) -> None:
     status, out, _ = run(capsys, "compare", reports["bad"], reports["good"], "--out", tmp_path / "ranking.json")
-    assert status == 0 and out.splitlines()[1].startswith("good") and "good - bad: +0.2000" in out
+    assert status == 0 and out.splitlines()[2].startswith("good") and "good - bad: +0.2000" in out
     assert strict(tmp_path / "ranking.json")["ranking"][0]["letters"] == ["a"]
     twin = shutil.copytree(evaluated, tmp_path / "copy")  # what `evaluate` writes can be compared
     status, out, error = run(capsys, "compare", evaluated, twin)
@@ -704,7 +782,9 @@ def test_compare_by_the_command_line(
 
 
 def test_robustness_is_the_mean_dice_of_spoilt_frames(finished: Path, frames: Catalog) -> None:
-    few = Catalog(frames.frames.iloc[[1, 4, 7]].reset_index(drop=True))
+    shown = [index for index in range(len(frames)) if frames.mask(index).any()][:2]
+    free = next(index for index in range(len(frames)) if not frames.mask(index).any())
+    few = Catalog(frames.frames.iloc[[*shown, free]].reset_index(drop=True))
     segmenter = polypseg.load(finished)
     curves = robustness(segmenter, few, progress=False)
     assert curves.keys() == CORRUPTIONS.keys() and len(curves) == 8
@@ -712,9 +792,7 @@ def test_robustness_is_the_mean_dice_of_spoilt_frames(finished: Path, frames: Ca
     assert values.shape == (8, 5) and values.min() >= 0 and values.max() <= 1 and len(np.unique(values)) > 10
     for name, severity in (("darkness", 3), (list(CORRUPTIONS)[-1], 5)):
         expected = []
-        for index in range(3):
+        for index in range(2):
             answer = segmenter.segment(corrupt(few.frame(index), name, severity, seed=index)).mask
-            truth = few.mask(index)
-            rule = float(not truth.any() and not answer.any())
-            expected.append(f1_score(truth.ravel(), answer.ravel(), zero_division=rule))
+            expected.append(f1_score(few.mask(index).ravel(), answer.ravel()))
         assert curves[name][severity - 1] == pytest.approx(np.mean(expected), abs=1e-12), name

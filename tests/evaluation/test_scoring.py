@@ -57,10 +57,13 @@ def test_each_definition(segmenter: polypseg.Segmenter, frames: Catalog) -> None
     # at original size, by scikit-learn
     answers = [segmenter.segment(frames.frame(index)).mask.ravel() for index in range(len(frames))]
     truths = [frames.mask(index).ravel() for index in range(len(frames))]
-    each = [f1_score(truth, answer, zero_division=1.0) for truth, answer in zip(truths, answers, strict=True)]
-    assert list(result.per_image["dice"]) == pytest.approx(each, abs=1e-12)
+    shown = [index for index, truth in enumerate(truths) if truth.any()]
+    assert 0 < len(shown) < len(frames)  # frames without a polyp have no Dice
+    each = [f1_score(truths[index], answers[index]) for index in shown]
+    assert list(result.per_image["dice"].iloc[shown]) == pytest.approx(each, abs=1e-12)
+    assert result.per_image["dice"].isna().sum() == len(frames) - len(shown)
     assert result.summary["dice"] == pytest.approx(np.mean(each), abs=1e-12)
-    ious = [jaccard_score(truth, answer, zero_division=1.0) for truth, answer in zip(truths, answers, strict=True)]
+    ious = [jaccard_score(truths[index], answers[index]) for index in shown]
     assert result.summary["iou"] == pytest.approx(np.mean(ious), abs=1e-12)
     pooled = f1_score(np.concatenate(truths), np.concatenate(answers))
     assert result.summary["dice_global"] == pytest.approx(pooled, abs=1e-12)
@@ -74,15 +77,37 @@ def test_each_definition(segmenter: polypseg.Segmenter, frames: Catalog) -> None
             logits = network(batch["image"])
         counts = smp.metrics.get_stats(logits.sigmoid(), batch["mask"].long(), mode="binary", threshold=0.5)
         per_batch.append(float(smp.metrics.f1_score(*counts, reduction="micro")))
-        per_image.append(float(smp.metrics.f1_score(*counts, reduction="micro-imagewise")) * len(logits))
+        of_polyps = [count[batch["mask"].any(dim=(1, 2, 3))] for count in counts]
+        per_image.append(float(smp.metrics.f1_score(*of_polyps, reduction="micro-imagewise")) * len(of_polyps[0]))
         loss = smp.losses.SoftBCEWithLogitsLoss()(logits, batch["mask"]) + smp.losses.DiceLoss("binary")(
             logits, batch["mask"]
         )
         losses.append(float(loss) * len(logits))
     assert result.summary["dice_batch"] == pytest.approx(np.mean(per_batch), abs=1e-6)
-    assert result.summary["dice_network_size"] == pytest.approx(sum(per_image) / 20, abs=1e-6)
+    assert result.summary["dice_network_size"] == pytest.approx(sum(per_image) / len(shown), abs=1e-6)
     assert result.summary["loss"] == pytest.approx(sum(losses) / 20, abs=1e-5)
     assert len({round(value, 6) for name, value in result.summary.items() if "dice" in name}) == 4  # all differ
+
+
+def test_of_frames_without_a_polyp_there_is_no_score(segmenter: polypseg.Segmenter, frames: Catalog) -> None:
+    table = frames.frames
+    free = [index for index in range(len(frames)) if not frames.mask(index).any()]
+    summary = score(segmenter, Catalog(table.iloc[free].reset_index(drop=True)), LossConfig(), progress=False).summary
+    assert summary.pop("n") == len(free) and summary.pop("loss") > 0
+    assert set(summary.values()) == {None}
+
+
+def test_a_test_decodes_and_computes_every_frame_once(
+    segmenter: polypseg.Segmenter, frames: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, counted = Catalog(frames.frames.iloc[:3]), []
+    frame, logits = Catalog.frame, segmenter.runtime.stream
+    monkeypatch.setattr(Catalog, "frame", lambda self, index: counted.append("frame") or frame(self, index))
+    monkeypatch.setattr(
+        segmenter.runtime, "stream", lambda images, size: (counted.append("map") or one for one in logits(images, size))
+    )
+    score(segmenter, few, LossConfig(), progress=False)
+    assert counted.count("frame") == counted.count("map") == 3
 
 
 def test_frames_that_were_predicted_for_the_choice_are_not_predicted_again(

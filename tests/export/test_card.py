@@ -98,6 +98,9 @@ def test_a_card_holds_every_number_with_its_interval_and_definition(copied: Path
         interval = f"{one['low']:.4f} to {one['high']:.4f}" if one.get("low") is not None else "–"
         assert rows[name].startswith(f"| {name} | {mean} | {interval} | "), name
         assert len(rows[name].split(" | ")) == 4 and rows[name].endswith(f"{one['definition']} |"), name
+    half, free = report["detection"]["0.5"], report["polyp_free"]
+    assert f"| IoU ≥ 0.5 | {100 * half['found']['mean']:.1f} % (" in results and "| any overlap |" in results
+    assert f"Polyp-free frames: {free['frames']}, of which {100 * free['marked']['mean']:.1f} % (" in results
     for stratum in report["strata"]:
         expected = f"| {stratum['by']} | {stratum['stratum']} | {stratum['n']} | {stratum['mean']:.4f} |"
         assert (expected in results) is (stratum["by"] != "group")

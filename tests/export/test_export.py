@@ -17,6 +17,7 @@ from polypseg.cli import main
 from polypseg.data import read_all
 from polypseg.data.splits import read_split
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.export import formats
 from polypseg.export import run as exporting
 from polypseg.export.run import export
 from polypseg.files import sha256_file
@@ -26,13 +27,13 @@ from polypseg.models.network import build
 
 @pytest.fixture
 def plain(exported: ModelBundle, tmp_path: Path) -> Path:
-    """A copy of the bundle without exports, in a run folder."""
+    """A copy of the bundle without exports, in a run folder; with two views, whose second has another size."""
     folder = tmp_path / "run" / "bundle"
     folder.mkdir(parents=True)
     shutil.copy(exported.folder / "model.safetensors", folder)
     shutil.copy(exported.folder.parent / "split.csv", folder.parent)
     metadata = {key: value for key, value in exported.metadata.items() if key != "exports"}
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "tta": "small"}))
     return folder
 
 
@@ -88,7 +89,8 @@ def test_what_was_found_stands_in_the_bundle(exported: ModelBundle, phantom_fold
         assert found["frames"] == len(val) and found["split"]["part"] == "val"
         for runtime, precision, key in (("torch", "fp32", "torch"), (one.runtime, one.precision, "export")):
             segmenter = polypseg.load(exported.folder, runtime=runtime, device="cpu", precision=precision)
-            scores = [dice(segmenter.segment(val.frame(index)).mask, val.mask(index)) for index in range(len(val))]
+            shown = [index for index in range(len(val)) if val.mask(index).any()]
+            scores = [dice(segmenter.segment(val.frame(index)).mask, val.mask(index)) for index in shown]
             assert found["dice"][key] == pytest.approx(np.mean(scores), abs=1e-3)
     sizes = {(one.runtime, one.precision): one.record["bytes"] for one in exported.exports}
     assert sizes["openvino", "int8"] < sizes["openvino", "bf16"] < sizes["openvino", "fp32"]
@@ -105,6 +107,15 @@ def test_without_data_phantom_frames_prove_it(plain: Path) -> None:
     assert polypseg.load(plain, device="cpu").precision == "bf16"
 
 
+def test_a_bundle_with_two_views_is_exported_and_run(plain: Path, tmp_path: Path) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    expected = polypseg.load(plain, runtime="torch", device="cpu", precision="fp32").probability(frame)
+    for runtime in ("onnx", "openvino"):
+        export(plain, runtime, "fp32")
+        segmenter = polypseg.load(plain, runtime=runtime, precision="fp32")
+        assert segmenter.tta == "small" and np.abs(segmenter.probability(frame) - expected).max() < 1e-3
+
+
 def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(plain: Path, phantom_folder: Path) -> None:
     before = contents(plain)
     with pytest.raises(PolypsegError, match=r"of mean Dice on validation .* was not kept.*--max_drop") as caught:
@@ -115,15 +126,16 @@ def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(plain: Path
 
 def test_another_network_under_its_name_is_found_out(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(plain)
+    monkeypatch.setattr(formats, "_made", {})
     real = exporting.write_onnx
 
-    def wrong(bundle: ModelBundle, file: Path) -> None:
+    def wrong(bundle: ModelBundle, file: Path, any_size: bool = True) -> None:
         weights = {
             key: value * 1.05 if "segmentation_head" in key else value for key, value in bundle.weights().items()
         }
-        monkeypatch.setattr(ModelBundle, "weights", lambda self: weights)
-        real(bundle, file)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelBundle, "weights", lambda self: weights)
+            real(bundle, file, any_size)
 
     monkeypatch.setattr(exporting, "write_onnx", wrong)
     with pytest.raises(PolypsegError, match="differs from PyTorch"):
@@ -172,6 +184,7 @@ def test_a_missing_package_is_told(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(formats, "_made", {})
     before = contents(plain)
     options = ("openvino", "int8") if package == "nncf" else ("onnx", "fp32")
     with pytest.raises(PolypsegError, match=r"pip install 'polypseg\[export\]'") as caught:

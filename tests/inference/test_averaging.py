@@ -103,10 +103,23 @@ def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path:
     np.testing.assert_array_equal(without.probability(FRAMES[0]), plain.probability(FRAMES[0]))
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])  # this one's U-Net keeps the sizes of its features
-def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle, runtime: str) -> None:
-    with pytest.raises(UsageError, match=f"{runtime}/.*: cannot compute frames of 32×64, only those of its own size"):
-        polypseg.load(exported.folder, runtime=runtime, tta="small")
+@pytest.mark.parametrize(
+    ("runtime", "precision", "tolerance"),
+    [("onnx", "fp32", 1e-3), ("openvino", "fp32", 1e-3), ("openvino", "int8", 0.3)],
+)
+def test_an_export_of_any_size_has_a_second_look(
+    exported: ModelBundle, runtime: str, precision: str, tolerance: float
+) -> None:
+    found = polypseg.load(exported.folder, runtime=runtime, precision=precision, tta="small")
+    expected = polypseg.load(exported.folder, runtime="torch", device="cpu", precision="fp32", tta="small")
+    for frame in FRAMES:
+        difference = np.abs(found.probability(frame) - expected.probability(frame))
+        assert difference.max() < tolerance and difference.mean() < 0.05
+
+
+def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle) -> None:
+    with pytest.raises(UsageError, match=r"onnx/int8.*: cannot compute frames of 32×64, only those of its own size"):
+        polypseg.load(exported.folder, runtime="onnx", precision="int8", tta="small")
 
 
 def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path) -> None:
@@ -143,7 +156,7 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     exported: ModelBundle, phantom_folder: Path, tmp_path: Path
 ) -> None:
     from polypseg.data import read_all
-    from polypseg.evaluation.scoring import at_network_size
+    from polypseg.evaluation.scoring import score
     from polypseg.evaluation.speed import ways
     from polypseg.metrics.overlap import dice
     from polypseg.models.losses import LossConfig
@@ -172,9 +185,11 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]
     resize = both.preprocessing.resize_frame
     maps = [both.probability(resize(catalog.frame(index))) for index in range(len(catalog))]
-    by_hand = np.mean([dice(one > 0.5, mask) for one, mask in zip(maps, truth, strict=True)])
-    assert at_network_size(both, catalog, LossConfig())["dice_network_size"] == pytest.approx(by_hand, abs=1e-6)
-    assert at_network_size(listed, catalog, LossConfig()) == at_network_size(both, catalog, LossConfig())
+    by_hand = np.mean([dice(one > 0.5, mask) for one, mask in zip(maps, truth, strict=True) if mask.any()])
+    scored, likewise = (score(one, catalog, LossConfig(), progress=False).summary for one in (both, listed))
+    assert scored["dice_network_size"] == pytest.approx(by_hand, abs=1e-6)
+    for name in ("dice_network_size", "dice_batch", "loss"):
+        assert likewise[name] == scored[name]
     # a runtime serves it where every member has an export
     members = ModelBundle.load(tmp_path / "run").members
     assert {one.precision for one in ways(members[0], ["openvino"])} == {"fp32", "bf16", "int8"}

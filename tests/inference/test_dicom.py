@@ -484,6 +484,97 @@ def test_times_come_from_the_vector_the_frame_time_or_the_rate(tmp_path: Path) -
     assert times(FrameTime=None) is None
 
 
+# ---- what devices leave out or write otherwise -----------------------------------------------------------
+
+
+def jpeg(**elements: Any) -> Dataset:
+    contents = [encoded(frame, "JPEG", quality=95) for frame in NOISE]
+    return encapsulated(contents, uid.JPEGBaseline8Bit, NOISE, PhotometricInterpretation="YBR_FULL_422", **elements)
+
+
+def of_another_kind(data: Dataset, kind: str, **elements: Any) -> Dataset:
+    """Elements with another value representation than the standard's."""
+    for keyword, value in elements.items():
+        del data[keyword]
+        data.add_new(tag_for_keyword(keyword), kind, value)
+    return data
+
+
+def palette_in_low_bytes(bits: int) -> Dataset:
+    data = image(NOISE[..., 0], PhotometricInterpretation="PALETTE COLOR")
+    for channel, colour in enumerate(("Red", "Green", "Blue")):
+        data.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, bits])
+        data.add_new(
+            f"{colour}PaletteColorLookupTableData", "OW", _palette[:, channel].astype(np.uint16).tobytes()
+        )  # fmt: skip
+    return data
+
+
+_deep = _wide[..., 0]
+_grey12 = grey(np.rint(_deep * (255 / 4095)).astype(np.uint8))
+ODD: dict[str, tuple[Callable[[], Dataset], Frames | None]] = {
+    "no PlanarConfiguration": (lambda: image(NOISE, PlanarConfiguration=None), NOISE),
+    "an empty PlanarConfiguration": (lambda: of_another_kind(image(NOISE), "US", PlanarConfiguration=None), NOISE),
+    "no PlanarConfiguration of a JPEG": (lambda: jpeg(PlanarConfiguration=None), None),
+    "no PixelRepresentation": (lambda: image(NOISE, PixelRepresentation=None), NOISE),
+    "no PixelRepresentation of a JPEG": (lambda: jpeg(PixelRepresentation=None), None),
+    "no SamplesPerPixel": (lambda: image(NOISE, SamplesPerPixel=None), NOISE),
+    "an empty BitsStored": (lambda: of_another_kind(image(NOISE), "US", BitsStored=None), NOISE),
+    "a colour space in small letters": (lambda: image(NOISE, PhotometricInterpretation="rgb"), NOISE),
+    "an empty rescale": (
+        lambda: relabelled(image(_deep, BitsStored=12), RescaleSlope=None, RescaleIntercept=None),
+        _grey12,
+    ),
+    "a slope alone": (lambda: relabelled(image(_deep, BitsStored=12), RescaleSlope="2"), _grey12),
+    "a window of no width": (lambda: image(_deep, BitsStored=12, WindowWidth=0, WindowCenter=9), _grey12),
+    "an empty window": (lambda: relabelled(image(_deep, BitsStored=12), WindowWidth=None, WindowCenter=3), _grey12),
+    "no VOI LUT in its sequence": (lambda: image(_deep, BitsStored=12, VOILUTSequence=[]), _grey12),
+    "no modality LUT in its sequence": (lambda: image(_deep, BitsStored=12, ModalityLUTSequence=[]), _grey12),
+    "a size as text": (lambda: of_another_kind(image(NOISE), "LO", Rows=str(HEIGHT), Columns=str(WIDTH)), NOISE),
+    "a size as decimals": (lambda: of_another_kind(image(NOISE), "DS", Rows=HEIGHT, Columns=WIDTH), NOISE),
+    "bits as text": (lambda: of_another_kind(image(_deep), "SH", BitsAllocated="16", BitsStored="12"), _grey12),
+    "a rescale of another kind": (
+        lambda: of_another_kind(
+            image(_deep, BitsStored=12, RescaleSlope=1, RescaleIntercept=0), "FD", RescaleSlope=2.0
+        ),
+        _grey12,
+    ),
+    "8 bits in the low bytes of a palette of 16": (lambda: palette_in_low_bytes(16), _palette[NOISE[..., 0]]),
+    "a palette of 8 bits in 16": (lambda: palette_in_low_bytes(8), _palette[NOISE[..., 0]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_left_out_has_the_standards_value(tmp_path: Path, what: str) -> None:
+    make, expected = ODD[what]
+    found = frames_of(save(make(), tmp_path / "image.dcm"))
+    wanted = frames_of(save(jpeg(), tmp_path / "whole.dcm")) if expected is None else expected
+    assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("claimed", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian])
+def test_a_file_that_names_the_other_encoding_is_read_as_what_it_is(tmp_path: Path, claimed: uid.UID) -> None:
+    path = save(image(NOISE), tmp_path / "image.dcm")
+    if claimed == uid.ExplicitVRLittleEndian:
+        path = save(with_syntax(image(NOISE), uid.ImplicitVRLittleEndian), path, implicit_vr=True, little_endian=True)
+        other = uid.ImplicitVRLittleEndian
+    else:
+        other = uid.ExplicitVRLittleEndian
+    names = [name.encode() + b"\0" * (len(name) % 2) for name in (other, claimed)]
+    size = max(map(len, names))
+    content = path.read_bytes()
+    at = content.index(b"\x02\x00\x10\x00UI") + 6
+    length = int.from_bytes(content[at : at + 2], "little")
+    renamed = names[1].ljust(length, b"\0")
+    assert len(renamed) == length or size > length
+    if len(renamed) > length:  # the group's length follows
+        whole = int.from_bytes(content[140:144], "little") + len(renamed) - length
+        content = content[:140] + whole.to_bytes(4, "little") + content[144:]
+    content = content[:at] + len(renamed).to_bytes(2, "little") + renamed + content[at + 2 + length :]
+    path.write_bytes(content)
+    assert np.array_equal(frames_of(path), NOISE)
+
+
 # ---- what is refused ------------------------------------------------------------------------------------
 
 
@@ -538,6 +629,39 @@ REFUSED: dict[str, tuple[Callable[[], Dataset], str]] = {
         "not subsampled",
     ),
     "a transfer syntax that pydicom does not know": (lambda: with_syntax(compressed(), "1.2.3.4"), "no decoder"),
+    "no colour space": (lambda: image(NOISE, PhotometricInterpretation=None), "no PhotometricInterpretation"),
+    "a slope of 0": (lambda: image(NOISE[..., 0], RescaleSlope=0, RescaleIntercept=0), "no valid RescaleSlope"),
+    "a slope that is no number": (
+        lambda: of_another_kind(image(NOISE[..., 0], RescaleSlope=1), "LO", RescaleSlope="steep"),
+        "no valid RescaleSlope",
+    ),
+    "a window LUT without data": (
+        lambda: image(NOISE[..., 0], VOILUTSequence=[Dataset()]),
+        "window, look-up table or palette in its header cannot be applied",
+    ),
+    "50 million frames of a JPEG": (lambda: relabelled(jpeg(), NumberOfFrames=50_000_000), "more than 1,000,000"),
+    "a hundred thousand frames of a JPEG": (
+        lambda: relabelled(jpeg(), NumberOfFrames=100_000),
+        "holds at most 3 frames, but its header says 100000",
+    ),
+    "a million frames of a video": (
+        lambda: film([video(GREYS)], NumberOfFrames=1_000_000),
+        "but its header says 1000000",
+    ),
+    "a JPEG of another size": (
+        lambda: relabelled(jpeg(), Rows=HEIGHT + 1),
+        f"a frame of {HEIGHT}×{WIDTH} pixels, but its header says {HEIGHT + 1}×{WIDTH}",
+    ),
+    "floating-point pixels": (
+        lambda: relabelled(
+            image(_deep, PixelData=None, BitsAllocated=32), FloatPixelData=_deep.astype(np.float32).tobytes()
+        ),
+        "floating-point",
+    ),
+    "a text in place of a video": (
+        lambda: film([b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"] * 9),
+        "frame 1 of 9 cannot be decoded",
+    ),
     "JPIP": (lambda: with_syntax(compressed(), "1.2.840.10008.1.2.4.94"), "no decoder is known for JPIP"),
 }
 
@@ -784,12 +908,13 @@ def test_a_source_that_cannot_be_referred_to_is_told(tmp_path: Path, missing: st
     assert not (tmp_path / "out.dcm").exists()
 
 
-def test_a_source_of_a_private_kind_is_told(tmp_path: Path) -> None:
+def test_a_source_of_a_private_kind_gets_a_segmentation(tmp_path: Path) -> None:
     source = save(image(PHANTOMS[:1], sop_class="1.2.3.4.5"), tmp_path / "source.dcm")
     assert len(read_dicom(source)) == 1
-    with pytest.raises(PolypsegError) as caught:
-        write_segmentation(source, MASKS[:1], SEGMENTER, tmp_path / "out.dcm")
-    told(caught.value, source)
+    write_segmentation(source, MASKS[:1], SEGMENTER, tmp_path / "out.dcm")
+    found = dcmread(tmp_path / "out.dcm")
+    assert found.SourceImageSequence[0].ReferencedSOPClassUID == "1.2.3.4.5"
+    assert (str(found.PatientName), found.StudyID) == (NAME, "7")
 
 
 def test_wrong_masks_are_a_bug_and_write_nothing(tmp_path: Path) -> None:

@@ -110,6 +110,21 @@ def test_outlines_of_any_region_are_exact_and_have_no_needless_corner() -> None:
                 assert all(one != two for one, two in zip(vertical, [*vertical[1:], vertical[0]], strict=True))
 
 
+def test_outlines_look_at_each_part_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.indices((60, 60)).sum(0) % 2 == 0  # a chessboard: 1800 parts
+    seen = 0
+    find = cv2.findContours
+
+    def counted(pixels: Any, *others: Any) -> Any:
+        nonlocal seen
+        seen += pixels.size
+        return find(pixels, *others)
+
+    monkeypatch.setattr(cv2, "findContours", counted)
+    assert len(outlines(mask)) == 1800
+    assert seen == 4 * 1800  # of each pixel 2×2, and nothing around it
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_coco_shapes_are_the_mask(name: str) -> None:
     mask = SHAPES[name]
@@ -284,6 +299,12 @@ def test_coco_of_a_run_is_whole_and_consistent(tmp_path: Path) -> None:
         assert one["bbox"] == [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
         assert one["category_id"] == 1 and one["iscrowd"] == 0 and one["score"] == pytest.approx(0.8)
     assert coco([])["annotations"] == []
+
+
+def test_a_name_is_no_formula_in_the_csv(tmp_path: Path) -> None:
+    write_run(tmp_path, [{**records()[0], "source": "=cmd|x.png"}], ["csv"])
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["source"] for row in csv.DictReader(file)} == {"'=cmd|x.png"}
 
 
 def test_the_csv_has_a_row_a_polyp_and_one_for_a_frame_without(tmp_path: Path) -> None:

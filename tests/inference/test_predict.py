@@ -26,6 +26,7 @@ from polypseg.bundle import ModelBundle
 from polypseg.catalog import read_frame, read_mask
 from polypseg.data import phantom
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import locked
 from polypseg.inference.outputs import OUTPUTS
 from polypseg.inference.predict import predict
 
@@ -281,6 +282,32 @@ def test_a_bad_image_is_told_and_the_others_are_done(
     assert content(tmp_path / "out") == content(tmp_path / "good")
 
 
+def test_a_name_too_long_for_its_outputs_is_told_and_the_others_are_done(
+    folder: Path, tmp_path: Path, bundle: ModelBundle, run: Run
+) -> None:
+    """Of 250 bytes with its ending, which a folder can hold: the mask's name fits, the overlay's does not."""
+    fits, long = "m" * 236, "é" * 123
+    shutil.copy(folder / "0.png", folder / f"{fits}.png")
+    shutil.copy(folder / "0.png", folder / f"{long}.png")
+    options = ("--model", bundle.folder, "--save", "mask", "overlay", "--out", tmp_path / "out")
+    status, printed, told = run(folder, *options)
+    assert status == 1 and f"{FRAMES + 1} pictures" in printed
+    assert len(told) == 2 and told[0].startswith(f"{folder / long}.png: its outputs' names would be too long; rename")
+    assert {f"{fits}.png", f"{fits}.overlay.jpg", "1.png"} <= set(content(tmp_path / "out"))
+    assert not [name for name in content(tmp_path / "out") if name.startswith((".", "é"))]
+
+
+def test_two_runs_in_one_folder_are_refused(folder: Path, tmp_path: Path, bundle: ModelBundle, run: Run) -> None:
+    out = tmp_path / "out"
+    for options in ((), ("--engine", "local")):
+        with locked(out):
+            status, _, told = run(folder, "--model", bundle.folder, "--out", out, *options)
+        assert status == 1 and told == [
+            f"polypseg: {out}: another polypseg writes here; wait until it has ended, or choose another --out"
+        ]
+    assert not out.exists()
+
+
 def test_only_bad_images(tmp_path: Path, bundle: ModelBundle, run: Run) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
@@ -451,6 +478,18 @@ def test_resuming_makes_what_is_missing_and_keeps_the_rest(
     assert f"({FRAMES} kept from before)" in printed and content(out) == whole
 
 
+def test_shapes_are_in_the_json_only_for_coco_and_are_added_on_resuming(
+    folder: Path, tmp_path: Path, bundle: ModelBundle
+) -> None:
+    options: dict[str, Any] = {"model": [str(bundle.folder)], "out": tmp_path, **EXACT}
+    predict([str(folder)], save=["json"], **options)
+    polyps = [polyp for file in tmp_path.glob("*.json") for polyp in json.loads(file.read_text())["polyps"]]
+    assert polyps and not any("segmentation" in polyp for polyp in polyps)
+    predict([str(folder)], save=["json", "coco"], resume=True, **options)
+    annotations = json.loads((tmp_path / "coco.json").read_text())["annotations"]
+    assert len(annotations) == len(polyps) and all(one["segmentation"] for one in annotations)
+
+
 def test_resuming_takes_only_what_the_same_model_made_of_the_same_file(
     folder: Path, tmp_path: Path, bundle: ModelBundle
 ) -> None:
@@ -530,7 +569,7 @@ def test_interrupted_at_any_moment_it_goes_on_to_the_same_outputs(
     assert 5 <= len(records) < 30
     assert not (out / "coco.json").exists()
     if how == signal.SIGINT:
-        assert process.returncode == 1
+        assert process.returncode == 130
         assert error.splitlines()[-1].startswith("polypseg: interrupted") and "--resume" in error
         assert "Traceback" not in error
         assert len(content(out)) == 5 * len(records)  # what was begun is whole

@@ -18,6 +18,7 @@ import polypseg
 from polypseg.bundle import ModelBundle
 from polypseg.data import phantom
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.inference import choice
 from polypseg.models.network import build
 
 FRAMES = [phantom.draw(seed, 90 + seed, 130)[0] for seed in range(6)]
@@ -127,6 +128,12 @@ def test_auto_takes_the_fastest_export_on_a_cpu_and_says_why(exported: ModelBund
     plain = polypseg.load(folder, device="cpu")
     assert plain.runtime.name == "torch"
     assert f"polypseg export {folder}" in plain.reason
+
+
+def test_int8_beside_a_gpu_is_the_export_on_the_cpu(exported: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_has_gpu", lambda: True)
+    found = polypseg.load(exported.folder, precision="int8")
+    assert (found.runtime.name, found.device, found.precision) == ("openvino", "cpu", "int8")
 
 
 def test_threads_are_as_asked_for(exported: ModelBundle) -> None:

@@ -99,6 +99,10 @@ def test_a_glob_passes_over_what_lies_in_out(tmp_path: Path) -> None:
         ("2", "2", 2),
         ("rtsp://host/stream", "rtsp://host/stream", "rtsp://host/stream"),
         ("HTTP://host:8080/video", "HTTP://host:8080/video", "HTTP://host:8080/video"),
+        *(
+            (url, url, url)
+            for url in ("https://host/live.m3u8", "http://host/a.mjpg?size=2", "http://host/cam.cgi?a.jpg")
+        ),
     ],
 )
 def test_cameras(named: str, location: str, camera: int | str, out: Path) -> None:
@@ -198,6 +202,37 @@ def test_a_source_that_stands_for_nothing_is_one_line(named: str, says: str, tmp
         gather([str(tmp_path / "good.png"), str(tmp_path / named)], out)
     assert str(error.value).startswith(str(tmp_path / named))
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a.jpg", "http://host/x/a%2EPNG?size=2", "HTTPS://host/a.dcm", "http://h/a.mp4"]
+)
+def test_a_file_on_the_web_is_no_camera(url: str, out: Path) -> None:
+    with pytest.raises(UsageError, match="is a file on the web, and no camera; download it"):
+        gather([url], out)
+
+
+def test_pipes_and_devices_are_never_opened(tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "in" / "1.png")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "in" / "2.png")
+    (tmp_path / "in" / "3.png").symlink_to(tmp_path / "pipe")
+    (tmp_path / "in" / "4.mp4").symlink_to("/dev/zero")
+    with caplog.at_level(logging.INFO, "polypseg"):
+        assert names(gather([str(tmp_path / "in")], out)) == names(gather([f"{tmp_path}/in/*"], out)) == ["1.png"]
+    assert caplog.text.count("2.png and 2 more: of no kind that polypseg reads, passed over") == 2
+    assert kind_of(tmp_path / "pipe") is None
+
+
+def test_one_name_that_is_no_utf8_holds_nobody_up(tmp_path: Path, out: Path) -> None:
+    picture(tmp_path / "in" / "1.png")
+    try:
+        os.rename(picture(tmp_path / "in" / "x.png"), os.fsencode(tmp_path) + b"/in/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    good, bad = sorted(gather([str(tmp_path / "in")], out), key=lambda source: source.problem or "")
+    assert (good.path.name, good.problem) == ("1.png", None)
+    assert bad.problem is not None and bad.problem.endswith(r"caf\xe9.png: its name is not UTF-8; rename it")
 
 
 @pytest.mark.parametrize("named", [[], ["camera:x"], ["camera:0", "rtsp://host"], ["camera:0", "good.png"]])

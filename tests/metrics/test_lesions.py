@@ -1,4 +1,4 @@
-"""Lesion matching against scipy's labels and an exhaustive search, the aggregates, and their properties."""
+"""Lesion matching against scipy's labels and an exhaustive search, and its properties."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from polypseg.metrics.lesions import FrocCurve, LesionAccumulator, LesionMatch, match_lesions
+from polypseg.metrics.lesions import LesionMatch, match_lesions, shows_polyp
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 Mask = NDArray[np.bool_]
@@ -160,7 +161,7 @@ def test_same_regions_and_confidence_as_a_segmentation() -> None:
     rng = np.random.default_rng(5)
     probability = ndimage.gaussian_filter(rng.random((60, 80)), 3).astype(np.float32)
     probability = (probability - probability.min()) / np.ptp(probability)
-    segmentation = Segmentation.from_probability(probability, 0.6)
+    segmentation = Segmentation.from_probability(probability, OperatingPoint(0.6, confidence="mean"))
     match = match_lesions(segmentation.mask, segmentation.mask, probability, min_area=1)
     expected = {(polyp.box, polyp.area): polyp.confidence for polyp in segmentation.polyps}
     assert len(expected) > 5
@@ -241,9 +242,7 @@ def test_small_regions_are_ignored_in_both_masks() -> None:
     assert match.truths[0].best_iou == 1
     assert len(match_lesions(prediction, truth, min_area=9).predictions) == 2
     assert len(match_lesions(prediction, truth, min_area=1).missed(0.3)) == 1
-    only_a_speck = LesionAccumulator()
-    only_a_speck.add(match_lesions(prediction & False, truth & (np.arange(40) == 0)))
-    assert only_a_speck.summary().frames_without_polyp == 1
+    assert match_lesions(prediction & False, truth & (np.arange(40) == 0)).truths == ()
 
 
 def test_empty_masks() -> None:
@@ -254,102 +253,36 @@ def test_empty_masks() -> None:
     assert len(lost.missed(0.3)) == 1 and lost.truths[0].best_iou == 0
 
 
-# --- aggregates ---
+# --- steps of the FROC ---
 
 
-def accumulated(matches: Iterable[LesionMatch], **options: Any) -> LesionAccumulator:
-    accumulator = LesionAccumulator(**options)
-    for match in matches:
-        accumulator.add(match)
-    return accumulator
-
-
-def test_summary_by_hand() -> None:
-    polyp = np.zeros((20, 20), bool)
-    polyp[2:8, 2:8] = True
-    third = polyp & (np.arange(20) < 4)  # IoU 1/3
-    elsewhere = polyp[::-1, ::-1]
-    empty = np.zeros_like(polyp)
-    pairs = [(polyp, polyp), (third, polyp), (empty, polyp | elsewhere), (elsewhere, empty), (empty, empty)]
-    summary = accumulated(match_lesions(p, t) for p, t in pairs).summary()
-    assert (summary.frames, summary.lesions, summary.predicted) == (5, 4, 3)
-    assert summary.recall == (2 / 4, 1 / 4)
-    assert summary.precision == (2 / 3, 1 / 3)
-    assert summary.false_positives_per_frame == (1 / 5, 2 / 5)
-    assert (summary.frames_without_polyp, summary.specificity) == (2, 1 / 2)
-
-
-def test_a_ratio_without_a_denominator_is_none() -> None:
-    nothing = LesionAccumulator().summary()
-    assert nothing.recall == nothing.precision == nothing.false_positives_per_frame == (None, None)
-    assert nothing.specificity is None
-    polyp = np.ones((4, 4), bool)
-    assert accumulated([match_lesions(polyp, polyp)]).summary().specificity is None
-    normal = accumulated([match_lesions(~polyp, ~polyp)]).summary()
-    assert normal.recall == normal.precision == (None, None)
-    assert normal.false_positives_per_frame == (0, 0) and normal.specificity == 1
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(frames(), min_size=1, max_size=4), st.sampled_from(["mean", "max"]))
-def test_froc_against_predicting_less(data: list[tuple[Mask, Mask, NDArray[np.float32]]], confidence: str) -> None:
-    """Each point: take the less confident regions out of the masks, pair every way, count."""
-    matches = [match_lesions(*frame, min_area=1, iou_thresholds=THRESHOLDS) for frame in data]
-    accumulator = accumulated(matches, iou_thresholds=THRESHOLDS, confidence=confidence)
-    truths = [regions(truth, 1) for _, truth, _ in data]
-    predictions = [
-        [(float(np.mean(v) if confidence == "mean" else np.max(v)), region)
-         for region in regions(prediction, 1)
-         for v in [np.float64([probability[pixel] for pixel in region])]]
-        for prediction, _, probability in data
-    ]  # fmt: skip
-    lesions = sum(map(len, truths))
-    for position, threshold in enumerate(THRESHOLDS):
-        if lesions == 0:
-            with pytest.raises(ValueError, match="undefined"):
-                accumulator.froc(threshold)
-            continue
-        curve = accumulator.froc(threshold)
-        assert curve.thresholds.tolist() == sorted({c for frame in predictions for c, _ in frame}, reverse=True)
-        for at, sensitivity, false_positives in zip(
-            curve.thresholds, curve.sensitivity, curve.false_positives_per_frame, strict=True
-        ):
-            kept = [[region for c, region in frame if c >= at] for frame in predictions]
-            found = sum(best(t, p, threshold)[0] for t, p in zip(truths, kept, strict=True))
-            assert sensitivity == pytest.approx(found / lesions, abs=1e-12)
-            assert false_positives == pytest.approx((sum(map(len, kept)) - found) / len(data), abs=1e-12)
-        assert (np.diff(curve.sensitivity) >= 0).all() and (np.diff(curve.false_positives_per_frame) >= 0).all()
-        summary = accumulator.summary()
-        if summary.predicted:  # its end is the mask's own score
-            assert curve.sensitivity[-1] == summary.recall[position]
-            assert curve.false_positives_per_frame[-1] == summary.false_positives_per_frame[position]
-
-
-def test_froc_finds_again_what_a_lower_confidence_had_taken() -> None:
+def test_steps_find_again_what_a_lower_confidence_had_taken() -> None:
     """Of two candidates for one polyp the better fitting is less confident: without it the other is the find."""
-    truth = drawing("##########")
-    prediction = drawing("#####.####")
+    truth, prediction = drawing("##########"), drawing("#####.####")
     probability = np.where(np.arange(10) < 5, 0.6, 0.9)[None].astype(np.float32)
-    accumulator = accumulated([match_lesions(prediction, truth, probability, min_area=1)])
-    curve = accumulator.froc(0.3)
-    assert curve.thresholds == pytest.approx([0.9, 0.6])
-    assert curve.sensitivity.tolist() == [1, 1]
-    assert curve.false_positives_per_frame.tolist() == [0, 1]
-    strict = accumulator.froc(0.5)
-    assert strict.sensitivity.tolist() == [0, 1]
-    assert strict.false_positives_per_frame.tolist() == [1, 1]
+    match = match_lesions(prediction, truth, probability, min_area=1)
+    assert sorted(match.steps(0.3), reverse=True) == [(pytest.approx(0.9), 1, 0), (pytest.approx(0.6), 0, 1)]
+    assert sorted(match.steps(0.5), reverse=True) == [(pytest.approx(0.9), 0, 1), (pytest.approx(0.6), 1, 0)]
+    assert match.steps(None) == [(pytest.approx(0.9), 1, 0)]  # both touch the polyp: neither is false
 
 
-def test_sensitivity_at() -> None:
-    curve = FrocCurve(np.array([0.9, 0.8, 0.7]), np.array([0.2, 0.6, 0.7]), np.array([0.1, 0.5, 2.0]))
-    assert [curve.sensitivity_at(x) for x in (0.0, 0.1, 0.49, 0.5, 1.99, 2.0, 9.0)] == [0, 0.2, 0.2, 0.6, 0.6, 0.7, 0.7]
+def test_any_overlap_is_not_one_to_one() -> None:
+    bridge = match_lesions(drawing("##########"), drawing("###....###"), min_area=1)
+    assert bridge.found(None).tolist() == [True, True] and bridge.right(None).tolist() == [True]
+    halves = match_lesions(drawing("###....###"), drawing("##########"), min_area=1)
+    assert halves.found(None).tolist() == [True] and halves.right(None).tolist() == [True, True]
+    beside = match_lesions(drawing("###......."), drawing("...###...."), min_area=1)
+    assert not beside.found(None).any() and not beside.right(None).any()  # neighbours share no pixel
 
 
-def test_froc_of_nothing_predicted() -> None:
-    polyp = np.ones((4, 4), bool)
-    curve = accumulated([match_lesions(~polyp, polyp)]).froc(0.5)  # no map is needed: no lesion lacks a confidence
-    assert len(curve.thresholds) == len(curve.sensitivity) == len(curve.false_positives_per_frame) == 0
-    assert curve.sensitivity_at(1.0) == 0
+def test_what_shows_a_polyp() -> None:
+    speck = np.zeros((9, 9), bool)
+    speck[2:5, 2:5] = True  # 9 pixels
+    assert not shows_polyp(speck) and not shows_polyp(speck & False)
+    speck[7, 7] = True  # 10 in all, but in no region
+    assert not shows_polyp(speck)
+    speck[5, 5] = True  # touches by its corner
+    assert shows_polyp(speck) and shows_polyp(np.ones((4, 4), bool))
 
 
 # --- wrong arguments ---
@@ -381,16 +314,13 @@ def test_wrong_arguments(arguments: tuple[Any, ...], options: dict[str, Any], me
         match_lesions(*arguments, **options)
 
 
-def test_wrong_use_of_the_accumulator() -> None:
+def test_wrong_use_of_a_match() -> None:
     match = match_lesions(POLYP, POLYP)
+    for use in (match.missed, match.found, match.right):
+        with pytest.raises(ValueError, match="not one of those"):
+            use(0.4)
+    for threshold in (None, 0.5):
+        with pytest.raises(ValueError, match="without a probability map"):
+            match.steps(threshold)
     with pytest.raises(ValueError, match="not one of those"):
-        match.missed(0.4)
-    with pytest.raises(ValueError, match="has IoU thresholds"):
-        LesionAccumulator((0.5,)).add(match)
-    with pytest.raises(ValueError, match="confidence must be"):
-        LesionAccumulator(confidence="median")  # type: ignore[arg-type]
-    accumulator = accumulated([match, match_lesions(POLYP, POLYP, MAP)])
-    with pytest.raises(ValueError, match="without a probability map"):
-        accumulator.froc(0.5)
-    with pytest.raises(ValueError, match="not one of those"):
-        accumulator.froc(0.4)
+        match_lesions(POLYP, POLYP, MAP).steps(0.4)

@@ -440,6 +440,8 @@ def test_corrections_become_a_data_set(server: Any, phantom_folder: Path, frames
     small = tmp_path / "small.png"
     cv2.imwrite(str(small), np.zeros((5, 5), np.uint8))
     refused(send(0, "exam-1", small), 422, "mask: is 5×5 but its frame 88×72")
+    cv2.imwrite(str(small), np.eye(72, 88, dtype=np.uint8))
+    refused(send(0, "exam-1", small), 422, r"holds the values 0 and 1, no white \(255\); save polyps as 255$")
     assert set(server.web.get("/v1/corrections").json()["names"]) == {*already, "exam-1", "exam-1-2", "x"}
 
     catalog = read(server.log.parent / "state" / "corrections")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.training.recipe import Recipe, load_recipe
+from polypseg.training.recipe import RANGES, Recipe, _types, load_recipe, with_values
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,3 +60,50 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(PolypsegError, match="cannot be read") as caught:
             load_recipe(file)
         assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_number_has_its_range() -> None:
+    numbers = {name for name, kind in _types().items() if re.search(r"\b(int|float)\b", str(kind))}
+    assert numbers == set(RANGES)
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_a_number_out_of_its_range_is_told_by_its_name(name: str) -> None:
+    """In a file, by ``with_values`` (and so in a search), and in Python."""
+    within = RANGES[name]
+    outside = [within.low - within.step, math.nan, math.inf, -math.inf, True]
+    outside += [within.high] if within.below else [within.high + within.step] if within.high < math.inf else []
+    outside += [within.low + 1] if within.step > 1 else []
+    section, _, field = name.rpartition(".")
+    for value in outside:
+        given = (value,) * 5 if name == "model.decoder_channels" else value
+        inner = {section: replace(getattr(Recipe(), section), **{field: given})} if section else {field: given}
+        with pytest.raises(UsageError, match=rf"^{re.escape(name)} .*: must be a (number|whole|multiple)"):
+            Recipe(**inner)
+        with pytest.raises(UsageError, match=re.escape(name)):
+            with_values(Recipe(), {name: given})
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("optimizer", {"schedule": "cos"}, r"optimizer\.schedule 'cos': is unknown; choose cosine, one_cycle or const"),
+        ("trainer", {"loggers": ("wandb",)}, r"trainer\.loggers \['wandb'\]: is unknown; choose tensorboard or mlflow"),
+        ("trainer", {"channels_last": "no"}, r"trainer\.channels_last 'no': must be true or false"),
+        ("frames", {"size": "64"}, r"frames\.size '64': must be a multiple of 32"),
+        ("frames", {"last_size": 512}, r"frames\.last_size 512: must not be larger than frames\.size, 256"),
+        ("frames", {"first_size": 224, "last_size": 192}, r"frames\.first_size 224: .* than frames\.last_size, 192"),
+        ("model", {"decoder_channels": (32, 0)}, r"model\.decoder_channels \[32, 0\]: must be a whole number from 1"),
+        ("model", {"weights": ""}, r"model\.weights '': must not be empty"),
+        ("loss", {"bce": 0.0, "dice": 0.0}, r"loss\.bce and loss\.dice: are both 0"),
+    ],
+)
+def test_other_values_that_cannot_be(section: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe(**{section: replace(getattr(Recipe(), section), **values)})
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", "", "a\nb", "é" * 101])
+def test_a_name_that_cannot_name_a_folder(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^name .*(cannot name a folder|must not be empty)"):
+        Recipe(name=name)

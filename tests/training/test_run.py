@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,14 +22,16 @@ import yaml
 from PIL import Image
 
 import polypseg
-from polypseg.catalog import read_frame
+from polypseg.catalog import Catalog, read_frame
 from polypseg.data import read
 from polypseg.data.splits import hash_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import locked
 from polypseg.metrics.overlap import dice
-from polypseg.training.callbacks import AtomicCheckpointIO
-from polypseg.training.recipe import first_difference, with_values
-from polypseg.training.run import train
+from polypseg.training import run as run_module
+from polypseg.training.checkpoints import SafeCheckpointIO
+from polypseg.training.recipe import first_difference, load_recipe, with_values
+from polypseg.training.run import _start_folder, fit, split_frames, train
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path, sma
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     state = {f"average {key}": value for key, value in checkpoint["state_dict"].items()}
     return state | {f"current {key}": value for key, value in checkpoint.get("current_model_state", {}).items()}
 
@@ -86,22 +90,11 @@ def test_bundle_knows_where_it_comes_from(finished: Path) -> None:
     metrics = pd.read_csv(finished / "metrics.csv")
     assert metadata["epoch"] == metrics["epoch"][metrics["val_dice"].idxmax()] + 1
     assert metadata["encoder_weights"]["source"]
+    frames = bundle.frames()
+    assert frames is not None and {(one.dataset, one.frame_id): one.split for one in frames} == {
+        (row.dataset, row.frame_id): row.split for row in read_split(finished / "split.csv").itertuples()
+    }
     assert metadata["versions"]["torch"] == torch.__version__.split("+")[0] or metadata["versions"]["torch"]
-
-
-def test_a_validation_split_without_polyps_is_told_before_anything_is_written(
-    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
-) -> None:
-    catalog = read(phantom_folder)
-    free = [not catalog.mask(index).any() for index in range(len(catalog))]
-    assert any(free)
-    write_split(catalog.frames.assign(split=np.where(free, "val", "train")), tmp_path / "split.csv")
-    recipe = small_recipe(threshold=None, split=str(tmp_path / "split.csv"))
-    with pytest.raises(
-        PolypsegError, match=r"^none of the \d+ frames to choose the operating point on shows a polyp; "
-    ):
-        train(recipe, [phantom_folder], tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_segmenting_frames_again_gives_the_reported_scores(finished: Path, phantom_folder: Path) -> None:
@@ -110,12 +103,28 @@ def test_segmenting_frames_again_gives_the_reported_scores(finished: Path, phant
     again = [
         dice(segmenter.segment(read_frame(row.image_path)).mask, catalog.mask(index))
         for index, row in enumerate(catalog)
+        if catalog.mask(index).any()  # a frame without a polyp has no Dice
     ]
     reported = json.loads((finished / "test.json").read_text())["metrics"]["test"]
     assert reported["n"] == len(catalog)
     assert np.mean(again) == pytest.approx(reported["dice"], abs=1e-9)
     per_image = pd.read_csv(finished / "per_image.csv").query("split == 'test'")
-    assert per_image["dice"].to_numpy() == pytest.approx(again, abs=1e-6)
+    assert per_image["dice"].dropna().to_numpy() == pytest.approx(again, abs=1e-6) and len(per_image) == len(catalog)
+
+
+@pytest.mark.parametrize(("part", "use"), [("train", "learn from"), ("val", "choose by")])
+def test_a_split_without_polyps_is_refused_before_anything_is_written(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], part: str, use: str
+) -> None:
+    catalog = read(phantom_folder)
+    free = [not catalog.mask(index).any() for index in range(len(catalog))]
+    other = "val" if part == "train" else "train"
+    write_split(catalog.frames.assign(split=np.where(free, part, other)), tmp_path / "split.csv")
+    with pytest.raises(PolypsegError) as caught:
+        train(small_recipe(split=str(tmp_path / "split.csv")), [phantom_folder], tmp_path / "run")
+    line = str(caught.value)
+    assert line.startswith(f"{phantom_folder}: none of the {sum(free)} {part} frames shows a polyp") and use in line
+    assert "\n" not in line and not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_best_checkpoint_is_the_best_on_validation(
@@ -128,7 +137,7 @@ def test_best_checkpoint_is_the_best_on_validation(
     )
     out = train(recipe, [phantom_folder], tmp_path / "run")
     metrics = pd.read_csv(out / "metrics.csv")
-    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=False)
+    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["epoch"] == metrics["val_dice"].idxmax()
     # Validating the bundle itself gives the Dice that the table has for that epoch.
     scores = json.loads((out / "test.json").read_text())["metrics"]["val"]
@@ -143,7 +152,7 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so(
         trainer={"epochs": 2, "keep": "last"}, optimizer={"learning_rate": 3e-2, "schedule": "constant"}
     )
     out = train(recipe, [phantom_folder], tmp_path / "run")
-    bundle, last = polypseg.ModelBundle.load(out), torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+    bundle, last = polypseg.ModelBundle.load(out), torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert bundle.metadata["epoch"] == 2
     for name, value in bundle.weights().items():
         torch.testing.assert_close(value, last["state_dict"][f"network.{name}"])
@@ -216,10 +225,10 @@ def test_interrupted_at_any_moment_it_goes_on(how: signal.Signals, tmp_path: Pat
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert process.returncode == 1
+        assert process.returncode == 130
         assert error.strip().splitlines()[-1].startswith("polypseg: interrupted") and "--resume" in error
         assert "Traceback" not in error
-    before = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["epoch"]
+    before = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
     rows = len(pd.read_csv(out / "metrics.csv"))
     assert rows - 1 <= before + 1 <= rows  # the table may be one epoch ahead of the checkpoint, never behind
     process = start_training(out, phantom_folder, "--trainer.epochs", "60", "--resume")
@@ -313,9 +322,9 @@ def test_full_disk_is_told_and_keeps_the_last_checkpoint(
     tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small_recipe(trainer=STRICT)
-    save, calls = AtomicCheckpointIO.save_checkpoint, []
+    save, calls = SafeCheckpointIO.save_checkpoint, []
 
-    def full(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def full(self: SafeCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         calls.append(path)
         if checkpoint["epoch"] == 1:
             with monkeypatch.context() as patch:
@@ -325,11 +334,11 @@ def test_full_disk_is_told_and_keeps_the_last_checkpoint(
             save(self, checkpoint, path, storage_options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
-        with pytest.raises(PolypsegError, match=r"\.ckpt: the disk is full") as caught:
+        patch.setattr(SafeCheckpointIO, "save_checkpoint", full)
+        with pytest.raises(PolypsegError, match=r"\.ckpt\.sha256: the disk is full") as caught:
             train(recipe, [phantom_folder], tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] == 0
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
     assert not list((tmp_path / "run").rglob("*.part"))
     whole = train(recipe, [phantom_folder], tmp_path / "whole")
     assert_same_run(whole, train(recipe, [phantom_folder], tmp_path / "run", resume=True))
@@ -352,12 +361,118 @@ def test_an_earlier_run_is_not_overwritten(
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]) -> None:
-    out = train(small_recipe(trainer={"epochs": 1}), [phantom_folder], tmp_path / "run")
-    file = out / "checkpoints" / "last.ckpt"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(PolypsegError, match=r"last\.ckpt: cannot be resumed from"):
-        train(small_recipe(trainer={"epochs": 1}), [phantom_folder], out, resume=True)
+def test_a_checkpoint_that_is_not_ours_is_told(
+    finished: Path, tmp_path: Path, phantom_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    recipe, file = load_recipe(out / "config.yaml"), out / "checkpoints" / "last.ckpt"
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 1
+    for damaged in (content, whole[:1000], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(PolypsegError, match=r"last\.ckpt: is not the file that last\.ckpt\.sha256 describes"):
+            train(recipe, [phantom_folder], out, resume=True)
+    # of an earlier version, without a hash
+    file.with_name("last.ckpt.sha256").unlink()
+    ours = torch.load(io.BytesIO(whole), weights_only=True)
+    for changed, says in (
+        ({"x": _Code(str(tmp_path / "ran"))}, r"last\.ckpt: cannot be read as tensors and plain types \(it holds"),
+        ({"state_dict": {"network.x": torch.zeros(1)}}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
+        ({"optimizer_states": [{"state": 3}]}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
+        ({"loops": []}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
+    ):
+        torch.save({**ours, **changed}, file)
+        with pytest.raises(PolypsegError, match=says) as caught:
+            train(recipe, [phantom_folder], out, resume=True)
+        assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+    file.write_bytes(whole)
+    caplog.clear()
+    train(recipe, [phantom_folder], out, resume=True)
+    assert [one.getMessage() for one in caplog.records if "cannot be verified" in one.getMessage()]
+    assert polypseg.ModelBundle.load(out).hash == polypseg.ModelBundle.load(finished).hash
+
+
+class _Code:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_the_epoch_that_is_kept_is_verified_too(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = run_module._fit
+
+    def fit_and_flip(*arguments: Any) -> None:
+        fit(*arguments)
+        best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        content = bytearray(best.read_bytes())
+        content[len(content) // 2] ^= 1
+        best.write_bytes(content)
+
+    monkeypatch.setattr(run_module, "_fit", fit_and_flip)
+    with pytest.raises(PolypsegError, match=r"best\.ckpt: is not the file that best\.ckpt\.sha256 describes"):
+        train(small_recipe(trainer={"epochs": 1}), [phantom_folder], tmp_path / "run")
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+def test_an_earlier_run_stands_until_the_new_one_is_known_to_work(
+    phantom_folder: Path, small_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    recipe = small_recipe(trainer={"epochs": 1})
+    train(recipe, [phantom_folder], out)
+    before = {one: one.read_bytes() for one in out.rglob("*") if one.is_file()}
+    data = Path(shutil.copytree(phantom_folder, tmp_path / "damaged"))
+    frame = next((data / "images").iterdir())
+    frame.write_bytes(frame.read_bytes()[:-200])
+    within = small_recipe(model={"weights": str(out)})
+    for message, tried, frames in (
+        ("is no folder", recipe, tmp_path / "nowhere"),
+        ("damaged", recipe, data),
+        ("damaged", small_recipe(frames={"cache": "none"}), data),
+        ("cannot train on batches of 1 frames of 32×32", small_recipe(frames={"size": 32, "batch_size": 1}), data),
+        ("the run that would be replaced", within, phantom_folder),
+    ):
+        with pytest.raises(PolypsegError, match=message):
+            train(tried, [frames], out, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("polypseg.training.run.write_split", lambda *_: _no_space(0))
+        with pytest.raises(OSError):
+            train(recipe, [phantom_folder], out, overwrite=True)
+    with locked(out), pytest.raises(PolypsegError, match="another polypseg writes here"):
+        train(recipe, [phantom_folder], out, resume=True)
+    assert {one: one.read_bytes() for one in out.rglob("*") if one.is_file()} == before
+    train(small_recipe(name="other", trainer={"epochs": 1}), [phantom_folder], out, overwrite=True)
+    assert polypseg.ModelBundle.load(out).name == "other" and not [one for one in out.iterdir() if one.name[0] == "."]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_one_cycle_of_any_number_of_steps(
+    steps: int, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    catalog = read(phantom_folder)
+    split = ["train"] * 14 + ["val"] * 2 + ["test"] * (len(catalog) - 16)
+    catalog = Catalog(catalog.frames.assign(split=split))
+    size = 14 if steps < 10 else 3  # batches of an epoch: 1 or 5
+    recipe = small_recipe(
+        frames={"size": 32, "batch_size": size if steps != 11 else 14}, optimizer={"schedule": "one_cycle"},
+        trainer={"epochs": 2 if steps == 10 else steps},
+    )  # fmt: skip
+    fit(recipe, catalog, tmp_path)
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert table["step"].iloc[-1] == steps and table["learning_rate"].between(0, 1e-3).all()
+
+
+def test_more_processes_than_cores_are_refused(tmp_path: Path, small_recipe: Callable[..., Any]) -> None:
+    for name, section in (("devices", "trainer"), ("threads", "trainer"), ("workers", "frames")):
+        recipe = small_recipe(**{section: {name: 999}})
+        with pytest.raises(UsageError, match=rf"{section}\.{name} 999: is too many for the \d+ cores"):
+            train(recipe, [tmp_path / "nowhere"], tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_resuming_a_finished_run_makes_the_same_bundle(
@@ -403,7 +518,7 @@ def test_a_loss_that_explodes_is_told(tmp_path: Path, phantom_folder: Path, smal
     ("change", "message"),
     [
         ({"frames": {"size": 100}}, "multiple of 32"),
-        ({"trainer": {"epochs": 0}}, "epochs 0"),
+        ({"trainer": {"epochs": 0}}, r"trainer\.epochs 0: must be a whole number from 1"),
         ({"threshold": 1.5}, "threshold 1.5"),
         ({"name": "a/b"}, "cannot name a folder"),
     ],
@@ -411,6 +526,19 @@ def test_a_loss_that_explodes_is_told(tmp_path: Path, phantom_folder: Path, smal
 def test_a_recipe_that_cannot_work(change: dict[str, Any], message: str, small_recipe: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match=message):
         small_recipe(**change)
+
+
+def test_a_run_is_not_resumed_on_changed_masks(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    data = shutil.copytree(phantom_folder, tmp_path / "data")
+    catalog, _ = split_frames(small_recipe(), [data], tmp_path, resume=False)
+    _start_folder(tmp_path, small_recipe(), catalog, None)
+    assert len(split_frames(small_recipe(), [data], tmp_path, resume=True)[0]) == len(catalog)
+    mask = data / "masks" / "phantom-0003.png"
+    Image.fromarray(~np.asarray(Image.open(mask))).save(mask)
+    with pytest.raises(PolypsegError, match=r"phantom-0003\.jpg: this frame or its mask was changed .*\(1 such\)"):
+        split_frames(small_recipe(), [data], tmp_path, resume=True)
 
 
 def test_what_may_differ_when_a_run_is_resumed(small_recipe: Callable[..., Any]) -> None:

@@ -69,16 +69,25 @@ def test_reliability_lies_where_the_bins_lie() -> None:
     assert 10 < places(single, COLOURS[0]).sum() < 300
 
 
-def test_free_response_draws_a_line_for_each_threshold() -> None:
+def test_froc_draws_a_line_for_each_criterion() -> None:
     curves = {
-        "0.3": {"sensitivity": [0.2, 0.6, 0.9], "false_positives_per_frame": [0.0, 0.1, 0.4]},
-        "0.5": {"sensitivity": [0.1, 0.3, 0.5], "false_positives_per_frame": [0.0, 0.2, 0.6]},
+        "any": {"sensitivity": [0.2, 0.6, 0.9], "false_regions_per_frame": [0.0, 0.1, 0.4]},
+        "0.5": {"sensitivity": [0.1, 0.3, 0.5], "false_regions_per_frame": [0.0, 0.2, 0.6]},
     }
-    picture = decode(charts.free_response(curves))
+    picture = decode(charts.froc(curves))
     assert places(picture, COLOURS[0]).sum() > 200 and places(picture, COLOURS[1]).sum() > 200
     assert centre(picture, COLOURS[0])[0] < centre(picture, COLOURS[1])[0]  # more polyps found
-    nothing: dict[str, Any] = {"0.3": {"sensitivity": [], "false_positives_per_frame": []}}
-    assert decode(charts.free_response(nothing)).std() > 1  # nothing predicted: axes and legend
+    nothing: dict[str, Any] = {"0.3": {"sensitivity": [], "false_regions_per_frame": []}}
+    assert decode(charts.froc(nothing)).std() > 1  # nothing predicted: axes and legend
+
+
+def test_roc_of_a_better_model_lies_higher() -> None:
+    alarms = [0.0, 0.1, 0.5, 1.0]
+    good, poor = (
+        decode(charts.roc({"false_alarms": alarms, "sensitivity": values}, 0.9))
+        for values in ([0.5, 0.9, 1.0, 1.0], [0.0, 0.2, 0.6, 1.0])
+    )
+    assert centre(good, COLOURS[0])[0] < centre(poor, COLOURS[0])[0] - 0.05
 
 
 def test_robustness_draws_every_corruption_from_the_same_clean_value() -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +15,12 @@ from polypseg.catalog import Catalog
 from polypseg.data import clinicdb, folder, kvasir, phantom, polypgen
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.masks import check_kind
 
 READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, polypgen, folder)  # the first that recognises it reads it
+
+# What may stand before a folder: how its masks are read, or that it is (a part of) CVC-ClinicDB.
+_PREFIX = re.compile(r"(binary|nonzero|colou?r|alpha|class:[\d,]+|clinicdb):(.+)", re.DOTALL)
 
 
 def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
@@ -24,7 +29,8 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
     Images and masks are paired by stem; sizes are read from the files' headers, nothing is decoded.
 
     Args:
-        source: the data set's folder, which holds ``images/`` and ``masks/``.
+        source: the data set's folder, which holds ``images/`` and ``masks/``. Before it may stand how its masks are
+            read (``colour:DIR``; ``polypseg.masks`` lists the kinds), and ``clinicdb:`` for a part of CVC-ClinicDB.
         problems: where given, every pairing problem is appended to it and the frames without one are
             returned; otherwise the first problem is raised.
 
@@ -35,12 +41,12 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
         PolypsegError: the folder is missing or holds no frames; or a frame lacks its mask, a mask lacks
             its frame, one cannot be read, or their sizes differ.
     """
-    path = Path(source)
+    path, kind, named = _parse(source)
     found: list[Problem] = [] if problems is None else problems
     try:
         if not path.is_dir():
             raise PolypsegError(f"{path}: is no folder; --data names the folder that holds images/ and masks/")
-        reader = next((module for module in READERS if module.recognise(path)), None)
+        reader = named or next((module for module in READERS if module.recognise(path)), None)
         rows = [] if reader is None else reader.rows(path, found)
     except OSError as error:  # a folder that may not be listed
         raise PolypsegError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
@@ -51,7 +57,24 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
         raise PolypsegError(f"{found[0].message}{more}")
     if not rows and problems is None:
         raise PolypsegError(f"{path}: holds no frames; put them into images/ and their masks into masks/")
-    return Catalog.from_rows(rows)
+    return Catalog.from_rows({**row, "mask_kind": kind} for row in rows)
+
+
+def _parse(source: str | Path) -> tuple[Path, str, ModuleType | None]:
+    """The folder, how its masks are read, and its reader where it is named."""
+    rest, kind, reader = str(source), "binary", None
+    while not Path(rest).exists() and (prefix := _PREFIX.fullmatch(rest)):
+        word, rest = prefix.groups()
+        if word == "clinicdb":
+            reader = clinicdb
+        else:
+            kind = check_kind(word)
+    return Path(rest), kind, reader
+
+
+def with_masks(sources: Iterable[str | Path], kind: str) -> list[str]:
+    """The sources with how their masks are read before them; one that says so itself keeps it."""
+    return [f"{check_kind(kind)}:{source}" if kind != "binary" else str(source) for source in sources]
 
 
 def read_all(sources: Iterable[str | Path]) -> Catalog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polypseg.catalog import Catalog, read_mask
+from polypseg.catalog import Catalog, depth_doubt, image_header
 from polypseg.data import read
 from polypseg.data.duplicates import Fingerprints, exact_pairs, fingerprints, near_pairs
 from polypseg.data.folder import Problem
+from polypseg.errors import PolypsegError
 
 # A polyp below both is hardly drawn on purpose: the smallest of Kvasir-SEG and CVC-ClinicDB have 0.34 % and
 # 373 pixels.
 TINY_AREA = 0.001  # of the frame
+LARGE_AREA = 0.8  # of the frame; one of Kvasir-SEG's thousand has more
+WHITE_CORNERS = 3  # of 4; a polyp seldom fills more than two
+LOW_VALUE = 0.04  # of the frame with one value just above 0; the noise of JPEG spreads over several
 TINY_PIXELS = 64  # also the least size at which a connected region counts as a polyp, not as a crumb
 # A published box agrees with the mask where it overlaps some region, or the whole mask, with this IoU. On
 # Kvasir-SEG half of the boxes reach 0.98 and 95 % reach 0.94; 8 of 1071 stay below 0.5, all of them
@@ -37,10 +42,17 @@ CHECKS: tuple[tuple[str, str, str], ...] = (
     ("unreadable", "error", "unreadable files"),
     ("undecodable", "error", "damaged files"),
     ("size", "error", "mask and frame differ in size"),
-    ("label-values", "error", "masks that hold labels, not 0/255"),
+    ("turned-mask", "error", "masks turned otherwise than their frames"),
+    ("mask-names", "error", "masks named in several ways"),
+    ("label-values", "error", "masks that are not black and white"),
     ("split-unknown-frame", "error", "split names frames not in the data"),
     ("empty-mask", "warning", "empty masks"),
     ("tiny-mask", "warning", "tiny masks"),
+    ("fewer-bits", "warning", "frames of fewer bits than their files"),
+    ("large-mask", "warning", "polyps over 80 % of the frame"),
+    ("white-corners", "warning", "masks with white corners (inverted?)"),
+    ("low-values", "warning", "masks with low values beside white"),
+    ("turned-frame", "warning", "frames turned by EXIF, masks not"),
     ("box-outside", "warning", "boxes outside the frame"),
     ("box-disagrees", "warning", "boxes that do not fit the mask"),
     ("exact-duplicate", "warning", "the same picture twice"),
@@ -49,6 +61,7 @@ CHECKS: tuple[tuple[str, str, str], ...] = (
     ("leak-near", "warning", "near duplicates parted by the split"),
     ("leak-group", "warning", "sequences parted by the split"),
     ("split-missing-frame", "info", "frames that the split leaves out"),
+    ("mask-suffix", "info", "masks named with an addition"),
     ("grey-masks", "info", "masks with grey edges"),
     ("several-polyps", "info", "frames with several polyps"),
 )
@@ -169,6 +182,7 @@ def audit(
         places = ", ".join(str(path) for path in sources)
         findings.append(_finding("no-frames", [], f"{places}: holds no frame with a mask that can be read"))
     findings += _mask_findings(catalog, prints, names)
+    findings += _file_findings(catalog, names)
     findings += _box_findings(catalog, prints, names)
     findings += _duplicate_findings(catalog, prints, names, exact, near)
     summary = _summary(catalog, prints)
@@ -180,17 +194,18 @@ def audit(
     return Audit(catalog, summary, sorted(findings, key=lambda finding: order.get(finding.kind, -1)))
 
 
-def pictures(audit: Audit) -> list[tuple[str, str, str | None]]:
+def pictures(audit: Audit) -> list[tuple[str, str, str | None, str]]:
     """The frames worth looking at, duplicates side by side first, then by severity; at most 24.
 
     Returns:
-        ``(caption, image_path, mask_path)``, the mask's path None where there is none. The two frames of a
+        ``(caption, image_path, mask_path, mask_kind)``, the mask's path None where there is none. The two frames of a
         pair follow each other, so that an even number of columns shows them side by side.
     """
-    paths = {f"{row.dataset}/{row.frame_id}": (row.image_path, row.mask_path) for row in audit.catalog}
+    paths = {f"{row.dataset}/{row.frame_id}": (row.image_path, row.mask_path, row.mask_kind) for row in audit.catalog}
     pairs = ("exact-duplicate", "near-duplicate")
-    singles = ("label-values", "empty-mask", "tiny-mask", "box-outside", "box-disagrees", "several-polyps")
-    chosen: list[tuple[str, str, str | None]] = []
+    odd = ("empty-mask", "tiny-mask", "large-mask", "white-corners", "low-values", "turned-frame")
+    singles = (*odd, "box-outside", "box-disagrees", "several-polyps")
+    chosen: list[tuple[str, str, str | None, str]] = []
     shown: set[tuple[str, ...]] = set()
     for kind in (*pairs, *singles):
         for finding in audit.of_kind(kind):
@@ -215,12 +230,22 @@ def _mask_findings(catalog: Catalog, prints: Fingerprints, names: list[str]) -> 
         path = catalog.row(int(k)).mask_path
         if highest == 0:
             findings.append(_finding("empty-mask", [name], f"{path}: is empty; right only if no polyp is seen"))
-        elif pixels == 0:
-            message = f"{path}: holds values up to {highest} only, all below 128; save polyps as 255"
-            findings.append(_finding("label-values", [name], message, highest=highest))
         elif prints.area[k] < TINY_AREA or pixels < TINY_PIXELS:
             message = f"{path}: the polyp has {pixels} pixels, {prints.area[k]:.3%} of the frame; check the mask"
             findings.append(_finding("tiny-mask", [name], message, pixels=pixels, area=float(prints.area[k])))
+        if prints.area[k] > LARGE_AREA:
+            whole = "the whole frame" if prints.area[k] == 1 else f"{prints.area[k]:.1%} of the frame"
+            message = f"{path}: the polyp is {whole}; check the mask"
+            findings.append(_finding("large-mask", [name], message, area=float(prints.area[k])))
+        if prints.corners[k] >= WHITE_CORNERS:
+            message = f"{path}: {prints.corners[k]} corners are polyp, as in a mask of black on white; check it"
+            findings.append(_finding("white-corners", [name], message, corners=int(prints.corners[k])))
+        if pixels and prints.low[k] > LOW_VALUE:
+            message = (
+                f"{path}: one value just above 0 covers {prints.low[k]:.1%} of the frame and is read as background; "
+                "if it is a class, see --masks"
+            )
+            findings.append(_finding("low-values", [name], message, low=float(prints.low[k])))
         polyps = int((prints.components[k][:, 4] >= TINY_PIXELS).sum())
         if polyps > 1:
             message = f"{name}: {polyps} separate regions of {TINY_PIXELS} pixels or more"
@@ -235,6 +260,39 @@ def _mask_findings(catalog: Catalog, prints: Fingerprints, names: list[str]) -> 
         )
         values = {"masks": len(grey), "fraction": fraction, "inflation": inflation}
         findings.append(_finding("grey-masks", [names[k] for k in grey], message, **values))
+    return findings
+
+
+def _file_findings(catalog: Catalog, names: list[str]) -> list[Finding]:
+    """What the masks' names and headers tell."""
+    findings = []
+    added: dict[tuple[str, str], list[str]] = {}
+    for name, row in zip(names, catalog, strict=True):
+        try:
+            doubt = depth_doubt(row.image_path)
+        except PolypsegError:
+            continue  # told elsewhere
+        if doubt is not None:
+            findings.append(_finding("fewer-bits", [name], f"{row.image_path}: {doubt}"))
+        if row.mask_path is None:
+            continue
+        stem = unicodedata.normalize("NFC", Path(row.mask_path).stem)
+        frame = unicodedata.normalize("NFC", Path(row.image_path).stem).rstrip("_")
+        if stem.startswith(frame) and stem != frame:
+            added.setdefault((row.dataset, stem.removeprefix(frame)), []).append(name)
+        try:
+            turn, mask_turn = image_header(row.image_path)[1], image_header(row.mask_path)[1]
+        except PolypsegError:
+            continue  # told elsewhere
+        if turn != mask_turn:
+            message = (
+                f"{row.image_path}: has the EXIF orientation {turn}, its mask none; right only if the mask was drawn "
+                "on the turned picture"
+            )
+            findings.append(_finding("turned-frame", [name], message, orientation=turn))
+    for (dataset, addition), frames in added.items():
+        message = f"{dataset}: masks are named <stem>{addition} and are read so"
+        findings.append(_finding("mask-suffix", frames, message, masks=len(frames)))
     return findings
 
 
@@ -294,7 +352,7 @@ def _duplicate_findings(
         values = {"correlation": correlation.get((i, j), 1.0)}
         message = f"{names[i]} and {names[j]} {_HOW[how]}"
         if prints.has_mask[i] and prints.has_mask[j]:
-            a, b = (read_mask(catalog.row(k).mask_path) for k in (i, j))
+            a, b = (catalog.mask(k) for k in (i, j))
             total = int(a.sum()) + int(b.sum())
             values["dice"] = 2 * int((a & b).sum()) / total if total else 1.0
             message += f"; their masks agree at Dice {values['dice']:.3f}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ class FrameCache:
 
     What lies beyond the budget is decoded anew at each reading. A disk cache is one file, named by the hash of
     the files' paths, sizes and modification times and of the resize, so that a changed file makes a new cache;
-    it is written whole or not at all, and shared by processes and later runs through the page cache.
+    it is written whole or not at all, and shared by processes and later runs through the page cache. Files that no
+    process uses are kept up to the budget; beyond it, writing a new one removes those unused for longest.
 
     Args:
         catalog: frames with masks.
@@ -57,12 +59,14 @@ class FrameCache:
         self._shape = (preprocessing.height, preprocessing.width, 4)  # RGB and the mask as a fourth channel
         self.held = 0 if kind == "none" else min(len(catalog), budget // int(np.prod(self._shape)))
         self._file: Path | None = None
+        self._used: IO[bytes] | None = None  # locked as long as this cache is in use
         self._store: NDArray[np.uint8] = np.empty((0, *self._shape), np.uint8)
         if not self.held:
             return
         if kind == "disk":
             self._file = Path(folder or ".cache/polypseg") / f"frames-{self._key()[:16]}.bin"
             if not self._file.is_file():
+                _evict(self._file.parent, budget)
                 self._write_file(self._file)
             self._map_file()
         else:
@@ -79,11 +83,15 @@ class FrameCache:
         stored = self._store[index]
         return stored[..., :3], stored[..., 3]
 
+    def polyp_free(self) -> NDArray[np.bool_]:
+        """Of each frame, whether its mask at the network's size shows no polyp; N bool."""
+        return np.array([not self[index][1].any() for index in range(len(self))], dtype=bool)
+
     def __getstate__(self) -> dict[str, object]:
         # A worker started by spawn maps the file again instead of receiving a copy of it.
         state = dict(self.__dict__)
         if self._file is not None:
-            del state["_store"]
+            del state["_store"], state["_used"]
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -125,6 +133,7 @@ class FrameCache:
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
                 try:
+                    _lock(part, alone=False)
                     # Blocks are reserved first: a full disk must be an error here, not a crash in the mapping.
                     _reserve(part.fileno(), self.held * int(np.prod(self._shape)))
                     self._store = np.memmap(part.name, np.uint8, "r+", shape=(self.held, *self._shape))
@@ -138,7 +147,37 @@ class FrameCache:
 
     def _map_file(self) -> None:
         assert self._file is not None
+        self._used = self._file.open("rb")
+        _lock(self._used, alone=False)
+        with contextlib.suppress(OSError):  # of another user
+            os.utime(self._file)
         self._store = np.memmap(self._file, np.uint8, "r", shape=(self.held, *self._shape))
+
+
+def _evict(folder: Path, budget: int) -> None:
+    """Remove caches that nobody uses, those unused for longest first, until the others take no more than the budget."""
+    idle = []
+    for file in [*folder.glob("frames-*.bin"), *folder.glob(".frames-*.bin.*")]:
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            if _lock(opened, alone=True):
+                idle.append((file.name.startswith("."), file.stat().st_mtime, file.stat().st_size, file))
+    left = sum(size for unfinished, _, size, _ in idle if not unfinished)
+    for unfinished, _, size, file in sorted(idle):
+        if unfinished or left > budget:
+            left -= 0 if unfinished else size
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _lock(file: IO[bytes], alone: bool) -> bool:
+    """Lock a file while it is open, with others or alone; whether that was possible, without waiting."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows; some network storage; in use
+        return False
+    return True
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -6,10 +6,13 @@ import bisect
 from pathlib import Path
 from typing import Any
 
+from polypseg.catalog import image_size
 from polypseg.data.folder import IMAGE_SUFFIXES, Problem, pair
+from polypseg.errors import PolypsegError
 
 NAME = "cvc-clinicdb"
 FRAMES = 612
+SIZE = (384, 288)  # pixels, of every one
 # The first frame number of each sequence; a sequence ends where the next one starts.
 SEQUENCE_STARTS = (
     1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448,
@@ -20,13 +23,20 @@ _LAYOUTS = (("images", "masks"), ("Original", "Ground Truth"))
 
 
 def recognise(path: Path) -> bool:
-    """Whether every frame is called by a number of 1..612, and all are there or the folder says ClinicDB."""
+    """Whether all 612 frames are there, called by their numbers, and have the published size.
+
+    A part of them looks like anybody's numbered frames; ``polypseg.data.read`` takes it as ``clinicdb:DIR``.
+    """
     images = _folders(path)[0]
     if not images.is_dir():
         return False
-    stems = [file.stem for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-    numbered = bool(stems) and all(stem.isdecimal() and 1 <= int(stem) <= FRAMES for stem in stems)
-    return numbered and (len(stems) == FRAMES or "clinic" in path.resolve().name.lower())
+    files = {file.stem: file for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES}
+    if set(files) != {str(number) for number in range(1, FRAMES + 1)}:
+        return False
+    try:
+        return all(image_size(files[str(number)]) == SIZE for number in (1, FRAMES // 2, FRAMES))
+    except PolypsegError:
+        return False
 
 
 def sequence(frame_id: str) -> int:
@@ -36,8 +46,13 @@ def sequence(frame_id: str) -> int:
 
 def rows(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
     """Catalog rows with ``group`` = ``cvc-clinicdb/sequence-NN``."""
-    found = pair(*_folders(path), NAME, problems)
+    images, masks = _folders(path)
+    if not images.is_dir():
+        raise PolypsegError(f"{images}: is missing; clinicdb: names the folder that holds images/ and masks/")
+    found = pair(images, masks, NAME, problems)
     for row in found:
+        if not (row["frame_id"].isdecimal() and 1 <= int(row["frame_id"]) <= FRAMES):
+            raise PolypsegError(f"{row['image_path']}: is no frame of CVC-ClinicDB, which are called 1 to {FRAMES}")
         row["group"] = f"{NAME}/sequence-{sequence(row['frame_id']):02d}"
     return found
 

@@ -25,7 +25,8 @@ from scipy.sparse.csgraph import connected_components
 from polypseg.catalog import MASK_THRESHOLD, Catalog, read_frame, read_mask_values
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError
-from polypseg.files import sha256_file
+from polypseg.files import sha256_of_file
+from polypseg.masks import BLACK, MaskError
 
 SIDE = 48  # pixels; a signature is SIDE × SIDE
 # Chosen by eye on Kvasir-SEG: its 19 pairs above 0.75 all show the same scene, the weakest at 0.758; from
@@ -62,6 +63,8 @@ class Fingerprints:
         nonzero_pixels: int, mask pixels above 0.
         grey: float64, fraction 0..1 of mask pixels with a value of 1..254.
         mask_max: int, the mask's greatest value 0..255.
+        low: float64, fraction 0..1 of mask pixels that have the most frequent value of 1..31.
+        corners: int, how many of the mask's four corners are polyp.
         components: one K×5 int array a frame: ``xmin, ymin, xmax, ymax`` (pixels, the last ones included)
             and area of each 8-connected region of the thresholded mask.
     """
@@ -79,6 +82,8 @@ class Fingerprints:
     nonzero_pixels: NDArray[np.int64]
     grey: NDArray[np.float64]
     mask_max: NDArray[np.int64]
+    low: NDArray[np.float64]
+    corners: NDArray[np.int64]
     components: list[NDArray[np.int64]]
 
     def __len__(self) -> int:
@@ -91,8 +96,9 @@ def fingerprints(catalog: Catalog, progress: bool = False, problems: list[Proble
     Args:
         catalog: the frames; a frame may lack its mask.
         progress: show a progress bar on standard error.
-        problems: where given, a ``Problem`` of kind ``undecodable`` is appended for each file that cannot be
-            decoded, and its frame gets ``readable`` False; otherwise the first one is raised.
+        problems: where given, a ``Problem`` is appended for each file that cannot be decoded (``undecodable``) and
+            each mask that is not black and white (``label-values``), and its frame gets ``readable`` False;
+            otherwise the first one is raised.
 
     Raises:
         PolypsegError: a file cannot be decoded and ``problems`` was not given.
@@ -103,11 +109,12 @@ def fingerprints(catalog: Catalog, progress: bool = False, problems: list[Proble
         try:
             found = _frame_facts(path)
             path = row.mask_path
-            return {**_NOTHING, **found, **(_mask_facts(path) if path else {}), "readable": True}, None
+            return {**_NOTHING, **found, **(_mask_facts(path, row.mask_kind) if path else {}), "readable": True}, None
         except PolypsegError as error:
             if problems is None:
                 raise
-            return _NOTHING, Problem("undecodable", path, str(error))
+            kind = "label-values" if isinstance(error, MaskError) else "undecodable"
+            return _NOTHING, Problem(kind, path, str(error))
 
     with ThreadPoolExecutor(2) as pool:  # Pillow and OpenCV release the interpreter lock
         results = pool.map(attempt, catalog)
@@ -140,6 +147,8 @@ def fingerprints(catalog: Catalog, progress: bool = False, problems: list[Proble
         nonzero_pixels=column("nonzero_pixels", np.int64),
         grey=column("grey", np.float64),
         mask_max=column("mask_max", np.int64),
+        low=column("low", np.float64),
+        corners=column("corners", np.int64),
         components=[row["components"] for row in rows],
     )
 
@@ -301,6 +310,8 @@ _NOTHING: dict[str, Any] = {
     "nonzero_pixels": 0,
     "grey": 0.0,
     "mask_max": 0,
+    "low": 0.0,
+    "corners": 0,
     "components": np.zeros((0, 5), np.int64),
 }
 
@@ -310,7 +321,7 @@ def _frame_facts(path: str) -> dict[str, Any]:
     lit = lit_part(frame)
     structure, tissue = signature(frame, lit)
     return {
-        "file_hash": sha256_file(path),
+        "file_hash": sha256_of_file(path),
         "pixel_hash": hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest(),
         "signature": structure,
         "tissue": tissue,
@@ -319,9 +330,10 @@ def _frame_facts(path: str) -> dict[str, Any]:
     }
 
 
-def _mask_facts(path: str) -> dict[str, Any]:
-    values = read_mask_values(path)
+def _mask_facts(path: str, kind: str) -> dict[str, Any]:
+    values = read_mask_values(path, kind)
     polyp = (values > MASK_THRESHOLD).astype(np.uint8)
+    low = values[(values > 0) & (values <= BLACK)]
     _, _, stats, _ = cv2.connectedComponentsWithStats(polyp, connectivity=8)
     boxes = stats[1:].astype(np.int64)  # without the background: left, top, width, height, area
     boxes[:, 2:4] += boxes[:, 0:2] - 1
@@ -333,5 +345,7 @@ def _mask_facts(path: str) -> dict[str, Any]:
         "nonzero_pixels": int(np.count_nonzero(values)),
         "grey": float(np.count_nonzero((values > 0) & (values < 255)) / values.size),
         "mask_max": int(values.max()),
+        "low": float(np.bincount(low).max() / values.size) if len(low) else 0.0,
+        "corners": int(polyp[[0, 0, -1, -1], [0, -1, 0, -1]].sum()),
         "components": boxes,
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polypseg.catalog import image_size, size_disagreement
+from polypseg.catalog import image_header, size_disagreement
 from polypseg.errors import PolypsegError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -62,7 +62,8 @@ def pair(
     Where every mask has the same addition to its frame's stem, as ``<stem>_mask``, they are paired without it.
     Everything that keeps a frame from being used is appended to ``problems``: a file that is no image, two
     files of the same stem, a frame without mask, a mask without frame, an unreadable header, a difference in
-    size. Hidden files are passed over. Accents may be written in either Unicode form; stems are NFC.
+    size or in EXIF orientation. Hidden files are passed over. Accents may be written in either Unicode form;
+    stems are NFC.
 
     Args:
         images, masks: the folders.
@@ -99,15 +100,22 @@ def pair(
             continue
         reading = file
         try:
-            size = image_size(reading)
+            size, turn = image_header(reading)
             reading = truths[stem]
-            mask_size = image_size(reading)
+            mask_size, mask_turn = image_header(reading)
         except PolypsegError as error:
             problems.append(Problem("unreadable", str(reading), str(error)))
             continue
         if size != mask_size:
             message = size_disagreement(truths[stem], mask_size, size)
             problems.append(Problem("size", str(truths[stem]), message))
+            continue
+        if mask_turn not in (1, turn):
+            message = (
+                f"{truths[stem]}: mask has the EXIF orientation {mask_turn}, its frame {turn}; save it as the frame is "
+                "seen, without one"
+            )
+            problems.append(Problem("turned-mask", str(truths[stem]), message))
             continue
         result.append(
             {

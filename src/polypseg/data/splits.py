@@ -17,10 +17,11 @@ from polypseg.catalog import SPLITS, Catalog
 from polypseg.data import clinicdb, kvasir
 from polypseg.data.duplicates import Fingerprints, fingerprints, groups
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import atomic_write, sha256_lines
+from polypseg.files import atomic_write, csv_cells, plain_cell, sha256_lines
 
 NAMES = ("seed", "grouped", "pranet", "medico", "kfold")
 COLUMNS = ["dataset", "frame_id", "split"]
+CONTENT = "content"  # a further column of a run's own split file
 AREA_BINS = (0.02, 0.05, 0.15)  # of the frame; the strata of polyp area, beside one of frames without a polyp
 
 _PRANET = {kvasir.NAME: ("pranet-kvasir-test.txt", 100), clinicdb.NAME: ("pranet-clinicdb-test.txt", 62)}
@@ -138,9 +139,28 @@ def hash_split(table: pd.DataFrame) -> str:
 
 
 def write_split(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a split as CSV, atomically. Raises ``PolypsegError`` where the disk refuses."""
+    """Write a split as CSV, atomically, with its column ``content`` (``Catalog.content_hashes``) where it has one.
+
+    Raises:
+        PolypsegError: the disk refuses.
+    """
+    columns = [*COLUMNS, CONTENT] if CONTENT in table else COLUMNS
     with atomic_write(path, "w") as file:
-        table[COLUMNS].to_csv(file, index=False, lineterminator="\n")
+        csv_cells(table[columns].astype(str)).to_csv(file, index=False, lineterminator="\n")
+
+
+def changed_frames(catalog: Catalog, path: str | Path) -> list[str]:
+    """The files of frames whose content, or whose mask's, is not what a split file recorded; none where it did not."""
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        recorded = {(plain_cell(row["dataset"]), plain_cell(row["frame_id"])): row.get(CONTENT) for row in rows}
+    if not any(recorded.values()):
+        return []
+    return [
+        row.image_path
+        for row, content in zip(catalog, catalog.content_hashes(), strict=True)
+        if recorded.get((row.dataset, row.frame_id), content) != content
+    ]
 
 
 def read_split(path: str | Path) -> pd.DataFrame:
@@ -165,7 +185,7 @@ def read_split(path: str | Path) -> pd.DataFrame:
             if missing:
                 raise PolypsegError(f"{path}: lacks the column {missing[0]}; a split has {','.join(COLUMNS)}")
             for line in reader:
-                row = tuple(line[column] or "" for column in COLUMNS)
+                row = tuple(plain_cell(line[column] or "") for column in COLUMNS)
                 if not all(row):
                     raise PolypsegError(f"{path}: line {reader.line_num} lacks a value; complete or remove it")
                 if row[2] not in SPLITS:

@@ -207,7 +207,7 @@ def _measure(row: Any, answer: Segmentation, truth: Any, sums: _Sums) -> dict[st
         "missed_boxes": json.dumps([list(lesion.box) for lesion in match.missed(0.5)]),
         "false_positives": len(match.false_positives(0.5)),
         "false_boxes": json.dumps([list(lesion.box) for lesion in invented]),
-        "false_peak": max((lesion.max_probability or 0.0 for lesion in invented), default=None),
+        "false_peak": max((lesion.max_probability or 0.0 for lesion in invented), default=np.nan),
         "peak": peak,
     }
 

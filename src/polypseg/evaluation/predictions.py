@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from polypseg.catalog import MAX_PIXELS, Catalog, open_image
+from polypseg.depth import deep_samples, is_deep
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.segmenter import Segmenter
 from polypseg.segmentation import Segmentation
 
 SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+
+
+SMALL = 1 / 16  # of the greatest possible value; whole sets of maps do not stay below it
 
 
 class Predictor(Protocol):
@@ -132,10 +136,10 @@ class FolderPredictor:
                 )
             greatest = max(greatest, 1.0 if file.suffix.lower() == ".npy" else float(probability.max()))
             yield Segmentation.from_probability(probability, self.threshold)
-        if len(catalog) == len(self._files) and 0 < greatest <= np.float32(1 / 255):
+        if len(catalog) == len(self._files) and 0 < greatest <= SMALL:
             raise PolypsegError(
                 f"{self.folder}: no picture holds more than {greatest:.2g} of its greatest possible value, as masks of "
-                "0 and 1 do; write masks of 8 bits as 0 and 255"
+                "0 and 1, of classes, or of 8 or 12 bits in 16 do; write masks of 8 bits as 0 and 255"
             )
 
     def provenance(self) -> dict[str, Any]:
@@ -184,18 +188,24 @@ def _read_array(path: Path) -> NDArray[Any]:
 def _read_picture(path: Path) -> NDArray[Any]:
     with _open_picture(path) as image:
         try:
+            deep = is_deep(image)
             image.load()
+            layered = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+            transparent = layered and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
             if image.mode == "F":
                 values, greatest = np.asarray(image), 1
-            elif image.mode.startswith("I"):
-                values, greatest = np.asarray(image), 65535
+            elif deep:
+                samples = deep_samples(image, path)
+                values, greatest = samples[..., :3] if samples.ndim == 3 else samples, 65535
             else:
                 values, greatest = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), 255
         except Exception as error:  # as in polypseg.catalog
             raise PolypsegError(
                 f"{path}: is damaged and cannot be decoded ({_reason(error)}); write it again"
             ) from error
+    if transparent:
+        raise PolypsegError(f"{path}: has an alpha channel that is not opaque; write masks and maps without one")
     if turned:
         raise PolypsegError(f"{path}: has an EXIF orientation; write the picture upright, without one")
     if values.ndim == 3:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from polypseg.catalog import Catalog
 from polypseg.evaluation.evaluate import WORST, Report
 from polypseg.evaluation.predictions import Predictor
-from polypseg.files import atomic_write, write_json
+from polypseg.files import atomic_write, csv_cells, write_json
 from polypseg.visualization import charts
 from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
 
@@ -43,7 +43,7 @@ def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: st
     out = Path(out)
     write_json(out / "report.json", report.numbers)
     with atomic_write(out / "per_image.csv", "w") as file:
-        report.per_image.to_csv(file, index=False, float_format="%.6g")
+        csv_cells(report.per_image).to_csv(file, index=False, float_format="%.6g")
     page = _page(
         report.numbers,
         {name: _embed(content, "png") for name, content in _charts(report).items()},
@@ -119,7 +119,7 @@ def _page(values: dict[str, Any], drawn: dict[str, str], pictures: dict[str, lis
 
     environment = Environment(autoescape=True)
     environment.filters.update(number=_number, interval=_interval, percent=_percent, plain=_plain)
-    environment.filters.update(share=_share, rate=_rate, words=CRITERIA_IN_WORDS.get)
+    environment.filters.update(share=_share, bounds=_bounds, rate=_rate, words=CRITERIA_IN_WORDS.get)
     template = environment.from_string((resources.files(__package__) / "report.html.j2").read_text("utf-8"))
     return template.render(values=values, charts=drawn, **pictures)
 
@@ -168,6 +168,11 @@ def _share(one: dict[str, Any] | None) -> str:
         return "–"
     bounds = "" if one.get("low") is None else f" ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
     return f"{100 * one['mean']:.1f} %{bounds}"
+
+
+def _bounds(one: dict[str, Any]) -> str:
+    """A share's interval alone, in %."""
+    return "" if one["low"] is None else f"{100 * one['low']:.1f} to {100 * one['high']:.1f} %"
 
 
 def _rate(one: dict[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from polypseg.evaluation.robustness import robustness
 from polypseg.evaluation.scoring import NO_POLYP, NetworkSize
 from polypseg.evaluation.seen import seen, trained_on
 from polypseg.evaluation.selection import select
-from polypseg.files import commit, disk_error, write_json
+from polypseg.files import commit, disk_error, plain_cell, write_json
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Comparison, Interval, Ranking, rank
 from polypseg.models.losses import LossConfig
@@ -244,7 +245,7 @@ def _read_per_image(file: Path) -> pd.DataFrame:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         if "polyps" in table.columns:
             table = table[table["polyps"] != "0"]
-        table = table[columns].astype({"dice": float})
+        table = table[columns].map(plain_cell).astype({"dice": float})
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise PolypsegError(f"{file}: is not what `polypseg evaluate` wrote ({reason}); evaluate again") from error
@@ -256,5 +257,13 @@ def _read_per_image(file: Path) -> pd.DataFrame:
 
 
 def loss_of(bundle: ModelBundle) -> LossConfig:
-    """The loss that the bundle was trained with."""
-    return LossConfig(**bundle.metadata.get("recipe", {}).get("loss", {}))
+    """The loss that the bundle was trained with.
+
+    Raises:
+        PolypsegError: what its recipe says is none.
+    """
+    values = (bundle.metadata.get("recipe") or {}).get("loss") or {}
+    known = {one.name for one in fields(LossConfig)}
+    if values.keys() - known or not all(isinstance(value, bool | int | float) for value in values.values()):
+        raise PolypsegError(f"{bundle.folder}: its recipe has a loss that polypseg does not know; it cannot be scored")
+    return LossConfig(**values)

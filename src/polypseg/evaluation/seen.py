@@ -12,7 +12,7 @@ from polypseg.catalog import Catalog
 from polypseg.data.splits import hash_split, read_split
 from polypseg.errors import PolypsegError
 from polypseg.evaluation.selection import of_bundle
-from polypseg.files import sha256_file
+from polypseg.files import sha256_of_file
 
 _WHAT = {
     "train": "the model was trained on",
@@ -28,7 +28,7 @@ class Seen:
     Attributes:
         frames: how many frames there are.
         parts: how many of them lie in its ``train``, ``val`` or ``test``; those that lie in none are not counted.
-        first: by part, the first frame in words.
+        first: by part, the first frame and how it is known, in words.
         unknown: data sets among them that it was trained on without a record of which frames.
         recorded: whether anything is known of its frames.
     """
@@ -52,7 +52,7 @@ class Seen:
         """
         for part in (part for part in _WHAT if part in parts and self.parts.get(part)):
             raise PolypsegError(
-                f"{self.first[part]}: is one of {self.parts[part]} of {self.frames} frames to be {verb} that "
+                f"{self.first[part]}, one of {self.parts[part]} of {self.frames} frames to be {verb} that "
                 f"{_WHAT[part]}; {advice}, or allow it with --allow_train_frames"
             )
         if self.unknown:
@@ -77,24 +77,14 @@ class Seen:
 
 
 def frame_records(catalog: Catalog) -> list[FrameRecord]:
-    """Name, part of the split and content of every frame, as a bundle keeps them.
+    """Name, part of the split and SHA-256 of every frame's file, as a bundle keeps them.
+
+    A copy under another name has the same hash; a picture that was encoded anew has another.
 
     Raises:
         PolypsegError: a file cannot be read.
     """
-    return [FrameRecord(row.dataset, row.frame_id, row.split, content(row.image_path)) for row in catalog]
-
-
-def content(path: str | Path) -> str:
-    """SHA-256 of a frame's file: the same of a copy under another name, another of a picture encoded anew.
-
-    Raises:
-        PolypsegError: it cannot be read.
-    """
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise PolypsegError(f"{path}: cannot be read ({error.strerror}); replace it or remove it") from error
+    return [FrameRecord(row.dataset, row.frame_id, row.split, sha256_of_file(row.image_path)) for row in catalog]
 
 
 def seen(
@@ -118,8 +108,12 @@ def seen(
     by_name = {(one.dataset, one.frame_id): one.split for one in reversed(records)}
     found = []
     for row in frames:
-        parts = {by_content.get(content(row.image_path)), by_name.get((row.dataset, row.frame_id))}
-        found.append(next((part for part in _WHAT if part in parts), ""))
+        # A frame saved anew keeps its name, and a copy its content: either is enough.
+        known = {
+            by_name.get((row.dataset, row.frame_id)): "name",
+            by_content.get(sha256_of_file(row.image_path)): "content",
+        }
+        found.append(next(((part, known[part]) for part in _WHAT if part in known), ("", "")))
     return _counted(frames, found)
 
 
@@ -135,7 +129,7 @@ def trained_on(bundle: ModelBundle) -> set[str] | None:
 def _by_split(bundle: ModelBundle, frames: Catalog, whole: Catalog, split_file: str | Path | None) -> Seen:
     names = _own_split(bundle, whole, split_file)
     if names is not None:
-        return _counted(frames, [names.get((row.dataset, row.frame_id), "") for row in frames])
+        return _counted(frames, [(names.get((row.dataset, row.frame_id), ""), "name") for row in frames])
     datasets = trained_on(bundle)
     shared = (datasets or set()) & set(frames.frames["dataset"])
     return Seen(len(frames), {}, {}, tuple(sorted(shared)), recorded=datasets is not None)
@@ -155,9 +149,10 @@ def _own_split(bundle: ModelBundle, whole: Catalog, split_file: str | Path | Non
     return dict(zip(zip(table["dataset"], table["frame_id"], strict=True), table["split"], strict=True))
 
 
-def _counted(frames: Catalog, parts: list[str]) -> Seen:
+def _counted(frames: Catalog, found: list[tuple[str, str]]) -> Seen:
+    """From each frame's part, empty where it is in none, and what it is known by."""
     first: dict[str, str] = {}
-    for row, part in zip(frames, parts, strict=True):
-        first.setdefault(part, row.image_path)
-    counts = Counter(part for part in parts if part)
+    for row, (part, by) in zip(frames, found, strict=True):
+        first.setdefault(part, f"{row.image_path}: is, by its {by}")
+    counts = Counter(part for part, _ in found if part)
     return Seen(len(frames), dict(counts), first)

@@ -294,12 +294,15 @@ def _selected(
     return select(read_all(data), split, split_file, bundle)
 
 
-def _dice(segmenter: Segmenter, catalog: Catalog) -> float:
+def _dice(segmenter: Segmenter, catalog: Catalog) -> float | None:
     """As ``dice`` of ``evaluation.scoring``, without PyTorch, which not every runtime has loaded."""
-    from polypseg.metrics.pixels import confusion
+    from polypseg.metrics.lesions import shows_polyp
+    from polypseg.metrics.overlap import dice
 
     answers = segmenter.stream(catalog.frame(index) for index in range(len(catalog)))
-    return float(np.mean([confusion(answer.mask, catalog.mask(index)).dice for index, answer in enumerate(answers)]))
+    pairs = ((answer.mask, catalog.mask(index)) for index, answer in enumerate(answers))
+    scores = [dice(mask, truth) for mask, truth in pairs if shows_polyp(truth)]
+    return float(np.mean(scores)) if scores else None
 
 
 @dataclass

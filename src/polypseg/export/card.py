@@ -10,7 +10,9 @@ import yaml
 
 from polypseg.bundle import ModelBundle
 from polypseg.data.download import DATASETS
+from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
+from polypseg.metadata import METADATA_FILE
 
 CARD_FILE = "README.md"
 
@@ -32,11 +34,23 @@ def render(bundle: ModelBundle) -> str:
     """The model card as Markdown, with the front matter that the Hugging Face hub reads.
 
     What was not measured or recorded is said to be missing; nothing is made up.
+
+    Raises:
+        PolypsegError: ``metadata.json`` holds something else than what polypseg writes into it.
     """
+    try:
+        return _rendered(bundle)
+    except Exception as error:  # the template meets whatever there is in place of what should be
+        reason = " ".join(str(error).split())[:200]
+        file = bundle.folder / METADATA_FILE
+        raise PolypsegError(f"{file}: no model card can be made of it ({reason}); measure it again") from error
+
+
+def _rendered(bundle: ModelBundle) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
-    environment.filters.update(number=_number, interval=_interval, percent=_percent, cell=_cell)
+    environment.filters.update(number=_number, interval=_interval, percent=_percent, share=_share, cell=_cell)
     template = environment.from_string((resources.files(__package__) / "card.md.j2").read_text("utf-8"))
     metadata = bundle.metadata
     page = template.render(
@@ -89,6 +103,14 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _share(one: dict[str, Any] | None) -> str:
+    """A share with its interval."""
+    if one is None:
+        return "–"
+    bounds = "" if one.get("low") is None else f" ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+    return f"{_percent(one['mean'])}{bounds}"
 
 
 def _interval(one: dict[str, Any]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,26 +18,41 @@ from numpy.typing import NDArray
 from polypseg.bundle import ModelBundle
 from polypseg.errors import PolypsegError
 from polypseg.inference.runtimes.openvino import import_openvino
-from polypseg.inference.runtimes.torch import load_weights
-from polypseg.models.network import build
+from polypseg.inference.runtimes.torch import open_network
 
+T = TypeVar("T")
+_made: dict[Hashable, tuple[Any, Any]] = {}
 INPUT = "frame"  # N×3×h×w float32, normalised
 OUTPUT = "logits"  # N×1×h×w float32
 
 
-def write_onnx(bundle: ModelBundle, file: Path) -> None:
-    """Write the network as ONNX, with a dynamic batch, by PyTorch's dynamo exporter.
+def write_onnx(bundle: ModelBundle, file: Path, any_size: bool = True) -> None:
+    """Write the network as ONNX, with a dynamic batch, height and width, by PyTorch's dynamo exporter.
+
+    A network that cannot have another size gets a file for its own size alone.
+
+    Args:
+        bundle: what to export.
+        file: the ``.onnx``.
+        any_size: of frames; else those of the bundle's own size.
 
     Raises:
         PolypsegError: the exporter's packages are not installed, or it cannot export this network.
     """
-    network, example = _network(bundle)
-    try:
-        with _quiet():
+
+    def make() -> bytes:
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "made.onnx"
             torch.onnx.export(
-                network, (example,), file, dynamo=True, external_data=False, input_names=[INPUT],
-                output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
+                _program(bundle, any_size), (), made, dynamo=True, external_data=False, input_names=[INPUT],
+                output_names=[OUTPUT], verbose=False,
             )  # fmt: skip
+            return made.read_bytes()
+
+    try:
+        file.write_bytes(_once(("onnx", any_size), bundle, make))
+    except OSError:
+        raise
     except ImportError as error:
         raise _not_installed(error) from error
     except Exception as error:  # of many classes, as the network meets the exporter's limits
@@ -44,7 +60,7 @@ def write_onnx(bundle: ModelBundle, file: Path) -> None:
 
 
 def write_openvino(bundle: ModelBundle, file: Path, half: bool) -> None:
-    """Write the network as OpenVINO IR, with a dynamic batch.
+    """Write the network as OpenVINO IR, with a dynamic batch, height and width, as ``write_onnx``.
 
     Args:
         bundle: what to export.
@@ -55,14 +71,16 @@ def write_openvino(bundle: ModelBundle, file: Path, half: bool) -> None:
         PolypsegError: OpenVINO is not installed, or it cannot convert this network.
     """
     openvino = import_openvino()
-    network, example = _network(bundle)
-    try:
+
+    def make() -> Any:
         with _quiet():
-            program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-            model = openvino.convert_model(program)
+            model = openvino.convert_model(_program(bundle))
         model.inputs[0].get_tensor().set_names({INPUT})
         model.outputs[0].get_tensor().set_names({OUTPUT})
-        openvino.save_model(model, file, compress_to_fp16=half)
+        return model
+
+    try:
+        openvino.save_model(_once("openvino", bundle, make), file, compress_to_fp16=half)
     except Exception as error:  # as above
         raise _refused(bundle, "OpenVINO", error) from error
 
@@ -109,12 +127,29 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
         openvino.save_model(quantised, file, compress_to_fp16=False)
 
 
-def _network(bundle: ModelBundle) -> tuple[torch.nn.Module, torch.Tensor]:
-    network = build(bundle.architecture)
-    load_weights(network, bundle)
+def _once(kind: Hashable, bundle: ModelBundle, make: Callable[[], T]) -> T:
+    """What ``make`` makes of a network: the last one of a kind is kept, as several precisions begin with the same."""
+    frames = bundle.preprocessing.height, bundle.preprocessing.width
+    key = bundle.metadata["weights_sha256"], bundle.architecture, frames
+    if kind not in _made or _made[kind][0] != key:
+        _made[kind] = key, make()
+    made: T = _made[kind][1]
+    return made
+
+
+def _program(bundle: ModelBundle, any_size: bool = True) -> torch.export.ExportedProgram:
+    """The network as PyTorch's exporter has it, of any batch and, where it can, any size: a multiple of 32."""
+    network = open_network(bundle)
     preprocessing = bundle.preprocessing
     # Two images: an exporter takes a batch of one for a constant.
-    return network.eval(), torch.zeros(2, 3, preprocessing.height, preprocessing.width)
+    example = (torch.zeros(2, 3, preprocessing.height, preprocessing.width),)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    # The views of test-time augmentation differ in size.
+    size = {axis: 32 * torch.export.Dim(name, min=1, max=256) for axis, name in ((2, "height"), (3, "width"))}
+    try:
+        return torch.export.export(network.eval(), example, dynamic_shapes=({**batch, **(size if any_size else {})},))
+    except Exception:  # of many classes: the network computes with its own size
+        return torch.export.export(network, example, dynamic_shapes=(batch,))
 
 
 @contextlib.contextmanager

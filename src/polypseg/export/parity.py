@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.lesions import shows_polyp
 from polypseg.metrics.overlap import dice
 
 
@@ -22,7 +23,8 @@ class Parity:
         largest: largest difference of a pixel's probability, at the network's size.
         mean: mean difference of a pixel's probability.
         agreement: mean Dice of one mask against the other, at original size; 1 where they are the same.
-        dice: mean Dice of both against the truth, ``{"torch": …, "export": …}``; None for frames without masks.
+        dice: mean Dice of both against the truth, ``{"torch": …, "export": …}``, over frames with a polyp; None where
+            there are none, or no masks.
     """
 
     frames: int
@@ -65,7 +67,7 @@ def compare(
         means.append(float(difference.mean()))
         expected, found = (reference.answer(one, *frame.shape[:2]).mask for one in maps)
         agreements.append(dice(found, expected))
-        if truth is not None:
+        if truth is not None and shows_polyp(truth):
             scores.append((dice(expected, truth), dice(found, truth)))
     both = dict(zip(("torch", "export"), np.mean(scores, axis=0).tolist(), strict=True)) if scores else None
     return Parity(len(means), largest, float(np.mean(means)), float(np.mean(agreements)), both)

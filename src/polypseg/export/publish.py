@@ -13,7 +13,10 @@ from polypseg.export.card import CARD_FILE, render, write_card
 from polypseg.files import read_json
 
 # Of report.json. Left out are the groups, whose names may tell of patients, and what only a chart needs.
-_KEPT = ("n", "threshold", "headline", "definitions", "pixels", "boundary", "robustness")
+_KEPT = (
+    "n", "warnings", "threshold", "headline", "polyp_free", "detection", "definitions", "pixels", "boundary", "lesions",
+    "robustness",
+)  # fmt: skip
 _PROVENANCE = (
     "bundle_hash", "split", "datasets", "data_hash", "groups", "intervals", "runtime", "precision", "device", "threads",
     "tta", "commit", "date",
@@ -56,7 +59,8 @@ def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: b
     """Upload a bundle with its members, its exports and its model card to the Hugging Face hub.
 
     The card is the bundle's ``README.md``, which may have been edited; it is written anew where there is none. The rest
-    of the folder stays here. ``metadata.json`` is uploaded as it is, with the recipe and the paths in it.
+    of the folder stays here. ``metadata.json`` is uploaded as it is, with the recipe and the paths in it, and so is
+    ``frames.csv`` with the names of the frames it was trained by.
 
     Args:
         bundle: a bundle, or what ``ModelBundle.load`` takes.
@@ -70,7 +74,7 @@ def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: b
         UsageError: ``repository`` is no ``owner/name``.
         PolypsegError: the bundle is not whole, or the hub cannot be reached or refuses.
     """
-    opened = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
+    opened = ModelBundle.load(bundle.folder if isinstance(bundle, ModelBundle) else bundle)  # as it is now
     for export in (export for network in opened.networks for export in network.exports):
         export.verify()
     files: dict[str, Path | bytes] = {name: opened.folder / name for name in opened.files}
@@ -81,12 +85,15 @@ def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: b
 
 def _evaluation(title: str, file: Path, bundle: ModelBundle) -> dict[str, Any]:
     report = _of_this(file, "evaluate", bundle)
-    lesions = {key: value for key, value in report["lesions"].items() if key != "free_response"}
+    curves = {
+        section: {key: value for key, value in report[section].items() if key not in ("curve", "curves")}
+        for section in ("froc", "frames_roc")
+    }
     calibration = {key: value for key, value in report["calibration"].items() if key != "bins"}
     return {
         "title": title,
         **{key: report[key] for key in _KEPT if key in report},
-        "lesions": lesions,
+        **curves,
         "strata": [one for one in report["strata"] if one["by"] != "group"],
         "calibration": calibration,
         "provenance": {key: report["provenance"][key] for key in _PROVENANCE if key in report["provenance"]},

@@ -28,8 +28,8 @@ def open_runtime(
 ) -> tuple[Runtime, str]:
     """Open a bundle with what suits this machine, or with what is asked for.
 
-    ``auto`` takes a GPU by PyTorch where there is one, else OpenVINO where the bundle has an export for it, else ONNX
-    Runtime likewise, else PyTorch on the CPU.
+    ``auto`` takes a GPU by PyTorch where there is one and int8 is not asked for, else OpenVINO where the bundle has an
+    export for it, else ONNX Runtime likewise, else PyTorch on the CPU.
 
     Args:
         bundle: an opened bundle.
@@ -53,7 +53,9 @@ def open_runtime(
         raise UsageError(f"--precision {precision}: is unknown; choose auto, {', '.join(PRECISIONS)}")
     if threads < 0:
         raise UsageError(f"--threads {threads}: must be 0 (all) or more")
-    gpu = device not in ("auto", "cpu") or (device == "auto" and runtime in ("auto", "torch") and _has_gpu())
+    # Of int8 there are exports alone, which run on the CPU.
+    may_be_gpu = device == "auto" and (runtime == "torch" or (runtime == "auto" and precision != "int8"))
+    gpu = device not in ("auto", "cpu") or (may_be_gpu and _has_gpu())
     if gpu and runtime not in ("auto", "torch"):
         raise UsageError(f"--device {device}: {runtime} runs on the CPU here; use --runtime torch, or --device cpu")
     if runtime == "torch" or gpu:

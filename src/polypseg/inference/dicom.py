@@ -6,12 +6,16 @@ itself: no message, warning or log line quotes the header, save what describes i
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
 import logging
+import math
 import struct
 import threading
 import warnings
+import zlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -43,6 +47,14 @@ _NO_PICTURES = (  # SOP classes with pixels that are not to be looked at
     "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
     "1.2.840.10008.5.1.4.1.1.30",  # Parametric Map
 )
+MAX_FRAMES = 1_000_000  # of one file: nine hours at 30 a second
+MAX_INFLATED = 2**30  # bytes of a deflated file
+MAX_SCANS = 100  # of a progressive JPEG: each decodes the whole picture once more
+# FFmpeg's names: the containers that the standard puts a video into, and the codings that may lie in them.
+_CONTAINERS = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")  # with which an MP4 begins, after a length
+_CODINGS = ("mpeg1video", "mpeg2video", "h264", "hevc")
+_DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95")
 _UNDEFINED = 0xFFFFFFFF  # the length that compressed pixel data give; their fragments tell their own
 _LONGEST = 0xFFFFFFFE  # bytes that a DICOM element can hold
 # The order of a segmentation's frames: by segment, then by the source's frame. (element, its group, its name)
@@ -108,7 +120,7 @@ class DicomFrames:
     _count: int = field(repr=False)
     _syntax: UID = field(repr=False)
     _start: int = field(repr=False)  # of the pixel data's value in the file, bytes
-    _header: Dataset = field(repr=False)  # group 0028 alone: it describes pixels and nothing about the patient
+    _header: Dataset = field(repr=False)  # group 0028 alone, mended: it says nothing about the patient
 
     def __len__(self) -> int:
         return self._count
@@ -135,7 +147,10 @@ class DicomFrames:
         from pydicom.uid import JPEGLSTransferSyntaxes
 
         source = dcmread(self.path) if self._syntax.is_deflated else self.path
-        options: dict[str, Any] = {} if self._syntax.is_deflated else {"transfer_syntax_uid": self._syntax}
+        options = {option: self._header.get(keyword) for option, keyword in _PIXEL_OPTIONS.items()}
+        options["number_of_frames"] = self._count
+        if not self._syntax.is_deflated:
+            options["transfer_syntax_uid"] = self._syntax
         if self._syntax in JPEGLSTransferSyntaxes:  # highdicom brings it; where gdcm is too, signed pixels fail
             options["decoding_plugin"] = "pyjpegls"
         if self._syntax.is_encapsulated:
@@ -146,7 +161,14 @@ class DicomFrames:
                 frame for index in range(self._count) for frame in iter_pixels(source, indices=[index], **options)
             )
         for stored in decoded:
-            yield _to_rgb(stored, self._header)
+            try:
+                frame = _to_rgb(stored, self._header)
+            except Exception:
+                raise PolypsegError(
+                    f"{self.path}: the rescale, window, look-up table or palette in its header cannot be applied; "
+                    "export the image again"
+                ) from None
+            yield frame
 
     def _decode_video(self) -> Iterator[NDArray[np.uint8]]:
         import av
@@ -154,7 +176,14 @@ class DicomFrames:
         with self.path.open("rb") as file:
             file.seek(self._start)
             joined: Any = _Joined(file, _fragments(file))
-            with av.open(joined, mode="r") as container:
+            head = joined.read(400)
+            joined.seek(0)
+            # By name: FFmpeg left to itself would take a text for a list of addresses, and open them.
+            with av.open(
+                joined, mode="r", format=_container(head, self._syntax), options={"protocol_whitelist": "none"}
+            ) as container:
+                if container.streams.video[0].codec_context.name not in _CODINGS:
+                    raise ValueError("is coded otherwise than DICOM has it")
                 for frame in container.decode(video=0):
                     yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
@@ -177,11 +206,16 @@ def read_dicom(path: str | Path) -> DicomFrames:
         count, height, width = (_positive(path, header, name) for name in ("NumberOfFrames", "Rows", "Columns"))
         if height * width > MAX_PIXELS:
             raise PolypsegError(f"{path}: is larger than {MAX_PIXELS:,} pixels and was not decoded")
+        if count > MAX_FRAMES:
+            raise PolypsegError(
+                f"{path}: its header says {count:,} frames, more than {MAX_FRAMES:,}; cut it into parts"
+            )
+        pixels = _mended(path, header)
         if not _is_video(syntax):
-            _check_meaning(path, header, syntax)
-        start = _find_pixels(path, header, syntax, count)
+            _check_meaning(path, pixels, syntax)
+        start, syntax = _find_pixels(path, pixels, syntax, count)
         times = _times(header, count)
-        return DicomFrames(path, height, width, times, count, syntax, start, header.group_dataset(0x0028))
+        return DicomFrames(path, height, width, times, count, syntax, start, pixels)
 
 
 @contextlib.contextmanager
@@ -218,6 +252,7 @@ def _read_header(path: Path) -> Dataset:
         raise PolypsegError(f"{path}: is no DICOM file, or cannot be read")
     from pydicom import dcmread, uid
 
+    _check_inflated(path)
     header = dcmread(path, stop_before_pixels=True, force=True)
     kind = uid.UID(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if kind == uid.MediaStorageDirectoryStorage:
@@ -226,6 +261,24 @@ def _read_header(path: Path) -> Dataset:
         name = kind.name if kind.type == "SOP Class" else "of an unknown kind"
         raise PolypsegError(f"{path}: holds no image ({name}); leave it out")
     return header
+
+
+def _check_inflated(path: Path) -> None:
+    """Refuse a deflated file that becomes too large: it is inflated as a whole, by a factor of up to 1000."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    with path.open("rb") as file:
+        read_preamble(file, force=True)
+        syntax = _read_file_meta_info(file).get("TransferSyntaxUID")
+        if syntax not in _DEFLATED:
+            return
+        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while (piece := inflate.unconsumed_tail or file.read(1 << 16)) and not inflate.eof:
+            size += len(inflate.decompress(piece, 1 << 20))
+            if size > MAX_INFLATED:
+                raise PolypsegError(
+                    f"{path}: is larger than {MAX_INFLATED >> 20} MiB when it is inflated; store it plain"
+                )
 
 
 def _transfer_syntax(header: Dataset) -> UID:
@@ -257,6 +310,79 @@ def _positive(path: Path, header: Dataset, keyword: str) -> int:
     return value
 
 
+# What pydicom calls the elements that describe pixels.
+_PIXEL_OPTIONS = {
+    "rows": "Rows", "columns": "Columns", "samples_per_pixel": "SamplesPerPixel", "bits_allocated": "BitsAllocated",
+    "bits_stored": "BitsStored", "pixel_representation": "PixelRepresentation",
+    "planar_configuration": "PlanarConfiguration", "photometric_interpretation": "PhotometricInterpretation",
+}  # fmt: skip
+
+
+def _mended(path: Path, header: Dataset) -> Dataset:
+    """Group 0028 as whole numbers of the right kind, with the values that the standard has where one is missing.
+
+    Raises:
+        PolypsegError: what cannot be guessed is missing or is no number; it is named.
+    """
+    pixels = header.group_dataset(0x0028)
+    photometric = str(header.get("PhotometricInterpretation") or "").strip().upper()
+    values = {name: _positive(path, header, name) for name in ("Rows", "Columns", "BitsAllocated")}
+    for name, default in (
+        ("SamplesPerPixel", 3 if photometric in _COLOURS else 1),
+        ("BitsStored", values["BitsAllocated"]),
+    ):
+        values[name] = _positive(path, header, name) if _is_there(header, name) else default
+    for name in ("PixelRepresentation", "PlanarConfiguration"):
+        values[name] = int(_number(path, header, name) or 0)
+    for name, value in values.items():
+        _put(pixels, name, value)
+    _put(pixels, "PhotometricInterpretation", photometric)
+    for name in ("ModalityLUTSequence", "VOILUTSequence"):
+        if name in pixels and not _is_there(pixels, name):
+            del pixels[name]
+    if "RescaleSlope" in pixels or "RescaleIntercept" in pixels:
+        slope, intercept = (_number(path, header, name) for name in ("RescaleSlope", "RescaleIntercept"))
+        if slope == 0:
+            raise PolypsegError(f"{path}: its header has no valid RescaleSlope; export the image again")
+        _put(pixels, "RescaleSlope", 1.0 if slope is None else slope)
+        _put(pixels, "RescaleIntercept", 0.0 if intercept is None else intercept)
+    window = [_number(path, header, name) for name in ("WindowCenter", "WindowWidth")]
+    function = str(header.get("VOILUTFunction") or "LINEAR").strip()
+    narrowest = 1.0 if function == "LINEAR" else 1e-9
+    usable = None not in window and window[1] >= narrowest  # type: ignore[operator]
+    for name, found in zip(("WindowCenter", "WindowWidth"), window, strict=True):
+        if name in pixels:
+            del pixels[name]
+        if usable:  # one that is too narrow counts as none, as an empty one does
+            _put(pixels, name, found)
+    return pixels
+
+
+def _is_there(header: Dataset, keyword: str) -> bool:
+    """Whether an element is there, and not empty."""
+    return keyword in header and not header[keyword].is_empty
+
+
+def _number(path: Path, header: Dataset, keyword: str) -> float | None:
+    """An element's first value; None where it is missing or empty."""
+    if not _is_there(header, keyword):
+        return None
+    try:
+        value = float(np.ravel(header[keyword].value)[0])
+    except Exception:
+        value = math.nan
+    if not math.isfinite(value):
+        raise PolypsegError(f"{path}: its header has no valid {keyword}; export the image again")
+    return value
+
+
+def _put(dataset: Dataset, keyword: str, value: Any) -> None:
+    """Set an element in the kind that the standard has for it, whatever the file had."""
+    if keyword in dataset:
+        del dataset[keyword]
+    setattr(dataset, keyword, value)
+
+
 def _wrong_count(path: Path, held: int | str, claimed: int) -> PolypsegError:
     return PolypsegError(f"{path}: holds {held} frames, but its header says {claimed}; export the image again")
 
@@ -273,13 +399,13 @@ def _check_meaning(path: Path, header: Dataset, syntax: UID) -> None:
         raise PolypsegError(f"{path}: no decoder is known for {name}; export the image uncompressed") from None
     if not decoder.is_available:
         raise PolypsegError(f"{path}: is compressed as {syntax.name}; to read it: {INSTALL}")
-    photometric = header.get("PhotometricInterpretation")
+    photometric = header.PhotometricInterpretation
+    if not photometric:
+        raise PolypsegError(f"{path}: its header has no PhotometricInterpretation; export the image again")
     known = photometric in (*_COLOURS, *_GREYS, "PALETTE COLOR")
     if photometric in ("YBR_ICT", "YBR_RCT"):  # the colour transforms of JPEG 2000, undone by its decoder alone
         known = syntax in JPEG2000TransferSyntaxes
-    samples, allocated, stored = (
-        _positive(path, header, name) for name in ("SamplesPerPixel", "BitsAllocated", "BitsStored")
-    )
+    samples, allocated, stored = header.SamplesPerPixel, header.BitsAllocated, header.BitsStored
     if photometric in ("YBR_FULL", "YBR_FULL_422"):  # whose transform pydicom knows for 8 bits
         known = allocated == 8
     if not known or samples != (3 if photometric in _COLOURS else 1) or not stored <= allocated <= 32:
@@ -287,8 +413,12 @@ def _check_meaning(path: Path, header: Dataset, syntax: UID) -> None:
         raise PolypsegError(f"{path}: its pixels ({told}) have no defined 8-bit meaning; export the image as 8-bit RGB")
 
 
-def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> int:
-    """Where the value of the pixel data begins, bytes; checks that it is there and as long as it must be."""
+def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> tuple[int, UID]:
+    """Where the value of the pixel data begins, bytes, and how it is encoded.
+
+    Checks that it is there and as long as so many frames must be. A file that calls its elements implicit though they
+    are explicit, or the other way round, is taken for what it is.
+    """
     from pydicom import dcmread
 
     if syntax.is_deflated:
@@ -298,10 +428,17 @@ def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> int:
         end = path.stat().st_size
         with path.open("rb") as file:
             dcmread(file, stop_before_pixels=True, force=True)  # leaves the file standing at the pixel data
-            start, length = _element(file, syntax)
+            start, length, explicit = _element(path, file, syntax)
+            if not syntax.is_encapsulated:
+                syntax = _native(syntax, explicit)
             if length == _UNDEFINED:
-                fragments = _fragments(file)
-                length = sum(fragments[-1]) - start if fragments else 0
+                held, length = 0, 0
+                for at, size in _fragments(file):
+                    held, length = held + 1, at + size - start
+                    if at + size <= end and not _is_video(syntax):
+                        _check_fragment(path, file, at, size, header)
+                    _check_enough(path, held, length, end)
+                _check_frames(path, syntax, count, held, length)
     if length == 0:
         raise PolypsegError(f"{path}: holds no pixel data; export the image again")
     if start + length > end:
@@ -315,37 +452,123 @@ def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> int:
         needed = -(-frame * count // 8)
         if length < needed or (8 * length >= frame * (count + 1) and length > needed + 1):  # a byte may pad
             raise _wrong_count(path, 8 * length // frame, count)
-    return start
+    return start, syntax
 
 
-def _element(file: IO[bytes], syntax: UID) -> tuple[int, int]:
-    """(where its value begins, its length), bytes, of the pixel data where a file stands; length 0 at its end."""
+def _element(path: Path, file: IO[bytes], syntax: UID) -> tuple[int, int, bool]:
+    """Of the pixel data where a file stands: where its value begins, its length, 0 at the file's end, and whether it
+    names its kind (explicit VR)."""
     order = "<" if syntax.is_little_endian else ">"
-    layout = struct.Struct(f"{order}4xI" if syntax.is_implicit_VR else f"{order}8xI")
-    head = file.read(layout.size)
-    return file.tell(), layout.unpack(head)[0] if len(head) == layout.size else 0
+    head = file.read(8)
+    if len(head) < 8:
+        return file.tell(), 0, False
+    if struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
+        raise PolypsegError(f"{path}: holds floating-point pixels, which have no defined 8-bit meaning; leave it out")
+    # Implicit, these two bytes would be an odd length, which no element has.
+    explicit = head[4:6] in (b"OB", b"OW", b"UN", b"OV")
+    rest = file.read(4) if explicit else head[4:]
+    return file.tell(), struct.unpack(f"{order}I", rest)[0] if len(rest) == 4 else 0, explicit
 
 
-def _fragments(file: IO[bytes]) -> list[tuple[int, int]]:
-    """(where, length), bytes, of each fragment of the compressed pixel data at which a file stands."""
+def _native(syntax: UID, explicit: bool) -> UID:
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if not explicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if syntax.is_little_endian else ExplicitVRBigEndian
+
+
+def _fragments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """(where, length), bytes, of each fragment of the compressed pixel data at which a file stands; no empty ones."""
     item = struct.Struct("<HHI")
-    found = []
+    first = True  # the table of offsets
     while len(head := file.read(item.size)) == item.size:
         group, element, length = item.unpack(head)
         if (group, element) != (0xFFFE, 0xE000):
+            return
+        start = file.tell()
+        if length and not first:
+            yield start, length
+        first = False
+        file.seek(start + length)
+
+
+def _check_enough(path: Path, held: int, length: int, end: int) -> None:
+    if held > 10 * MAX_FRAMES:
+        raise PolypsegError(f"{path}: its pixels lie in more than {10 * MAX_FRAMES:,} pieces; export the image again")
+
+
+def _check_frames(path: Path, syntax: UID, count: int, held: int, length: int) -> None:
+    """Refuse a header that says more frames than can be there: a fragment for each, of a video some bytes."""
+    if _is_video(syntax):
+        if count > length // 4:
+            raise _wrong_count(path, f"at most {length // 4}", count)
+    elif count > held:
+        raise _wrong_count(path, f"at most {held}", count)
+
+
+def _check_fragment(path: Path, file: IO[bytes], start: int, length: int, header: Dataset) -> None:
+    """Refuse a JPEG, JPEG-LS or JPEG 2000 picture whose own header says another size than the file's.
+
+    A decoder would take memory for what it says. What begins in another way is the continuation of one, or no picture.
+    """
+    file.seek(start)
+    found, scans = _jpeg_size(file, start + length)
+    if found is not None and found != (header.Rows, header.Columns):
+        size, claim = "×".join(map(str, found)), f"{header.Rows}×{header.Columns}"
+        raise PolypsegError(f"{path}: holds a frame of {size} pixels, but its header says {claim}; export it again")
+    if scans > MAX_SCANS:
+        raise PolypsegError(f"{path}: holds a frame of {scans} scans, more than {MAX_SCANS}; export it again")
+
+
+def _jpeg_size(file: IO[bytes], end: int) -> tuple[tuple[int, int] | None, int]:
+    """Rows and columns of the picture where a file stands, and of a progressive JPEG the number of its scans."""
+    start = file.read(4)
+    if start == b"\xff\x4f\xff\x51":  # JPEG 2000: Xsiz, Ysiz, XOsiz, YOsiz
+        head = file.read(20)
+        right, bottom, left, top = struct.unpack(">4x4I", head) if len(head) == 20 else (0, 0, 0, 0)
+        return (bottom - top, right - left), 0
+    if start[:2] != b"\xff\xd8":
+        return None, 0
+    file.seek(-2, io.SEEK_CUR)
+    while file.tell() < end and len(head := file.read(4)) == 4:
+        marker, length = head[1], int.from_bytes(head[2:], "big")
+        if head[0] != 0xFF or marker == 0xDA:
             break
-        found.append((file.tell(), length))
-        file.seek(length, io.SEEK_CUR)
-    return found[1:]  # the first is the table of offsets
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            rows, columns = struct.unpack(">1x2H", file.read(5).ljust(5, b"\0"))
+            progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
+            return (rows, columns), file.read(end - file.tell()).count(b"\xff\xda") if progressive else 0
+        file.seek(max(0, length - 2), io.SEEK_CUR)
+    return None, 0
+
+
+def _container(head: bytes, syntax: UID) -> str:
+    """FFmpeg's name of the container that begins so.
+
+    Raises:
+        ValueError: it is none that the standard allows.
+    """
+    if head[4:8] in _BOXES:
+        return "mov"
+    if head[:1] == b"\x47" and head[188:189] in (b"\x47", b""):
+        return "mpegts"
+    if head[:4] in _CONTAINERS:
+        return _CONTAINERS[head[:4]]
+    if head.startswith((b"\0\0\1", b"\0\0\0\1")):
+        return "hevc" if "HEVC" in syntax.name else "mpegvideo" if "MPEG2" in syntax.name else "h264"
+    raise ValueError("is no container of DICOM's")
 
 
 class _Joined(io.RawIOBase):
     """Fragments of a file as one file to read and seek in."""
 
-    def __init__(self, file: IO[bytes], fragments: list[tuple[int, int]]) -> None:
+    def __init__(self, file: IO[bytes], fragments: Iterable[tuple[int, int]]) -> None:
         self._file = file
-        self._fragments = fragments
-        self._ends = list(accumulate(length for _, length in fragments))
+        self._starts, self._ends = array("Q"), array("Q", [0])  # plain numbers: there may be millions
+        for start, length in fragments:
+            self._starts.append(start)
+            self._ends.append(self._ends[-1] + length)
         self._position = 0
 
     def readable(self) -> bool:
@@ -360,15 +583,14 @@ class _Joined(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        for (start, length), end in zip(self._fragments, self._ends, strict=True):
-            left = end - self._position
-            if left > 0:
-                self._file.seek(start + length - left)
-                piece = self._file.read(min(left, len(buffer)))
-                buffer[: len(piece)] = piece
-                self._position += len(piece)
-                return len(piece)
-        return 0
+        number = bisect.bisect_right(self._ends, self._position) - 1
+        if number >= len(self._starts):
+            return 0
+        self._file.seek(self._starts[number] + self._position - self._ends[number])
+        piece = self._file.read(min(self._ends[number + 1] - self._position, len(buffer)))
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
 
 
 def _times(header: Dataset, count: int) -> tuple[float, ...] | None:
@@ -391,8 +613,20 @@ def _to_rgb(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
         return np.repeat(_to_grey(stored, header)[..., None], 3, axis=2)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         colours = apply_color_lut(stored, header)[..., :3]
-        return _scale(colours, 0, np.iinfo(colours.dtype).max)
+        return _scale(colours, 0, _brightest(header, colours.dtype))
     return _scale(stored, 0, (1 << header.BitsStored) - 1)
+
+
+def _brightest(header: Dataset, kind: np.dtype[Any]) -> int:
+    """The value of a palette that is full brightness.
+
+    Some devices write entries of 8 bits into the low bytes of 16: then no entry of any colour has more.
+    """
+    from pydicom.pixels import apply_color_lut
+
+    count, first, bits = header.RedPaletteColorLookupTableDescriptor
+    entries = apply_color_lut(np.arange(count or 1 << 16) + first, header)[..., :3]
+    return 255 if bits <= 8 or entries.max() <= 255 else int(np.iinfo(kind).max)
 
 
 def _to_grey(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
@@ -410,9 +644,9 @@ def _to_grey(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
     if header.get("VOILUTSequence"):
         values = apply_voi(values.astype(np.int64), header)
         low, high = 0.0, float((1 << header.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
-        centre, width = (float(np.ravel(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-        function = header.get("VOILUTFunction") or "LINEAR"
+    elif "WindowWidth" in header:
+        centre, width = float(header.WindowCenter), float(header.WindowWidth)
+        function = str(header.get("VOILUTFunction") or "LINEAR").strip()
         if function == "SIGMOID":
             values, low, high = 1 / (1 + np.exp(-4 * (values - centre) / width)), 0.0, 1.0
         elif function == "LINEAR_EXACT":
@@ -529,7 +763,7 @@ def _segmentation(source: Dataset, count: int, numbers: list[int], pixels: bytea
             series_description="Polyps by polypseg; research use only",
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
-        result.copy_patient_and_study_information(source)
+        result.copy_patient_and_study_information(_of_a_known_class(source))
         if "SpecificCharacterSet" in source:
             result.SpecificCharacterSet = source.SpecificCharacterSet
 
@@ -598,6 +832,16 @@ def _segmentation(source: Dataset, count: int, numbers: list[int], pixels: bytea
     result.SharedFunctionalGroupsSequence = [_item(SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=1)])]
     result.PerFrameFunctionalGroupsSequence = [_frame(source, number) for number in numbers]
     return result
+
+
+def _of_a_known_class(source: Dataset) -> Dataset:
+    """The source, for highdicom, which knows where patient and study stand in the standard's own classes alone."""
+    from pydicom import Dataset
+    from pydicom.uid import SecondaryCaptureImageStorage
+
+    copied = Dataset(dict(source.items()))
+    _put(copied, "SOPClassUID", SecondaryCaptureImageStorage)
+    return copied
 
 
 def _frame(source: Dataset, number: int) -> Dataset:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write
+from polypseg.files import atomic_write, csv_cell
 from polypseg.segmentation import Polyp, Segmentation
 from polypseg.visualization.overlay import overlay
 
@@ -121,7 +121,7 @@ def write_run(folder: Path, records: Iterable[dict[str, Any]], save: Collection[
 
     Args:
         folder: where to.
-        records: of every frame, in order, ``with_shapes``.
+        records: of every frame, in order; for ``coco`` ``with_shapes``.
         save: the outputs; those of single frames are passed over.
 
     Raises:
@@ -152,12 +152,13 @@ def outlines(region: NDArray[np.bool_], left: int = 0, top: int = 0) -> list[lis
         One polygon a 4-connected part: its outer ring, then those of its holes.
     """
     polygons = []
-    count, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=4)
-    for label in range(1, count):
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=4)
+    for label, (x, y, width, height, _) in enumerate(boxes[1:].tolist(), 1):
+        part = labels[y : y + height, x : x + width] == label  # a noisy mask has thousands of parts
         # Each pixel as 2×2: then a contour of pixel centres, halved and rounded up, runs along the edges.
-        doubled = (labels == label).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+        doubled = part.astype(np.uint8).repeat(2, 0).repeat(2, 1)
         contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        rings = [_corners((contour.reshape(-1, 2) + 1) // 2 + (left, top)) for contour in contours]
+        rings = [_corners((contour.reshape(-1, 2) + 1) // 2 + (left + x, top + y)) for contour in contours]
         rings.sort(key=lambda ring: min(ring))  # the outer one begins leftmost
         polygons.append(rings)
     return polygons
@@ -259,7 +260,7 @@ def coco(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _csv_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a polyp; a frame without any has one row, so that every frame is in the table."""
-    frame = {key: record[key] for key in ("source", "frame", "width", "height")}
+    frame = {key: csv_cell(record[key]) for key in ("source", "frame", "width", "height")}
     frame["polyps"] = len(record["polyps"])
     return [
         {

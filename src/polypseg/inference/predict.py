@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 import unicodedata
 from collections import deque
@@ -20,8 +22,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import polypseg
 from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import disk_error, read_json, sha256_file
+from polypseg.files import disk_error, locked, part_prefix, read_json, sha256_file
 from polypseg.inference.archive.sources import is_archive
+from polypseg.inference.archive.store import is_url, plain
 from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.options import check_batch_size, check_one_of, check_ray_only
 from polypseg.inference.outputs import (
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("polypseg")
 
 VIDEO_SUFFIXES = (".mp4", ".jsonl", ".timeline.json")  # of a video's outputs, after its stem
+VIDEO_PARTS = (".part.new.npz", ".mp4..12345678.part")  # the longest of those that are there for a while
 SEG_SUFFIX = ".seg.dcm"
 THREADS = 2  # that read, and as many that write; most of their time passes in C code
 AHEAD = 4  # frames that are read before they are needed, and answers that wait to be written
@@ -128,19 +132,42 @@ def predict(
 
         if live or smoothing:
             raise UsageError(f"--{'live' if live else 'smoothing'}: is for videos; an archive holds images")
-        return predict_archive(
-            sources, model=model, out=str(out), save=save, runtime=runtime, device=device, precision=precision,
-            threads=threads, tta=tta, point=point, batch_size=batch_size, engine=engine, address=address,
-            workers=workers, partition=partition, memory=memory, resume=resume, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
+        with contextlib.nullcontext() if is_url(str(out)) else locked(plain(str(out))):
+            return predict_archive(
+                sources, model=model, out=str(out), save=save, runtime=runtime, device=device, precision=precision,
+                threads=threads, tta=tta, point=point, batch_size=batch_size, engine=engine, address=address,
+                workers=workers, partition=partition, memory=memory, resume=resume, overwrite=overwrite,
+                progress=progress,
+            )  # fmt: skip
     check_ray_only(engine, address, workers)
-    out = Path(out)
-    chosen = DEFAULT_OUTPUTS if save is None else tuple(save)
-    overlay = save is None or "overlay" in save  # of videos
     check_batch_size(batch_size)
     if not 0 <= smoothing < 1:
         raise UsageError(f"--smoothing {smoothing:g}: must be at least 0 and below 1")
     check_one_of(resume, overwrite)
+    with locked(out):
+        return _predict(
+            sources, model, Path(out), save, (runtime, device, precision, threads, tta), point, batch_size, smoothing,
+            resume, overwrite, live, progress,
+        )  # fmt: skip
+
+
+def _predict(
+    sources: Sequence[str],
+    model: Sequence[str],
+    out: Path,
+    save: Sequence[Output] | None,
+    how: tuple[str, str, str, int, str | None],
+    point: dict[str, Any],
+    batch_size: int | None,
+    smoothing: float,
+    resume: bool,
+    overwrite: bool,
+    live: bool,
+    progress: bool,
+) -> int:
+    """What ``predict`` does with files and cameras, in its own folder; ``how`` and ``point`` are for ``load``."""
+    chosen = DEFAULT_OUTPUTS if save is None else tuple(save)
+    overlay = save is None or "overlay" in save  # of videos
     named = gather(["camera:0"] if live and not sources else sources, out)
     camera = named[0].camera
     if live and named[0].kind == "video" and len(named) == 1:
@@ -152,7 +179,7 @@ def predict(
         raise UsageError("--resume: needs json among --save, which tells how a frame's outputs were made")
     if not resume and not overwrite:
         plan.refuse_existing()
-    segmenter = polypseg.load(list(model) or None, runtime, device, precision, threads, tta, **point)
+    segmenter = polypseg.load(list(model) or None, *how, **point)
     log.info("%s", segmenter.reason)
     if camera is not None:
         from polypseg.inference.video.live import run_live
@@ -211,22 +238,43 @@ class _Plan:
         self.images: list[Still] = []
         self.dicoms: list[tuple[DicomFrames, list[Still]]] = []
         self.videos: list[Path] = []
-        self.unreadable: list[PolypsegError] = []
+        self.unreadable: list[Exception] = []
         self.files: list[Path] = []
         self._owners: dict[str, str] = {}
         self._reserve([out / RUN_FILES[output] for output in save if output in RUN_FILES], "what the whole run writes")
+        self._longest = _longest_name(out)
         for source in sources:
-            path = source.path
-            if source.kind == "video":
-                self.videos.append(path)
-                self._reserve([out / f"{path.stem}{suffix}" for suffix in VIDEO_SUFFIXES], source.location)
-                continue
-            stills = [Still(path, path.stem)] if source.kind == "image" else self._stills_of_dicom(path)
-            if source.kind == "image":
-                self.images += stills
-            for still in stills:
-                self._reserve(frame_files(out, still.stem, save), source.location)
-            self.stills += stills
+            try:
+                self._add(source, save)
+            except _Unreadable as error:
+                self.unreadable.append(error)
+
+    def _add(self, source: Source, save: Sequence[Output]) -> None:
+        """Plan for one source. Raises ``_Unreadable`` where nothing can become of it."""
+        if source.problem:
+            raise _Unreadable(source.problem)
+        path, suffixes = source.path, [FRAME_SUFFIXES[one] for one in save if one in FRAME_SUFFIXES]
+        if source.kind == "video":
+            self._check_length(path, [*VIDEO_SUFFIXES, *VIDEO_PARTS])
+            self.videos.append(path)
+            self._reserve([self.out / f"{path.stem}{suffix}" for suffix in VIDEO_SUFFIXES], source.location)
+            return
+        if source.kind == "image":
+            self._check_length(path, suffixes)
+            stills = [Still(path, path.stem)]
+            self.images += stills
+        else:
+            self._check_length(path, [SEG_SUFFIX, *(f"-0000000{suffix}" for suffix in suffixes)])
+            stills = self._stills_of_dicom(path)
+        for still in stills:
+            self._reserve(frame_files(self.out, still.stem, save), source.location)
+        self.stills += stills
+
+    def _check_length(self, path: Path, suffixes: Sequence[str]) -> None:
+        """Refuse a file whose outputs would have longer names than the folder can hold."""
+        room = self._longest - max(len(suffix) for suffix in [*suffixes, ""])
+        if len(os.fsencode(path.stem)) > room:
+            raise _Unreadable(f"{path}: its outputs' names would be too long; rename it to {room} bytes or less")
 
     def refuse_existing(self) -> None:
         """Raise where an output is there already."""
@@ -237,11 +285,11 @@ class _Plan:
 
     def make_folder(self) -> None:
         """Make ``out``, and remove what a killed writer of one of these outputs left in it."""
-        names = {file.name for file in self.files}
+        beginnings = {part_prefix(file.name) for file in self.files}
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             for remnant in self.out.glob(".*.part"):
-                if remnant.name[1:].rsplit(".", 2)[0] in names:
+                if remnant.name.removesuffix(".part").rpartition(".")[0] + "." in beginnings:
                     remnant.unlink()
         except OSError as error:
             raise disk_error(self.out, error) from error
@@ -252,8 +300,7 @@ class _Plan:
         try:
             frames = read_dicom(path)
         except PolypsegError as error:
-            self.unreadable.append(error)
-            return []
+            raise _Unreadable(error) from error
         count = len(frames)
         stems = [path.stem] if count == 1 else [f"{path.stem}-{number:04d}" for number in range(1, count + 1)]
         times = frames.times or [None] * count
@@ -270,6 +317,15 @@ class _Plan:
                 advice = "rename one, or give it a run and an --out of its own"
                 raise PolypsegError(f"{owner}: would be written to {file}, as {other} would; {advice}")
             self.files.append(file)
+
+
+def _longest_name(folder: Path) -> int:
+    """Bytes that a file's name may have in a folder, which may be missing yet."""
+    there = next((one for one in (folder, *folder.absolute().parents) if one.is_dir()), Path("/"))
+    try:
+        return os.pathconf(there, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # as on Windows
+        return 255
 
 
 class _Unreadable(Exception):
@@ -427,6 +483,8 @@ class _Run:
         if other:
             raise PolypsegError(f"{file}: was made with another {other[0]}; use --overwrite or another --out")
         complete = all(path.is_file() for path in frame_files(self.out, still.stem, self.save))
+        if "coco" in self.save:  # which is made of the records
+            complete &= all("segmentation" in polyp for polyp in record["polyps"])
         return _Kept(still, record) if complete else None
 
     def _segment(self, frames: Iterable[_Read], masks: list[NDArray[np.uint8]] | None = None) -> None:
@@ -463,7 +521,9 @@ class _Run:
         record = frame_record(
             answer, source=still.path.name, model=self.segmenter.hash, index=still.index, time=still.time
         )
-        record = with_shapes({**record, **self.made_with, "source_sha256": read.digest}, answer)
+        record = {**record, **self.made_with, "source_sha256": read.digest}
+        if "coco" in self.save:
+            record = with_shapes(record, answer)
         write_frame(self.out, still.stem, read.frame, answer, record, self.save)
         return record, np.packbits(answer.mask)
 

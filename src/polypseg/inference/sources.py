@@ -6,10 +6,12 @@ import glob
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from polypseg.data.folder import IMAGE_SUFFIXES, natural_order
 from polypseg.errors import PolypsegError, UsageError
@@ -23,6 +25,8 @@ VIDEO_SUFFIXES = {
 }  # fmt: skip
 DICOM_SUFFIXES = {".dcm", ".dicom"}
 _URLS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
+# Files on the web whose names say so: what plays for ever has other endings (.m3u8, .mjpg, .ts, .flv) or none.
+_FILES_ON_THE_WEB = {*IMAGE_SUFFIXES, *DICOM_SUFFIXES, ".gif", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".wmv"}
 _HEAD = 1024  # bytes of a file that tell its kind
 _IMAGE_STARTS = (
     b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
@@ -42,10 +46,12 @@ class Source:
     Attributes:
         kind: what it is; by its content where that tells, else by its name.
         location: the file's path as it was named, or a camera's index or URL.
+        problem: one line that says why the file cannot be used, found beside others that can; None for most.
     """
 
     kind: Kind
     location: str
+    problem: str | None = None
 
     @property
     def path(self) -> Path:
@@ -65,7 +71,7 @@ def gather(named: Sequence[str], out: Path) -> list[Source]:
 
     Args:
         named: each an image, a video, a DICOM file, a folder (its own files, or those of its ``images/``), a glob,
-            ``camera:N`` or N, or a camera's URL.
+            ``camera:N`` or N, or a camera's URL (rtsp, or a stream by http).
         out: the folder for the outputs: no file in it is a source.
 
     Returns:
@@ -94,11 +100,26 @@ def is_camera(name: str) -> bool:
     return _camera(name) is not None
 
 
+def check_utf8(path: str | Path) -> None:
+    """Refuse a name that cannot stand in JSON, CSV or Parquet.
+
+    Raises:
+        PolypsegError: its bytes are no UTF-8.
+    """
+    if _shown(path) != str(path):
+        raise PolypsegError(f"{_shown(path)}: its name is not UTF-8; rename it")
+
+
 def kind_of(path: Path) -> Kind | None:
-    """What a file is: by its first bytes; where they say nothing, by its name, and its reader says what is wrong."""
+    """What a file is: by its first bytes; where they say nothing, by its name, and its reader says what is wrong.
+
+    None for what is no file, as a pipe or a device, or a link to one: reading it may never end.
+    """
     from polypseg.inference.dicom import is_dicom
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:  # its reader says why
@@ -150,12 +171,17 @@ def _expand(name: str, out: Path) -> list[Source]:
     kind = kind_of(path)
     if kind is None:
         raise PolypsegError(f"{_shown(path)}: is no image, video or DICOM file that polypseg knows; leave it out")
-    return [_file(kind, path, out)]
+    source = _file(kind, path, out)
+    if source.problem:
+        raise PolypsegError(source.problem)
+    return [source]
 
 
 def _camera(name: str) -> str | None:
     """The index or URL of a camera, or None."""
     if name.lower().startswith(_URLS):
+        if name.lower().startswith("http") and _web_suffix(name) in _FILES_ON_THE_WEB:
+            raise UsageError(f"{name}: is a file on the web, and no camera; download it, and name the file")
         return name
     index = name.removeprefix("camera:")
     if not re.fullmatch("[0-9]+", index):
@@ -163,6 +189,13 @@ def _camera(name: str) -> str | None:
             raise UsageError(f"{name}: a camera is named by its number, as camera:0")
         return None
     return None if index == name and Path(name).exists() else index
+
+
+def _web_suffix(url: str) -> str:
+    try:
+        return PurePosixPath(unquote(urlsplit(url).path)).suffix.lower()
+    except ValueError:  # as of [ without ]
+        return ""
 
 
 def _of_folder(folder: Path, out: Path) -> list[Source]:
@@ -181,17 +214,14 @@ def _readable(files: Iterable[Path], out: Path, where: str, advice: str) -> list
     visible = [
         file
         for file in files
-        if (file.is_file() or file.is_symlink())
-        and not file.is_dir()
-        and not file.name.startswith(".")
-        and file.name not in ("Thumbs.db", "desktop.ini")
+        if not file.is_dir() and not file.name.startswith(".") and file.name not in ("Thumbs.db", "desktop.ini")
     ]
     visible.sort(key=lambda file: [natural_order(part) for part in file.parts])
     kinds = [(file, kind_of(file)) for file in visible]
     unknown = [_shown(file) for file, kind in kinds if kind is None]
     sources = [_file(kind, file, out) for file, kind in kinds if kind is not None]
-    if not sources:
-        raise PolypsegError(f"{where}: {advice}")
+    if all(source.problem for source in sources):
+        raise PolypsegError(sources[0].problem if sources else f"{where}: {advice}")
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         log.warning("%s%s: of no kind that polypseg reads, passed over", unknown[0], more)
@@ -199,13 +229,15 @@ def _readable(files: Iterable[Path], out: Path, where: str, advice: str) -> list
 
 
 def _file(kind: Kind, path: Path, out: Path) -> Source:
-    if _shown(path) != str(path):
-        raise PolypsegError(f"{_shown(path)}: its name is not UTF-8; rename it")
+    try:
+        check_utf8(path)
+    except PolypsegError as error:
+        return Source(kind, str(path), str(error))
     if os.path.dirname(os.path.realpath(path)) == os.path.realpath(out):
         raise PolypsegError(f"{path}: lies in --out; choose another, so that no output overwrites a source")
     return Source(kind, str(path))
 
 
-def _shown(path: Path) -> str:
+def _shown(path: str | Path) -> str:
     """A path that can be printed, whatever bytes it holds."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

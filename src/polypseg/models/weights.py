@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -231,7 +230,6 @@ def _load_timm(encoder: torch.nn.Module, encoder_name: str) -> WeightsOrigin:
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a ``.safetensors`` file or of a ``.pth`` or ``.pt`` file without any code in it."""
-    import safetensors
     import safetensors.torch
     import torch
 
@@ -239,12 +237,12 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise PolypsegError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # besides UnpicklingError, whatever the content's own readers meet
         raise PolypsegError(
             f"{file}: cannot be read as weights; give a .safetensors file, or a .pth or .pt of tensors alone"
         ) from error
-    except OSError as error:
-        raise PolypsegError(f"{file}: cannot be read ({error.strerror or error})") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):

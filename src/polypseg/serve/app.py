@@ -32,7 +32,6 @@ from starlette.requests import Request
 
 import polypseg
 from polypseg.bundle import INTENDED_USE
-from polypseg.catalog import MASK_THRESHOLD
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import frame_record
@@ -48,7 +47,7 @@ from polypseg.serve.jobs import Jobs, is_full
 from polypseg.serve.observe import Metrics, Observed, without_values
 from polypseg.serve.settings import MIB, Settings
 from polypseg.serve.state import STATES, Table
-from polypseg.serve.uploads import own_name, read_still, stored
+from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
 from polypseg.visualization.overlay import overlay
 
 log = logging.getLogger("polypseg.serve")
@@ -301,14 +300,13 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
     @app.post("/v1/corrections", tags=["corrections"], status_code=201, responses=refusals(*BODY, 503, 507))
     async def correct(
         frame: Annotated[UploadFile, File(description="The frame")],
-        mask: Annotated[UploadFile, File(description="Its mask, of the same size: above 127 is polyp")],
+        mask: Annotated[UploadFile, File(description="Its mask, of the same size: white on black")],
         name: Annotated[str, Form(description="What to call the pair")],
     ) -> answers.CorrectionAnswer:
         """Keep a corrected mask with its frame, in the data set of corrections."""
 
         def store() -> str:
-            pixels, values = frames.read(frame, "frame"), frames.read(mask, "mask")
-            return corrections.add(name, pixels, values[..., 0] > MASK_THRESHOLD)
+            return corrections.add(name, frames.read(frame, "frame"), frames.read_mask(mask))
 
         return answers.CorrectionAnswer(name=await in_thread(intake, store))
 
@@ -415,6 +413,14 @@ class Frames:
         with stored(upload.file, self._temporary) as path:
             frame: NDArray[np.uint8] = self._decoders.call(name, read_still, path, name, self._settings.max_pixels)
             return frame
+
+    def read_mask(self, upload: UploadFile) -> NDArray[np.bool_]:
+        """The mask of an upload, H×W bool. Refused as a frame is, and where it is not black and white."""
+        with stored(upload.file, self._temporary) as path:
+            mask: NDArray[np.bool_] = self._decoders.call(
+                "mask", read_still_mask, path, "mask", self._settings.max_pixels
+            )
+            return mask
 
     def _render(
         self,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from starlette.exceptions import HTTPException
 
-from polypseg.catalog import read_frame
+from polypseg.catalog import read_frame, read_mask
 from polypseg.errors import PolypsegError
 from polypseg.inference.dicom import read_dicom
 from polypseg.inference.sources import kind_of
@@ -122,6 +122,21 @@ def read_still(path: Path, name: str, max_pixels: int) -> NDArray[np.uint8]:
         raise HTTPException(422, told(error, path, name)) from error
 
 
+def read_still_mask(path: Path, name: str, max_pixels: int) -> NDArray[np.bool_]:
+    """A mask that was sent: H×W bool.
+
+    Raises:
+        HTTPException: as ``read_still``; 422 it is not black and white.
+    """
+    if not isinstance(open_still(path, name, max_pixels), Path):
+        raise HTTPException(415, f"{name}: is a DICOM file; send an image, white on black")
+    try:
+        return read_mask(path)
+    except PolypsegError as error:
+        line = re.sub(r", or read .*--masks .*$", "", told(error, path, name))  # an option that a service has not
+        raise HTTPException(422, line) from error
+
+
 def open_still(path: Path, name: str, max_pixels: int) -> Path | DicomFrames:
     """Look at an image or DICOM file without decoding its pixels: the path of the one, the frames of the other.
 
@@ -204,20 +219,12 @@ def count_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> 
 
 
 def _count_video_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> int | None:
-    import av
+    from polypseg.inference.video.files import TooLargeError, probe
 
-    from polypseg.inference.video.files import probe
-
-    # Before anything is decoded: the size that the header claims is what the decoder would make room for.
-    with (
-        suppress(av.FFmpegError, OSError),
-        av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container,
-    ):
-        for stream in container.streams.video:
-            if (stream.width or 0) * (stream.height or 0) > max_pixels:
-                raise HTTPException(413, f"{name}: has frames of more than {max_pixels:,} pixels")
     try:
-        info = probe(path)
+        info = probe(path, max_pixels)
+    except TooLargeError as error:
+        raise HTTPException(413, told(error, path, name)) from error
     except PolypsegError as error:
         raise HTTPException(422, told(error, path, name)) from error
     if info.frames is not None and info.frames / info.fps > max_seconds:

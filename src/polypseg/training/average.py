@@ -26,10 +26,11 @@ from polypseg.evaluation.choosing import Maps, check_shows_polyp
 from polypseg.evaluation.run import loss_of
 from polypseg.evaluation.scoring import score_masks
 from polypseg.evaluation.selection import split_of
-from polypseg.files import commit
+from polypseg.files import commit, locked
+from polypseg.inference.runtimes.torch import check_weights
 from polypseg.inference.segmenter import Segmenter
+from polypseg.training.folder import CONFIG, LOG, SPLIT, refuse_inputs_within, replacing
 from polypseg.training.run import (
-    CONFIG,
     PICTURES,
     check_folder,
     choose,
@@ -66,7 +67,7 @@ def average(
         out: the folder for the result.
         split_file: their split, where neither the first one's run folder nor its name tells.
         of: ``weights`` makes one network of them, ``answers`` an ensemble, whose members may be of any kind.
-        overwrite: remove an earlier result in ``out`` first.
+        overwrite: replace an earlier result in ``out``, which stands until the new one is whole.
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
@@ -78,7 +79,7 @@ def average(
         PolypsegError: one is an ensemble, was trained by another split or, for a mean of weights, has another network
             or preprocessing; or as ``train``.
     """
-    folder, started = Path(out), time.monotonic()
+    folder = Path(out)
     show = sys.stderr.isatty() if progress is None else progress
     if len(models) < 2:
         raise UsageError("--model: name two or more models to average")
@@ -86,10 +87,23 @@ def average(
     first = bundles[0]
     for path, bundle in zip(models, bundles, strict=True):
         bundle.check_single()
+        check_weights(bundle)
         if of == "weights":
             _check_alike(str(path), bundle, first)
     settings = {"models": [str(model) for model in models], "data": [str(one) for one in data], "of": of}
-    check_folder(folder, settings, resume=False, overwrite=overwrite)
+    with locked(folder):
+        check_folder(folder, settings, resume=False, overwrite=overwrite)
+        refuse_inputs_within(folder, (*models, *data, split_file))
+        _average(bundles, settings, folder, split_file, show)
+    return folder
+
+
+def _average(
+    bundles: Sequence[ModelBundle], settings: dict[str, Any], folder: Path, split_file: str | Path | None, show: bool
+) -> None:
+    """What ``average`` does in a folder that is its own. An earlier result in it stands until this one is whole."""
+    started = time.monotonic()
+    models, data, of, first = settings["models"], settings["data"], settings["of"], bundles[0]
     catalog, split_name, split_hash = split_of(read_all(data), split_file, first)
     for path, bundle in zip(models, bundles, strict=True):
         theirs = (bundle.metadata.get("split") or {}).get("hash")
@@ -99,24 +113,24 @@ def average(
                 "frames; average models of one split"
             )
     check_shows_polyp(catalog.of_split("val"))
-    write_yaml(folder / CONFIG, settings)
-    write_split(catalog.frames, folder / "split.csv")
-    with logging_to(folder / "log.txt"):
-        validation = catalog.of_split("val")
-        made = _made(folder, bundles, of)
-        fresh = Segmenter(made)
-        for path, bundle in zip(models, bundles, strict=True):
-            # Not by a member's own int8, which the mean has not got yet: like is compared with like.
-            alike = fresh.precision if of == "weights" else "auto"
-            scores, _ = score_masks(Segmenter(bundle, precision=alike), validation, show)
-            log.info("%s, on validation: dice %.4f", path, scores["dice"].mean())
-        maps = Maps.of(fresh, validation, show)
-        made = made.update(**choose(maps, "on validation", show))
-        segmenter = Segmenter(made)
-        score_splits(segmenter, loss_of(made), catalog, folder, show, maps)
-        draw_examples(segmenter, catalog, folder / PICTURES)
-        log.info("done in %.0f s: %s", time.monotonic() - started, folder)
-    return folder
+    with replacing(folder):
+        write_yaml(folder / CONFIG, settings)
+        write_split(catalog.frames, folder / SPLIT)
+        with logging_to(folder / LOG):
+            validation = catalog.of_split("val")
+            made = _made(folder, bundles, of)
+            fresh = Segmenter(made)
+            for path, bundle in zip(models, bundles, strict=True):
+                # Not by a member's own int8, which the mean has not got yet: like is compared with like.
+                alike = fresh.precision if of == "weights" else "auto"
+                scores, _ = score_masks(Segmenter(bundle, precision=alike), validation, show)
+                log.info("%s, on validation: dice %.4f", path, scores["dice"].mean())
+            maps = Maps.of(fresh, validation, show)
+            made = made.update(**choose(maps, "on validation", show))
+            segmenter = Segmenter(made)
+            score_splits(segmenter, loss_of(made), catalog, folder, show, maps)
+            draw_examples(segmenter, catalog, folder / PICTURES)
+            log.info("done in %.0f s: %s", time.monotonic() - started, folder)
 
 
 def _made(folder: Path, bundles: Sequence[ModelBundle], of: str) -> ModelBundle:

@@ -7,6 +7,7 @@ needs is chosen on those answers.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import logging
@@ -27,20 +28,21 @@ from polypseg.data.splits import COLUMNS, hash_split, make_folds
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.choosing import Maps
 from polypseg.evaluation.scoring import DEFINITIONS, score, score_masks
-from polypseg.files import atomic_write, commit
+from polypseg.files import atomic_write, commit, csv_cells, locked, plain_cell
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Interval, bootstrap_interval, compare
 from polypseg.operating_point import OperatingPoint
+from polypseg.training.folder import CONFIG, LOG, SPLIT, holds_epoch, refuse_inputs_within, replacing
 from polypseg.training.processes import is_first
 from polypseg.training.recipe import Recipe
 from polypseg.training.run import (
-    CONFIG,
     LICENCE,
     PICTURES,
     check_folder,
     choose,
     draw_examples,
     logging_to,
+    prepare,
     split_frames,
     tell,
     train,
@@ -77,7 +79,7 @@ def train_folds(
         folds: their number, at least 2.
         out: the folder for all; ``runs/<recipe.name>`` by default.
         resume: keep the folds that are complete, and go on with the others.
-        overwrite: remove an earlier run in ``out`` first.
+        overwrite: replace an earlier run in ``out``, which stands until the new one is known to work.
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
@@ -93,17 +95,40 @@ def train_folds(
         raise UsageError(f"--folds {folds}: must be 2 or more")
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress
-    first_process = is_first()
-    started = time.monotonic()
     settings = {**recipe.to_dict(), "folds": folds}
-    if first_process:
-        check_folder(folder, settings, resume, overwrite)
+    with locked(folder) if is_first() else contextlib.nullcontext():
+        if is_first():
+            check_folder(folder, settings, resume, overwrite)
+            if not resume:
+                inputs = (recipe.model.weights, recipe.teacher.bundle, recipe.split, *data)
+                refuse_inputs_within(folder, inputs)
+        _train_folds(recipe, data, folds, folder, resume and holds_epoch(folder), settings, show)
+    return folder
+
+
+def _train_folds(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    folds: int,
+    folder: Path,
+    resume: bool,
+    settings: dict[str, Any],
+    show: bool,
+) -> None:
+    """What ``train_folds`` does in a folder that is its own."""
+    started = time.monotonic()
+    first_process = is_first()
     catalog, split_name, fold = _deal(recipe, data, folds, folder, resume)
+    if first_process and not resume:
+        # As the first fold will: what would end that must not cost an earlier run.
+        tried = replace(recipe, frames=replace(recipe.frames, cache="none"))
+        prepare(tried, Catalog(_of_fold(catalog, fold, 1)), folder, None, show)
     if first_process:
-        write_yaml(folder / CONFIG, settings)
-        _write_folds(catalog, fold, folder / "split.csv")
+        with contextlib.nullcontext() if resume else replacing(folder):
+            write_yaml(folder / CONFIG, settings)
+            _write_folds(catalog, fold, folder / SPLIT)
     names = [f"fold-{number}" for number in range(1, folds + 1)]
-    with logging_to(folder / "log.txt" if first_process else None):
+    with logging_to(folder / LOG if first_process else None):
         complete = [name for name in names if (folder / name / PICTURES).is_file()]
         if first_process and complete != names:
             (folder / TABLE).unlink(missing_ok=True)  # of an ensemble that will be made again
@@ -112,7 +137,7 @@ def train_folds(
                 log.info("fold %d of %d is complete", number, folds)
                 continue
             log.info("fold %d of %d", number, folds)
-            table = catalog.frames[COLUMNS].assign(split=catalog.frames["split"].where(fold != number, "val"))
+            table = _of_fold(catalog, fold, number)[COLUMNS]
             train(
                 replace(
                     recipe, name=f"{recipe.name}-{name}", split=str(folder / name / "split.csv"),
@@ -121,12 +146,16 @@ def train_folds(
                 data, folder / name, resume=True, progress=show, split=(f"{split_name}-{name}", table),
             )  # fmt: skip
         if not first_process or (complete == names and (folder / TABLE).is_file()):
-            return folder
+            return
         _join(
             recipe, catalog, split_name, fold, {name: ModelBundle.load(folder / name) for name in names}, folder, show
         )
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
-    return folder
+
+
+def _of_fold(catalog: Catalog, fold: NDArray[np.int64], number: int) -> pd.DataFrame:
+    """The frames with the splits of one fold's run."""
+    return catalog.frames.assign(split=catalog.frames["split"].where(fold != number, "val"))
 
 
 def _deal(
@@ -138,8 +167,8 @@ def _deal(
     test = (frames["split"] == "test").to_numpy()
     catalog = Catalog(frames.assign(split=np.where(test, "test", "train")))
     fold = np.zeros(len(frames), np.int64)
-    if resume and (folder / "split.csv").is_file():
-        fold = _read_folds(folder / "split.csv", catalog, folds)
+    if resume and (folder / SPLIT).is_file():
+        fold = _read_folds(folder / SPLIT, catalog, folds)
     elif test.all():
         raise PolypsegError(f"split {name}: leaves no frames to learn from; give another --split")
     else:
@@ -151,7 +180,7 @@ def _write_folds(catalog: Catalog, fold: NDArray[np.int64], path: Path) -> None:
     """A split's CSV with one column more."""
     table = catalog.frames[COLUMNS].assign(fold=[str(one) if one else "" for one in fold])
     with atomic_write(path, "w") as file:
-        table.to_csv(file, index=False, lineterminator="\n")
+        csv_cells(table).to_csv(file, index=False, lineterminator="\n")
 
 
 def _read_folds(path: Path, catalog: Catalog, folds: int) -> NDArray[np.int64]:
@@ -241,7 +270,7 @@ def _per_image(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         table = table[table["dice"] != ""]  # of frames without a polyp there is none
-        return table[["dataset", "frame_id", "split", "dice"]].astype({"dice": float})
+        return table[["dataset", "frame_id", "split", "dice"]].map(plain_cell).astype({"dice": float})
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise PolypsegError(f"{path}: is not what a training wrote ({reason}); remove its folder and resume") from error

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
@@ -31,7 +33,11 @@ class FramesConfig:
             last_size. null: all epochs at last_size.
         last_size: rows and columns in the last quarter of the epochs of training, a multiple of 32. null: size.
         interpolation: how frames are resized, linear or area (averages when shrinking).
-        augmentation: none, seed (the known recipe's) or strong (ours).
+        augmentation: none, seed (the known recipe's), strong (ours) or stronger (also hue, glare, borders and insets).
+        polyp_free_share: share of polyp-free frames in every batch of training, 0 or more and below 1; null takes them
+            as they come.
+        made_polyp_free: share of the frames with a polyp that are shown without it, painted over by their own mucosa or
+            cut to a window beside it, each time anew, 0..1.
         batch_size: frames in a batch, for each device.
         workers: processes that augment beside the training; -1 chooses for this machine.
         cache: where decoded frames are kept, memory, disk or none.
@@ -42,7 +48,9 @@ class FramesConfig:
     first_size: int | None = None
     last_size: int | None = None
     interpolation: Literal["linear", "area"] = "linear"
-    augmentation: Literal["none", "seed", "strong"] = "seed"
+    augmentation: Literal["none", "seed", "strong", "stronger"] = "seed"
+    polyp_free_share: float | None = None
+    made_polyp_free: float = 0.0
     batch_size: int = 16
     workers: int = -1
     cache: Literal["memory", "disk", "none"] = "memory"
@@ -61,13 +69,23 @@ class ModelConfig(Architecture):
         output_stride: rows of the frame to a row of the map that the decoder computes, which is enlarged bilinearly to
             the frame's size: 1; 2 for the last stage at half the size, with the same weights; 4 without the stage
             before it and the encoder's finest features. 2 and 4 are quicker; Unet and UnetPlusPlus alone.
+        presence: whether the network also judges, from the encoder's deepest features and the map, where a polyp is
+            plausible at all; where it is not, what the map marks loses confidence, never its outline.
         encoder_weights: imagenet, none, or the path of a .safetensors or .pth file.
         weights: bundle, run folder or shipped model whose network training starts from, as for fine-tuning; null starts
             from encoder_weights.
+        frozen: whether all but the judgement of presence keeps the weights it starts with.
     """
 
     encoder_weights: str = "imagenet"
     weights: str | None = None
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
 
     @property
     def architecture(self) -> Architecture:
@@ -181,36 +199,40 @@ class Recipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        for name, value in self._values():
+            trouble = _trouble(name, value)
+            if trouble:
+                raise UsageError(f"{name} {_shown(value)}: {trouble}")
+        frames = self.frames
         for wrong, message in (
             (
-                self.frames.size < 32 or self.frames.size % 32,
-                f"frames.size {self.frames.size} is not a multiple of 32",
+                frames.last_size is not None and frames.last_size > frames.size,
+                f"frames.last_size {frames.last_size}: must not be larger than frames.size, {frames.size}",
             ),
             (
-                self.frames.last_size is not None
-                and (not 32 <= self.frames.last_size <= self.frames.size or self.frames.last_size % 32),
-                f"frames.last_size {self.frames.last_size} is not a multiple of 32 up to frames.size",
+                frames.first_size is not None and frames.first_size > self._last_size,
+                f"frames.first_size {frames.first_size}: must not be larger than frames.last_size, {self._last_size}",
             ),
             (
-                self.frames.first_size is not None
-                and (not 32 <= self.frames.first_size <= self._last_size or self.frames.first_size % 32),
-                f"frames.first_size {self.frames.first_size} is not a multiple of 32 up to frames.last_size",
+                not self.loss.bce and not self.loss.dice,
+                "loss.bce and loss.dice: are both 0, which leaves nothing to learn from; give one a weight",
             ),
-            (self.frames.batch_size < 1, f"frames.batch_size {self.frames.batch_size} is less than 1"),
-            (self.trainer.epochs < 1, f"trainer.epochs {self.trainer.epochs} is less than 1"),
             (
-                self.optimizer.accumulate < 1,
-                f"optimizer.accumulate {self.optimizer.accumulate} is less than 1",
+                self.model.frozen and not (self.model.presence and self.model.weights),
+                "model.frozen: leaves nothing to train; set model.presence, and model.weights to start from",
             ),
-            (not 0.0 <= self.teacher.weight <= 1.0, f"teacher.weight {self.teacher.weight} is not in 0..1"),
-            (
-                self.threshold is not None and not 0.0 <= self.threshold <= 1.0,
-                f"threshold {self.threshold} is not in 0..1",
-            ),
-            (not self.name or Path(self.name).name != self.name, f"name {self.name!r} cannot name a folder"),
         ):
             if wrong:
                 raise UsageError(message)
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        """Every field by its whole name, as ``frames.size``, and its value."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if is_dataclass(value):
+                yield from ((f"{item.name}.{one.name}", getattr(value, one.name)) for one in fields(value))
+            else:
+                yield item.name, value
 
     def training_size(self, epoch: int) -> int:
         """Rows and columns that frames have in an epoch of training, counted from 0; see ``frames.first_size``.
@@ -237,6 +259,125 @@ class Recipe:
         channels = self.model.decoder_channels
         values["model"]["decoder_channels"] = None if channels is None else list(channels)
         return values
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The values of a field of numbers, or of each number of a list.
+
+    Attributes:
+        low, high: bounds, both possible; no bound at infinity, which itself is no value.
+        below: ``high`` itself is not possible.
+        step: the values are multiples of it.
+    """
+
+    low: float
+    high: float = math.inf
+    below: bool = False
+    step: int = 1
+
+    def __contains__(self, value: float) -> bool:
+        inside = self.low <= value < self.high if self.below else self.low <= value <= self.high
+        return inside and math.isfinite(value) and not (self.step > 1 and value % self.step)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"of {self.low:g} or more"
+        return f"from {self.low:g} to {'below ' * self.below}{self.high:.10g}"
+
+
+_SHARE, _WEIGHT, _SIZE = _Range(0, 1), _Range(0), _Range(32, 8192, step=32)
+# Every field of numbers, those of a list too; a test holds that none is missing.
+RANGES: dict[str, _Range] = {
+    "threshold": _SHARE,
+    "frames.size": _SIZE,
+    "frames.first_size": _SIZE,
+    "frames.last_size": _SIZE,
+    "frames.batch_size": _Range(1, 65536),
+    "frames.polyp_free_share": _Range(0, 1, below=True),
+    "frames.made_polyp_free": _SHARE,
+    "frames.workers": _Range(-1, 1024),
+    "frames.cache_gb": _WEIGHT,
+    "model.decoder_channels": _Range(1, 4096),
+    "model.decoder_dropout": _Range(0, 1, below=True),
+    "loss.bce": _WEIGHT,
+    "loss.dice": _WEIGHT,
+    "loss.boundary": _WEIGHT,
+    "loss.background": _WEIGHT,
+    "loss.presence": _WEIGHT,
+    "teacher.weight": _SHARE,
+    "optimizer.learning_rate": _WEIGHT,
+    "optimizer.encoder_learning_rate": _WEIGHT,
+    "optimizer.weight_decay": _WEIGHT,
+    "optimizer.ema_decay": _Range(0, 1, below=True),
+    "optimizer.gradient_clip": _WEIGHT,
+    "optimizer.accumulate": _Range(1, 65536),
+    "trainer.epochs": _Range(1, 1_000_000),
+    "trainer.patience": _Range(0, 1_000_000),
+    "trainer.devices": _Range(0, 4096),
+    "trainer.num_nodes": _Range(1, 4096),
+    "trainer.threads": _Range(0, 1024),
+    "trainer.seed": _Range(0, 2**32 - 1),
+}
+_MAY_BE_EMPTY = ("model.encoder_weights",)  # which takes it for none
+_LONGEST_NAME = 200  # bytes; the file system's own limit is 255, of which temporary names need some
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    """The type of every field, by its whole name."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(Recipe).items():
+        if is_dataclass(kind):
+            found |= {f"{name}.{inner}": of for inner, of in get_type_hints(kind).items()}
+        else:
+            found[name] = kind
+    return found
+
+
+def _trouble(name: str, value: Any) -> str | None:
+    """What is wrong with a field's value; None where nothing is."""
+    if value == "" and name not in _MAY_BE_EMPTY:
+        return "must not be empty; leave it out instead"
+    if name == "name" and isinstance(value, str) and not _is_folder_name(value):
+        return "cannot name a folder"
+    return _mismatch(_types()[name], value, RANGES.get(name))
+
+
+def _mismatch(kind: Any, value: Any, within: _Range | None) -> str | None:
+    """What keeps a value from being of a type, and in a range."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return None if value in inner else f"is unknown; choose {_listed(inner)}"
+    if origin in (Union, UnionType):
+        if value is None and NoneType in inner:
+            return None
+        return _mismatch(next(one for one in inner if one is not NoneType), value, within)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return "must be a list; in Python, a tuple"
+        return next(filter(None, (_mismatch(inner[0], one, within) for one in value)), None)
+    if kind in (int, float) and within is not None:
+        number = isinstance(value, int | kind) and not isinstance(value, bool)
+        what = "number" if kind is float else "whole number" if within.step == 1 else f"multiple of {within.step}"
+        return None if number and value in within else f"must be a {what} {within}"
+    return None if isinstance(value, kind) else f"must be {'true or false' if kind is bool else 'a text'}"
+
+
+def _is_folder_name(value: str) -> bool:
+    plain = Path(value).name == value and value not in (".", "..") and value.isprintable()
+    return plain and len(value.encode("utf-8", "replace")) <= _LONGEST_NAME
+
+
+def _listed(values: Sequence[Any]) -> str:
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return repr(value) if isinstance(value, str) else "null" if value is None else str(value)
 
 
 def load_recipe(path: str | Path) -> Recipe:

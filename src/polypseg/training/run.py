@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,18 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from polypseg.bundle import FrameRecord, ModelBundle, Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
-from polypseg.data.splits import hash_split, make_split, read_split, write_split
+from polypseg.data.cache import FrameCache
+from polypseg.data.splits import changed_frames, hash_split, make_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.choosing import Maps, check_shows_polyp, choose_point
+from polypseg.evaluation.choosing import Maps, choose_point
 from polypseg.evaluation.scoring import DEFINITIONS, NO_POLYP, Scores, score
 from polypseg.evaluation.seen import frame_records
-from polypseg.files import atomic_write, commit, write_json
+from polypseg.files import atomic_write, commit, csv_cells, locked, write_json
+from polypseg.inference.runtimes.torch import check_weights
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.lesions import shows_polyp
 from polypseg.metrics.overlap import dice
@@ -45,18 +47,29 @@ from polypseg.models.device import gains_from_bf16
 from polypseg.models.losses import LossConfig
 from polypseg.models.network import build, dropout_argument
 from polypseg.models.weights import WeightsOrigin, load_encoder_weights, normalisation
-from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
-from polypseg.training.datamodule import FramesDataModule
+from polypseg.training.callbacks import MetricsTable
+from polypseg.training.checkpoints import SafeCheckpointIO, is_hashed, read_checkpoint
+from polypseg.training.datamodule import FramesDataModule, training_batch_sizes
+from polypseg.training.folder import (
+    CACHE,
+    CONFIG,
+    LOG,
+    ORIGIN,
+    SPLIT,
+    is_only_started,
+    refuse_inputs_within,
+    replacing,
+    restore,
+)
 from polypseg.training.module import SegmentationModule
 from polypseg.training.processes import Marker, first_sentence, from_first, gone, join, launched, lost_another, together
 from polypseg.training.recipe import Recipe, first_difference
+from polypseg.training.rehearsal import rehearse
 from polypseg.training.teacher import Teacher
 
 log = logging.getLogger("polypseg")
-CONFIG = "config.yaml"
 PICTURES = "predictions.png"  # written last
 LICENCE = "Weights follow the terms of the data they were trained on; code Apache-2.0."
-_ORIGIN = "encoder_weights.yaml"
 
 
 def train(
@@ -78,7 +91,7 @@ def train(
         data: folders of data sets.
         out: the run folder; ``runs/<recipe.name>`` by default.
         resume: go on from the last complete checkpoint in ``out``; start anew where there is none.
-        overwrite: remove an earlier run in ``out`` first.
+        overwrite: replace an earlier run in ``out``, which stands until the new one is known to work.
         progress: show progress bars; by default where standard error is a terminal.
         split: a split's name and table, taken in place of ``recipe.split``.
 
@@ -93,33 +106,53 @@ def train(
     """
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress
-    started = time.monotonic()
     _quiet_lightning()
     if recipe.trainer.threads:
         os.environ["OMP_NUM_THREADS"] = str(recipe.trainer.threads)  # or Lightning would set what it thinks best
     trainer, _ = _trainer(recipe, folder, show)
     join(trainer)
+    marker = Marker(folder / CACHE / "torchrun")
+    with contextlib.ExitStack() as held:
+        with together():
+            if trainer.is_global_zero:
+                held.enter_context(locked(folder))
+                resume = resume or marker.is_ours()  # restarted by torchrun
+                check_folder(folder, recipe.to_dict(), resume, overwrite)
+                if not resume:
+                    inputs = (recipe.model.weights, recipe.teacher.bundle, recipe.split, *data)
+                    refuse_inputs_within(folder, inputs)
+        return _train(recipe, data, folder, resume, show, split, trainer, marker)
+
+
+def _train(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    folder: Path,
+    resume: bool,
+    show: bool,
+    split: tuple[str, pd.DataFrame] | None,
+    trainer: L.Trainer,
+    marker: Marker,
+) -> Path:
+    """What ``train`` does in a folder that is its own."""
+    started = time.monotonic()
     first_process = trainer.is_global_zero
-    marker = Marker(folder / "cache" / "torchrun")
-    with together():
-        if first_process:
-            resume = resume or marker.is_ours()  # restarted by torchrun
-            check_folder(folder, recipe.to_dict(), resume, overwrite)
     last = folder / "checkpoints" / "last.ckpt"
     resume, begun = from_first((resume, last.is_file()))
-    checkpoint = last if resume and begun else None
+    resume = resume and begun
+    checkpoint = last if resume else None
 
     # Everything that may be wrong with the data or the network is met before anything is written.
     with together():
         catalog, split_name = split_frames(recipe, data, folder, resume, split)
-        if recipe.threshold is None:
-            check_shows_polyp(catalog.of_split("val"))
-        module, frames, origin = _prepare(recipe, catalog, folder, checkpoint, show and first_process)
+        module, frames, origin = prepare(recipe, catalog, folder, checkpoint, show and first_process)
         if checkpoint is not None and not checkpoint.is_file():
             raise PolypsegError(
                 f"{checkpoint}: is not seen on {socket.gethostname()}; the run folder must lie on storage that all "
                 "machines share"
             )
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)  # some strategies read it in a way of their own
     with together():
         records = _frame_records(recipe, catalog) if first_process else []
     split_hash = hash_split(catalog.frames)
@@ -132,10 +165,11 @@ def train(
             )
         if first_process:
             marker.write()
-            _start_folder(folder, recipe, catalog, origin)
-            trainer.loggers = _loggers(recipe, folder)
+            with contextlib.nullcontext() if resume else replacing(folder):
+                _start_folder(folder, recipe, catalog, origin)
+                trainer.loggers = _loggers(recipe, folder)
 
-    with logging_to(folder / "log.txt" if first_process else None):
+    with logging_to(folder / LOG if first_process else None):
         log.info("%d frames, split %s: %s", len(catalog), split_name, _counts(catalog))
         if trainer.world_size > 1:
             log.info("%d processes, machines: %d", trainer.world_size, trainer.num_nodes)
@@ -143,6 +177,11 @@ def train(
             log.info(
                 "SMP's %s has no place for decoder dropout: the rate %g is not applied",
                 recipe.model.name, recipe.model.decoder_dropout,
+            )  # fmt: skip
+        if checkpoint is not None and not is_hashed(checkpoint):
+            log.warning(
+                "%s: has no SHA-256 beside it, as of an earlier polypseg; it is resumed, but whether it is whole "
+                "cannot be verified", checkpoint,
             )  # fmt: skip
         log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
         _fit(trainer, module, frames, checkpoint)
@@ -156,7 +195,7 @@ def train(
         segmenter = Segmenter(bundle)
         score_splits(segmenter, recipe.loss, catalog, folder, show, maps)
         _pictures(segmenter, catalog, folder)
-        shutil.rmtree(folder / "cache", ignore_errors=True)
+        shutil.rmtree(folder / CACHE, ignore_errors=True)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
     return folder
 
@@ -177,7 +216,7 @@ def fit(recipe: Recipe, catalog: Catalog, folder: Path, callbacks: Sequence[Call
         PolypsegError: as ``train``.
     """
     _quiet_lightning()
-    module, frames, _ = _prepare(recipe, catalog, folder, None, False)
+    module, frames, _ = prepare(recipe, catalog, folder, None, False)
     write_yaml(folder / CONFIG, recipe.to_dict())
     trainer, best = _trainer(recipe, folder, False, callbacks)
     _fit(trainer, module, frames, None)
@@ -186,28 +225,46 @@ def fit(recipe: Recipe, catalog: Catalog, folder: Path, callbacks: Sequence[Call
 
 
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds something else than what was asked for; remove nothing yet but on request."""
+    """Refuse a folder that holds something else than what was asked for. Nothing that it holds is touched.
+
+    A run that began, but has no complete epoch yet, stands in nobody's way.
+    """
+    restore(folder)
     config = folder / CONFIG
-    if config.is_file() and overwrite and not resume:
-        shutil.rmtree(folder)
-    elif config.is_file():
-        if not resume:
-            raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
+    if is_only_started(folder):
+        return
+    if not config.is_file() or not (folder / SPLIT).is_file():
+        raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
+    if resume:
         difference = first_difference(_read_yaml(config), settings)
         if difference:
             raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
-    elif folder.is_dir() and any(entry.name != "cache" for entry in folder.iterdir()):
-        raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
+    elif not overwrite:
+        raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
 
 
-def _prepare(
+def prepare(
     recipe: Recipe, catalog: Catalog, folder: Path, checkpoint: Path | None, progress: bool
 ) -> tuple[SegmentationModule, FramesDataModule, WeightsOrigin | None]:
-    """What a Trainer needs, with every frame decoded, and where the encoder's weights came from."""
+    """What a Trainer needs, with every frame decoded, and where the encoder's weights came from.
+
+    Writes nothing but a cache.
+
+    Args:
+        recipe: what to do.
+        catalog: the frames, with their splits.
+        folder: of the run.
+        checkpoint: what is gone on from; None starts anew.
+        progress: show progress bars.
+
+    Raises:
+        PolypsegError: the network, its weights, the teacher or a frame cannot be used.
+    """
     if recipe.trainer.threads:
         torch.set_num_threads(recipe.trainer.threads)
     L.seed_everything(recipe.trainer.seed, workers=True, verbose=False)
     network = build(recipe.model.architecture)
+    rehearse(network, recipe, training_batch_sizes(catalog, recipe))
     start = None if recipe.model.weights is None else _start(recipe, recipe.model.weights, catalog)
     if start is not None:
         mean, std = start.preprocessing.mean, start.preprocessing.std
@@ -215,9 +272,11 @@ def _prepare(
         mean, std = normalisation(recipe.model.encoder, recipe.model.encoder_weights)
     size = recipe.frames.size
     preprocessing = Preprocessing(size, size, mean, std, recipe.frames.interpolation)
-    frames = FramesDataModule(catalog, preprocessing, recipe, folder / "cache", progress)
+    frames = FramesDataModule(catalog, preprocessing, recipe, folder / CACHE, progress)
     for split in set(catalog.frames["split"]):
-        frames.dataset(split)  # decodes, the test split too: damage must not come out after hours
+        cache = frames.dataset(split).cache  # decodes, the test split too: damage must not come out after hours
+        if checkpoint is None:
+            _try(cache)
     for split, use in (("train", "learn from"), ("val", "choose by")):
         cache = frames.dataset(split).cache
         if not any(cache[index][1].any() for index in range(len(cache))):  # the first frame with a polyp ends it
@@ -241,13 +300,29 @@ def _prepare(
     return SegmentationModule(network, recipe, teacher), frames, origin
 
 
+def _try(cache: FrameCache) -> None:
+    """Decode once what the cache has no room for."""
+
+    def decode(index: int) -> None:
+        cache[index]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for _ in pool.map(decode, range(cache.held, len(cache))):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     """The bundle whose network training starts from."""
     bundle = ModelBundle.load(path)
     bundle.check_single("name one of its members as model.weights")
+    check_weights(bundle)
     ours, theirs = recipe.model.architecture, bundle.architecture
     differs = ours.weights_differ_by(theirs)
-    if differs not in (None, "output_stride"):
+    if differs not in (None, "output_stride", "presence"):
         raise PolypsegError(
             f"{path}: its network has {differs} {getattr(theirs, differs)}, the recipe's {getattr(ours, differs)}; "
             f"set model.{differs} or start from another bundle"
@@ -280,9 +355,9 @@ def _take_weights(network: torch.nn.Module, start: ModelBundle, recipe: Recipe) 
 def _start_folder(folder: Path, recipe: Recipe, catalog: Catalog, origin: WeightsOrigin | None) -> None:
     """Write what is known before training starts."""
     write_yaml(folder / CONFIG, recipe.to_dict())
-    write_split(catalog.frames, folder / "split.csv")
+    write_split(catalog.frames.assign(content=catalog.content_hashes()), folder / SPLIT)
     if origin is not None:
-        write_yaml(folder / _ORIGIN, origin.to_dict())
+        write_yaml(folder / ORIGIN, origin.to_dict())
 
 
 def split_frames(
@@ -295,15 +370,23 @@ def split_frames(
     """The Catalog with its splits, and the split's name: of the run that is resumed, the one given, or the recipe's."""
     catalog = read_all(data)
     name = recipe.split if split is None else split[0]
-    if resume and (folder / "split.csv").is_file():
-        table = read_split(folder / "split.csv")
+    if resume and (folder / SPLIT).is_file():
+        table = read_split(folder / SPLIT)
     elif split is not None:
         table = split[1]
     elif name.lower().endswith(".csv"):
         table = read_split(Path(name))
     else:
         table = make_split(name, catalog)  # by the default seed: another trainer.seed keeps its frames
-    return catalog.with_split(table), Path(name).stem
+    catalog = catalog.with_split(table)
+    if resume and (folder / "split.csv").is_file():
+        changed = changed_frames(catalog, folder / "split.csv")
+        if changed:
+            raise PolypsegError(
+                f"{changed[0]}: this frame or its mask was changed since the run began ({len(changed)} such), or is "
+                "read otherwise; restore it, or start anew with --overwrite"
+            )
+    return catalog, Path(name).stem
 
 
 def _counts(catalog: Catalog) -> str:
@@ -341,8 +424,9 @@ def _trainer(
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     if "fsdp" in settings.strategy and (recipe.optimizer.ema_decay is not None or recipe.optimizer.gradient_clip):
         raise UsageError("trainer.strategy fsdp goes neither with optimizer.ema_decay nor with optimizer.gradient_clip")
+    _check_cores(recipe, on_gpu)
     devices, machines = launched() or (settings.devices or "auto", settings.num_nodes)
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [SafeCheckpointIO()]
     try:
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Lightning's own requeueing would go on from the middle of an epoch, which is not exact.
@@ -366,12 +450,25 @@ def _trainer(
             plugins=plugins,
             default_root_dir=folder,
         )
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
+    except Exception as error:  # of many classes, as Lightning has them
         raise PolypsegError(
             f"{recipe.name}: cannot be trained like this ({first_sentence(error)}); correct trainer.accelerator, "
             "devices, num_nodes or strategy"
         ) from error
     return trainer, best
+
+
+def _check_cores(recipe: Recipe, on_gpu: bool) -> None:
+    """Refuse so many processes or threads that this machine could do nothing but switch between them."""
+    settings, cores = recipe.trainer, os.cpu_count() or 1
+    on_cpu = not on_gpu and settings.accelerator in ("auto", "cpu") and launched() is None
+    for name, value, most in (
+        ("trainer.devices", settings.devices if on_cpu else 0, max(2, cores)),
+        ("trainer.threads", settings.threads, 4 * cores),
+        ("frames.workers", recipe.frames.workers, 4 * cores),
+    ):
+        if value > most:
+            raise UsageError(f"{name} {value}: is too many for the {cores} cores of this machine; give {most} at most")
 
 
 def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
@@ -394,13 +491,15 @@ def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
 
 def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModule, checkpoint: Path | None) -> None:
     try:
-        trainer.fit(module, frames, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+        trainer.fit(module, frames, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
-    except (RuntimeError, EOFError, KeyError) as error:
+    except PolypsegError:
+        raise
+    except Exception as error:
         if trainer.world_size > 1 and lost_another(error):
             raise gone(error) from error
-        if checkpoint is not None and trainer.global_step == 0:
+        if checkpoint is not None and not any(getattr(one, "begun", False) for one in trainer.callbacks):  # type: ignore[attr-defined]
             raise PolypsegError(
                 f"{checkpoint}: cannot be resumed from ({_one_line(error)}); use --overwrite"
             ) from error
@@ -416,10 +515,7 @@ def _bundle(
 ) -> ModelBundle:
     recipe, teacher = module.recipe, module.teacher
     taught: dict[str, Any] = {} if teacher is None else {"taught_by": teacher.bundle.lineage()}
-    # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
-    checkpoint = torch.load(
-        folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt", map_location="cpu", weights_only=False
-    )
+    checkpoint = read_checkpoint(folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt")
     prefix = "network."
     state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     return ModelBundle.save(
@@ -430,7 +526,7 @@ def _bundle(
         preprocessing=preprocessing,
         threshold=0.5 if recipe.threshold is None else recipe.threshold,
         threshold_split="validation" if recipe.threshold is None else None,
-        encoder_weights=_read_yaml(folder / _ORIGIN),
+        encoder_weights=_read_yaml(folder / ORIGIN),
         tta=recipe.tta,
         **taught,
         epoch=int(checkpoint["epoch"]) + 1,
@@ -543,7 +639,7 @@ def write_scores(
     }  # fmt: skip
     write_json(folder / "test.json", {"metrics": metrics, "definitions": definitions, "provenance": provenance})
     with atomic_write(folder / "per_image.csv", "w") as file:
-        pd.concat(tables).to_csv(file, index=False, float_format="%.6f")
+        csv_cells(pd.concat(tables)).to_csv(file, index=False, float_format="%.6f")
     bundle.update(metrics=metrics, metric_definitions=definitions)
 
 

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from polypseg.catalog import Catalog
 from polypseg.data.splits import hash_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import atomic_write, disk_error
+from polypseg.files import atomic_write, csv_cell, disk_error
 from polypseg.training.recipe import Recipe, first_difference, with_values
 from polypseg.training.run import fit, logging_to, split_frames
 
@@ -376,7 +376,7 @@ class _Search:
                     [
                         one.number, one.state.name.lower(), "" if best is None else f"{best:.6f}",
                         len(one.intermediate_values), *(one.params.get(name, "") for name in self.ranges),
-                        one.user_attrs.get("error", ""),
+                        csv_cell(one.user_attrs.get("error", "")),
                     ]
                 )  # fmt: skip
         if not any(one.state == TrialState.COMPLETE for one in trials):

@@ -22,6 +22,7 @@ def dice_and_area(area: ArrayLike, dice: ArrayLike) -> bytes:
     scatter.set(xscale="log", xlabel="polyp area, % of the frame", ylabel="Dice", ylim=(-0.03, 1.03))
     histogram.hist(np.asarray(dice), bins=np.linspace(0, 1, 21), color=COLOURS[0])
     histogram.set(xlabel="Dice", ylabel="frames", xlim=(0, 1))
+    histogram.yaxis.get_major_locator().set_params(integer=True)
     return _png(figure)
 
 

@@ -45,14 +45,14 @@ class Panel:
     dice: float | None = None
 
 
-def load_panel(caption: str, image_path: str, mask_path: str | None) -> Panel:
+def load_panel(caption: str, image_path: str, mask_path: str | None, mask_kind: str = "binary") -> Panel:
     """A Panel from files; one that cannot be read becomes a grey panel that says so in its caption."""
     try:
         frame = read_frame(image_path)
     except PolypsegError:
         return Panel(f"{caption} (unreadable)", np.full((240, 320, 3), 128, np.uint8))
     try:
-        mask = None if mask_path is None else read_mask(mask_path)
+        mask = None if mask_path is None else read_mask(mask_path, mask_kind)
     except PolypsegError:
         mask = None
     return Panel(caption, frame, mask if mask is not None and mask.shape == frame.shape[:2] else None)

@@ -54,9 +54,10 @@ def headlines(metadata: dict[str, Any]) -> list[dict[str, Any]]:
     found = [
         {"title": one["title"], **{key: one["headline"]["dice"][key] for key in ("n", "mean", "low", "high")}}
         for one in metadata.get("evaluations") or []
+        if one["headline"]["dice"]["mean"] is not None  # else no frame shows a polyp
     ]
     test = (metadata.get("metrics") or {}).get("test")
-    if not found and test:
+    if not found and test and test["dice"] is not None:
         found.append({"title": "test frames", "n": test["n"], "mean": test["dice"], "low": None, "high": None})
     return found
 
