@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 MOST_FILES = 1000  # of a form
@@ -90,13 +90,18 @@ def _refuse(names: list[str], declared: dict[str, bool], kind: str) -> None:
 async def _read_form(request: Request) -> FormData:
     """The form of a request, within limits; FastAPI takes what is read already."""
     limits = {"max_fields": MOST_FIELDS, "max_part_size": LARGEST_FIELD}
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        return await request.form(**limits)
+    multipart = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
     try:
+        if not multipart:
+            return await request.form(**limits)
         request._form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
+        return request._form
     except MultiPartException as problem:
         raise HTTPException(400, problem.message) from problem
-    return request._form
+    except ValueError as problem:
+        raise HTTPException(400, "the body is no form that can be read") from problem
+    except ClientDisconnect as problem:
+        raise HTTPException(400, "the request broke off") from problem
 
 
 class _Parser(MultiPartParser):
