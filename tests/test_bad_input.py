@@ -393,6 +393,24 @@ def pages(path: Path) -> None:
     save(path, PICTURE, save_all=True, append_images=[Image.fromarray(255 - PICTURE)])
 
 
+def many_pages(path: Path) -> None:
+    save(path, PICTURE, save_all=True, append_images=[Image.fromarray(PICTURE)] * 150)
+
+
+def scans(path: Path, count: int, behind: bytes = b"") -> None:
+    """A progressive JPEG whose last scan is there so many times; after its end come other bytes."""
+    content = encoded("JPEG", PICTURE, progressive=True)
+    start = content.rindex(b"\xff\xda")
+    path.write_bytes(content[:start] + content[start:-2] * count + content[-2:] + behind)
+
+
+def tile_that_claims(path: Path, side: int) -> None:
+    """A TIFF of 64×64 in one tile that claims to be larger, LZW."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 5, 262: 1, 277: 1, 322: side, 323: side, 324: 134, 325: 12}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(16))
+
+
 def two_of_one_stem(folder: Path) -> Path:
     save(folder / "masks" / "odd.png", WHITE)
     save(folder / "images" / "odd.jpg", PICTURE)
@@ -458,7 +476,7 @@ VOC = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
 RED = three(WHITE) * np.array([1, 0, 0], np.uint8)
 # Masks that are not black and white: file, pixels, what is said of the values, options of Pillow.
 ODD_MASKS: dict[str, tuple[str, Any, str, dict[str, Any]]] = {
-    "0 and 1": ("odd.png", POLYP.astype(np.uint8), "values 0 and 1, no white .* --masks nonzero or class:1", {}),
+    "0 and 1": ("odd.png", POLYP.astype(np.uint8), "values 0 and 1, no white .* --masks nonzero or class:1$", {}),
     "0 and 1, JPEG": ("odd.jpg", POLYP.astype(np.uint8), "values 0 and 1, no white", {"quality": 100}),
     "0 and 1, BMP": ("odd.bmp", POLYP.astype(np.uint8), "values 0 and 1, no white", {}),
     "0 and 1, WebP": ("odd.webp", three(POLYP), "values 0 and 1, no white", {"lossless": True}),
@@ -515,6 +533,11 @@ REFUSED: dict[str, Refused] = {
     ),
     "32-bit TIFF": Refused(bad_frame("odd.tif", encoded("TIFF", GREY.astype(np.int32))), "floating-point or 32-bit"),
     "TIFF of two pages": Refused(bad_frame("odd.tif", pages), "holds 2 pictures"),
+    "TIFF of many pages": Refused(bad_frame("odd.tif", many_pages), "holds more than 100 pictures"),
+    "TIFF of a huge tile": Refused(
+        bad_frame("odd.tif", lambda path: tile_that_claims(path, 40_000)), "larger than 80,000,000"
+    ),
+    "JPEG of many scans": Refused(bad_frame("odd.jpg", lambda path: scans(path, 200)), "a JPEG of 2[0-9]+ scans"),
     "animated PNG": Refused(bad_frame("odd.png", pages), "holds 2 pictures"),
     "animated WebP": Refused(bad_frame("odd.webp", pages), "holds 2 pictures"),
     "animated GIF named .png": Refused(
@@ -699,6 +722,22 @@ def test_a_mask_that_is_not_black_and_white_is_refused(name: str, tmp_path: Path
     with pytest.raises(MaskError) as error:
         read_mask(path)
     assert_one_line(str(error.value), path, says)
+
+
+def test_edges_may_be_grey(tmp_path: Path) -> None:
+    """As JPEG, antialiasing, resizing and blur leave them."""
+    large = cv2.resize(WHITE, None, fx=6, fy=6, interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(large, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)
+    variants = [
+        cv2.GaussianBlur(large, (0, 0), 2.5),
+        small,
+        cv2.resize(small, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC),
+        cv2.resize(WHITE, None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR),
+    ]
+    for number, values in enumerate(variants):
+        for ending, options in (("png", {}), ("jpg", {"quality": 30})):
+            mask = read_mask(save(tmp_path / f"{number}.{ending}", values, **options))
+            np.testing.assert_allclose(mask.mean(), POLYP.mean(), rtol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -1049,3 +1088,12 @@ def test_a_damaged_frame_of_any_split_is_told_before_training(
         train(recipe, [folder], tmp_path / "run")
     assert_one_line(str(error.value), path, "damaged")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_scans_that_are_none_do_not_count(tmp_path: Path) -> None:
+    """Of a preview in its head, and of what follows its end, as the film that some telephones append."""
+    exif = Image.Exif()
+    exif[0x9286] = b"\xff\xda" * 300
+    content = encoded("JPEG", PICTURE, progressive=True, exif=exif.tobytes()) + b"\xff\xda" * 300
+    (tmp_path / "odd.jpg").write_bytes(content)
+    assert (read_frame(tmp_path / "odd.jpg") == read_frame("odd", encoded("JPEG", PICTURE, progressive=True))).all()

@@ -514,7 +514,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no members": (lambda folder: change(folder, members={}), "metadata.json", "unusable value"),
     "members of another type": (lambda folder: change(folder, members=["fold-1"]), "metadata.json", "unusable value"),
     "a member outside": (lambda folder: change(folder, members={"../run-1": "0"}), "metadata.json", "unusable value"),
-    "no threshold": (changing(threshold=None), "metadata.json", "lacks threshold"),
+    "no operating point": (changing(operating_point=None), "metadata.json", "lacks operating_point"),
 }  # fmt: skip
 
 

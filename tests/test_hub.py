@@ -336,7 +336,8 @@ def test_a_member_that_is_none_is_not_fetched(hub: Hub, tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize(
-    "name", ["../../evil.xml", "/etc/passwd", "openvino/../x.xml", "openvino/model.pkl", "pytorch_model.bin"]
+    "name",
+    ["../../evil.xml", "/etc/passwd", "openvino/../x.xml", "openvino/model.pkl", "pytorch_model.bin", "onnx\\x.onnx"],
 )
 def test_an_export_that_is_none_is_not_fetched(hub: Hub, tmp_path: Path, name: str) -> None:
     bundle = save(tmp_path / "own")
@@ -345,6 +346,39 @@ def test_an_export_that_is_none_is_not_fetched(hub: Hub, tmp_path: Path, name: s
     hub.repositories[NAME] = [{**contents(bundle.folder), "metadata.json": json.dumps(metadata).encode(), name: b"x"}]
     refused(f"hf://{NAME}", repr(name), "do not use it")
     assert not [request for request in hub.requests if not request.endswith("/metadata.json")]
+
+
+@pytest.mark.parametrize(("name", "most"), [("metadata.json", "MOST_BYTES"), ("model.safetensors", "MOST_FILE_BYTES")])
+def test_what_is_larger_than_any_bundle_is_not_fetched(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: str
+) -> None:
+    files = contents(save(tmp_path / "own").folder)
+    hub.repositories[NAME] = [files]
+    monkeypatch.setattr(module, most, len(files[name]) - 1)
+    refused(f"hf://{NAME}", f"its {name} is of {len(files[name]):,} bytes, more than any bundle's; do not use it")
+    assert not [request for request in hub.requests if request.startswith("GET") and request.endswith(name)]
+    monkeypatch.setattr(module, most, len(files[name]))
+    ModelBundle.load(f"hf://{NAME}")
+
+
+def test_an_encoder_of_elsewhere_asks_nobody(hub: Hub, tmp_path: Path) -> None:
+    files = contents(save(tmp_path / "own").folder)
+    files["metadata.json"] = files["metadata.json"].replace(b'"mobilenet_v2"', b'"tu-hf-hub:someone/else"')
+    hub.repositories[NAME] = [files]
+    with pytest.raises(PolypsegError, match="is no name of an encoder"):
+        ModelBundle.load(f"hf://{NAME}")
+    assert all(NAME in request for request in hub.requests)
+
+
+def test_a_card_that_is_a_link_is_not_uploaded(hub: Hub, tmp_path: Path) -> None:
+    bundle = save(tmp_path / "own")
+    (tmp_path / "private").write_text("a key")
+    (bundle.folder / "README.md").symlink_to(tmp_path / "private")
+    with pytest.raises(PolypsegError, match=r"README\.md: leads out of the bundle"):
+        polypseg.push_to_hub(bundle.folder, NAME)
+    with pytest.raises(PolypsegError, match=r"README\.md: leads out of the bundle"):
+        polypseg.push_to_hub(bundle, NAME)
+    assert hub.requests == []
 
 
 def test_a_published_bundle_that_is_not_whole_is_refused(hub: Hub, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ PACKAGE = Path(polypseg.__file__).parent
 LAYERS = (
     ("errors",),
     ("files", "depth"),
-    ("masks",),
+    ("metadata", "masks"),
     ("hub", "operating_point"),
     ("segmentation",),
     ("catalog", "bundle"),

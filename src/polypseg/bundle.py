@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import hashlib
 import importlib.metadata
 import itertools
 import platform
@@ -20,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,17 +30,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg import hub
+from polypseg import metadata as rules
 from polypseg.errors import PolypsegError
 from polypseg.files import (
     atomic_write,
     csv_cell,
     disk_error,
+    make_folder,
     plain_cell,
-    read_json,
     sha256_file,
     sha256_lines,
+    sync,
     write_json,
 )
+from polypseg.metadata import CARD_FILE, FRAMES_FILE, METADATA_FILE, MOST_FILE_BYTES, MOST_FRAMES_BYTES, WEIGHTS_FILE
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged
 
@@ -46,9 +51,12 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 2  # 1 had ``threshold`` and ``postprocessing`` in place of ``operating_point``; it is read too
-WEIGHTS_FILE = hub.WEIGHTS_FILE
-METADATA_FILE = hub.METADATA_FILE
-FRAMES_FILE = "frames.csv"
+MOST_SIDE = 8192  # rows or columns of a network's input
+MOST_CHANNELS = 4096  # of a decoder's stage
+_MOST_STAGES = 16
+_MOST_HEADER = 4 * 2**20  # bytes that name the weights; a thousand tensors take a hundredth of it
+_NUMBERS = {"mean": (-10.0, 10.0), "std": (1e-3, 1e3)}  # ranges
+_TEMPERATURES = (1e-3, 1e3)
 ZOO = Path(__file__).parent / "zoo"  # the models that ship with the package
 DEFAULT_MODEL = "polypseg-realtime"
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
@@ -76,6 +84,8 @@ class Architecture:
         output_stride: rows of the frame to a row of the map that the decoder computes, which is enlarged bilinearly to
             the frame's size: 1; 2 for the last stage at half the size, with the same weights; 4 without the stage
             before it and the encoder's finest features. 2 and 4 are quicker; Unet and UnetPlusPlus alone.
+        presence: whether the network also judges, from the encoder's deepest features and the map, where a polyp is
+            plausible at all; where it is not, what the map marks loses confidence, never its outline.
     """
 
     name: str = "UnetPlusPlus"
@@ -83,6 +93,19 @@ class Architecture:
     decoder_channels: tuple[int, ...] | None = None
     decoder_dropout: float = 0.0
     output_stride: Literal[1, 2, 4] = 1
+    presence: bool = False
+
+    def __post_init__(self) -> None:
+        rules.check_network(self.name, self.encoder)
+        channels = () if self.decoder_channels is None else self.decoder_channels
+        if len(channels) > _MOST_STAGES or not all(_is_whole(one, MOST_CHANNELS) for one in channels):
+            raise ValueError(
+                f"decoder_channels {_short(channels)} are not up to {_MOST_STAGES} whole numbers, 1 to {MOST_CHANNELS}"
+            )
+        if not _is_number(self.decoder_dropout, 0.0, 1.0):
+            raise ValueError(f"decoder_dropout {_short(self.decoder_dropout)} is not in 0..1")
+        if self.output_stride not in (1, 2, 4):
+            raise ValueError(f"output_stride {_short(self.output_stride)} is not 1, 2 or 4")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
@@ -93,7 +116,7 @@ class Architecture:
     def weights_differ_by(self, other: Architecture) -> str | None:
         """The first setting that gives the other network other weights than this one; None where each can take the
         other's."""
-        for name in ("name", "encoder", "decoder_channels"):
+        for name in ("name", "encoder", "decoder_channels", "presence"):
             if getattr(self, name) != getattr(other, name):
                 return name
         return "output_stride" if (self.output_stride == 4) != (other.output_stride == 4) else None
@@ -118,13 +141,16 @@ class Preprocessing:
     interpolation: Literal["linear", "area"] = "linear"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.height, int) and isinstance(self.width, int) and min(self.height, self.width) > 0):
-            raise ValueError(f"size {self.height}×{self.width} is not in whole pixels")
-        numbers = len(self.mean) == len(self.std) == 3 and np.isfinite([*self.mean, *self.std]).all()
-        if not numbers or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} are not three numbers each, std above 0")
+        if not all(_is_whole(side, MOST_SIDE) for side in (self.height, self.width)):
+            raise ValueError(
+                f"size {_short(self.height)}×{_short(self.width)} is not in whole pixels, up to {MOST_SIDE}"
+            )
+        for name, (low, high) in _NUMBERS.items():
+            values = getattr(self, name)
+            if len(values) != 3 or not all(_is_number(one, low, high) for one in values):
+                raise ValueError(f"{name} {_short(values)} is not of three numbers, {low:g} to {high:g}")
         if self.interpolation not in ("linear", "area"):
-            raise ValueError(f"interpolation {self.interpolation!r} is neither linear nor area")
+            raise ValueError(f"interpolation {_short(self.interpolation)} is neither linear nor area")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -219,12 +245,7 @@ class Export:
         bundle = self.model.parent.parent
         remedy = _remedy(bundle, f", or polypseg export --overwrite --format {self.runtime}")
         for name, expected in self.record["files"].items():
-            try:
-                found = sha256_file(bundle / name)
-            except OSError as error:
-                raise PolypsegError(f"{bundle / name}: cannot be read ({error.strerror}); {remedy}") from error
-            if found != expected:
-                raise PolypsegError(f"{bundle / name}: is not the file that {METADATA_FILE} describes; {remedy}")
+            _verify(bundle / name, expected, remedy)
 
 
 @dataclass(frozen=True)
@@ -257,9 +278,8 @@ class ModelBundle:
         folder = _find(path)
         remedy = _remedy(folder)
         file = folder / METADATA_FILE
-        metadata = read_json(file)
-        if not isinstance(metadata, dict):
-            raise PolypsegError(f"{file}: is not a JSON object; {remedy}")
+        _check_inside(folder, METADATA_FILE)
+        metadata = rules.read_metadata(file)
         version = metadata.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise PolypsegError(f"{file}: was written by a newer polypseg (schema {version}); upgrade polypseg")
@@ -272,21 +292,19 @@ class ModelBundle:
             raise PolypsegError(f"{file}: has schema {version!r}, which never was; {remedy}")
         bundle = cls(folder, metadata)
         try:
+            rules.check_kinds(metadata)
+            members, _ = rules.member_names(metadata), rules.export_files(metadata)
             _ = bundle.architecture, bundle.preprocessing, bundle.operating_point, bundle.temperature
-            _ = bundle.exports
+            _ = bundle.exports, bundle.hash
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise PolypsegError(f"{file}: holds an unusable value ({error}); {remedy}") from error
+        # The card and the exports' folders, too, are read or written by these names.
+        for name in (*bundle.files, *members, CARD_FILE, *rules.FORMATS):
+            _check_inside(folder, name)
         if ensemble:
-            return replace(bundle, members=_members(bundle, remedy))
-        weights = folder / WEIGHTS_FILE
-        if not weights.is_file():
-            raise PolypsegError(f"{weights}: is missing; {remedy}")
-        try:
-            checksum = sha256_file(weights)
-        except OSError as error:
-            raise PolypsegError(f"{weights}: cannot be read ({error.strerror})") from error
-        if checksum != metadata["weights_sha256"]:
-            raise PolypsegError(f"{weights}: is not the file that {METADATA_FILE} describes; {remedy}")
+            return replace(bundle, members=_members(bundle, members, remedy))
+        _verify(folder / WEIGHTS_FILE, metadata["weights_sha256"], remedy)
+        _check_header(folder / WEIGHTS_FILE, remedy)
         return bundle
 
     @classmethod
@@ -371,10 +389,12 @@ class ModelBundle:
             ValueError: there are no members, one is an ensemble itself, or its name is no plain folder's.
         """
         folder = Path(folder)
-        if not members or not all(hub.MEMBER.fullmatch(one) for one in members):
+        if not 0 < len(members) <= rules.MOST_MEMBERS or not all(rules.is_member(one) for one in members):
             raise ValueError(f"members {', '.join(members) or 'none'}: name each like a folder, as fold-1")
         if any(one.members for one in members.values()):
             raise ValueError("a member of an ensemble is a single network")
+        for export in (export for one in members.values() for export in one.exports):
+            export.verify()
         first = next(iter(members.values()))
         with _replacing(folder) as fresh:
             for one, bundle in members.items():
@@ -385,7 +405,7 @@ class ModelBundle:
                 "schema_version": SCHEMA_VERSION,
                 "name": name,
                 "intended_use": INTENDED_USE,
-                "members": {one: bundle.hash for one, bundle in members.items()},
+                "members": {one: bundle.network_hash for one, bundle in members.items()},
                 "architecture": first.metadata["architecture"],
                 "preprocessing": first.metadata["preprocessing"],
                 "operating_point": asdict(_point(operating_point, threshold)),
@@ -399,6 +419,9 @@ class ModelBundle:
         self, *, operating_point: OperatingPoint | None = None, threshold: float | None = None, **details: Any
     ) -> ModelBundle:
         """Write further entries into ``metadata.json`` and return the bundle as it is now.
+
+        Where that gives the bundle another hash, what was measured with the former one is dropped: metrics,
+        evaluations, speed and failures, unless they are among ``details``.
 
         Args:
             operating_point: another operating point.
@@ -414,6 +437,9 @@ class ModelBundle:
             metadata = {key: value for key, value in metadata.items() if key not in _FORMER}
             point = operating_point or self.operating_point.override(threshold=threshold)
             metadata |= {"schema_version": SCHEMA_VERSION, "operating_point": asdict(point)}
+        if replace(self, metadata=metadata).hash != self.hash:
+            stale = [key for key in _MEASURED if key != "exports" and key not in details]
+            metadata = {key: value for key, value in metadata.items() if key not in stale}
         write_json(self.folder / METADATA_FILE, metadata)
         return ModelBundle.load(self.folder)
 
@@ -447,11 +473,10 @@ class ModelBundle:
             return None
         file = self.folder / FRAMES_FILE
         try:
-            if sha256_file(file) != self.metadata["frames"]["sha256"]:
-                raise PolypsegError(f"{file}: is not the file that {METADATA_FILE} describes; {_remedy(self.folder)}")
+            _verify(file, self.metadata["frames"]["sha256"], _remedy(self.folder), MOST_FRAMES_BYTES)
             with file.open(encoding="utf-8", newline="") as rows:
                 return [FrameRecord(*map(plain_cell, row)) for row in itertools.islice(csv.reader(rows), 1, None)]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
             raise PolypsegError(f"{file}: cannot be read ({error}); {_remedy(self.folder)}") from error
 
     def check_own(self) -> None:
@@ -553,10 +578,12 @@ class ModelBundle:
     @property
     def temperature(self) -> float:
         """What divides the logits before they become probabilities, > 0; 1 where none was fitted."""
-        value = float(self.metadata.get("temperature", 1.0))
-        if not 0.0 < value < float("inf"):
-            raise ValueError(f"temperature {value} is not above 0")
-        return value
+        value = self.metadata.get("temperature", 1.0)
+        if not _is_number(value, *_TEMPERATURES):
+            raise ValueError(
+                f"temperature {_short(value)} is not a number, {_TEMPERATURES[0]:g} to {_TEMPERATURES[1]:g}"
+            )
+        return float(value)
 
     @property
     def tta(self) -> str:
@@ -587,16 +614,33 @@ class ModelBundle:
         """Its exports, as ``metadata.json`` names them; those of other weights are left out. An ensemble's members have
         theirs."""
         return [
-            Export(str(record["runtime"]), str(record["precision"]), self.folder / next(iter(record["files"])), record)
+            Export(record["runtime"], record["precision"], self.folder / rules.model_file(record), record)
             for record in self.metadata.get("exports", [])
             if record["weights_sha256"] == self.metadata["weights_sha256"]
         ]
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """SHA-256 over all that decides an answer: weights, architecture, preprocessing, operating point, …"""
-        parts = [part for part in _DECIDING if part in self.metadata]
-        return sha256_lines(f"{part}={self.metadata[part]}" for part in parts)
+        """SHA-256 over all that decides a prediction: weights, architecture, preprocessing, operating point, …, and the
+        exports' files, as one of them may be what computes it; of an ensemble those of its members."""
+        if self.members:
+            return self._hash({"members": {one.folder.name: one.hash for one in self.members}})
+        exports = [{"runtime": one.runtime, "precision": one.precision, **one.record["files"]} for one in self.exports]
+        return self._hash({"exports": sorted(exports, key=rules.canonical)} if exports else {})
+
+    @cached_property
+    def network_hash(self) -> str:
+        """The hash without the exports, which are made and left out afterwards: by it an ensemble knows a member."""
+        return self._hash({})
+
+    def _hash(self, further: dict[str, Any]) -> str:
+        parts = {part: self.metadata[part] for part in _DECIDING if part in self.metadata} | further
+        return hashlib.sha256(rules.canonical(parts).encode()).hexdigest()
+
+    @property
+    def _former_hash(self) -> str:
+        """As an ensemble of an earlier version names its members."""
+        return sha256_lines(f"{part}={self.metadata[part]}" for part in _DECIDING if part in self.metadata)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The network's ``state_dict``, on the CPU; float32 and int64, also where the file holds float16.
@@ -611,10 +655,26 @@ class ModelBundle:
         try:
             state = load_file(self.folder / WEIGHTS_FILE)
         except (SafetensorError, OSError) as error:
-            raise PolypsegError(
-                f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); {_remedy(self.folder)}"
-            ) from error
+            raise self._damaged(error) from error
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of ``weights``, by what the file says at its beginning; no weight is read.
+
+        Raises:
+            PolypsegError: as ``weights``.
+        """
+        self.check_single()
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / WEIGHTS_FILE, "numpy") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> PolypsegError:
+        return PolypsegError(f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); {_remedy(self.folder)}")
 
 
 def shipped_names() -> list[str]:
@@ -669,21 +729,70 @@ def _whole(folder: Path) -> Path:
     return folder.parent if (folder.parent / METADATA_FILE).is_file() else folder
 
 
-def _members(bundle: ModelBundle, remedy: str) -> tuple[ModelBundle, ...]:
+def _members(bundle: ModelBundle, names: list[str], remedy: str) -> tuple[ModelBundle, ...]:
     """The members of an ensemble, each the very one that its ``metadata.json`` describes."""
     file, recorded = bundle.folder / METADATA_FILE, bundle.metadata["members"]
-    if not isinstance(recorded, dict) or not recorded or not all(hub.MEMBER.fullmatch(name) for name in recorded):
-        raise PolypsegError(f"{file}: holds an unusable value (members); {remedy}")
+    if not names:
+        raise PolypsegError(f"{file}: holds an unusable value (no members); {remedy}")
     members = []
-    for name, expected in recorded.items():
+    for name in sorted(names):  # whatever the order of the keys
         folder = bundle.folder / name
         if not (folder / METADATA_FILE).is_file():
             raise PolypsegError(f"{folder / METADATA_FILE}: is missing; {remedy}")
+        if "members" in rules.read_metadata(folder / METADATA_FILE):  # which may hold others without an end
+            raise PolypsegError(f"{folder}: is not the member that {file} describes; {remedy}")
         member = ModelBundle.load(folder)
-        if member.members or member.hash != expected:
+        if recorded[name] not in (member.network_hash, member._former_hash):
             raise PolypsegError(f"{folder}: is not the member that {file} describes; {remedy}")
         members.append(member)
     return tuple(members)
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    """Refuse what leads out of a bundle's folder, or out of the hub's cache, whose files are links to its own.
+
+    Raises:
+        PolypsegError: it does.
+    """
+    whole = _whole(folder)
+    homes = [folder.resolve()]
+    if hub.is_fetched(whole):
+        homes.append(whole.resolve().parents[1] / "blobs")
+    try:
+        real = (folder / name).resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise PolypsegError(f"{folder / name}: leads nowhere; do not use this bundle") from error
+    if not any(home in real.parents for home in homes):
+        raise PolypsegError(
+            f"{folder / name}: leads out of the bundle, to {real}; do not use it, or copy the file there"
+        )
+
+
+def _verify(file: Path, expected: str, remedy: str, most: int = MOST_FILE_BYTES) -> None:
+    """Compare a file with its SHA-256.
+
+    Raises:
+        PolypsegError: it is missing, no file, larger than any, or not the one that ``metadata.json`` describes.
+    """
+    if not file.is_file():
+        raise PolypsegError(f"{file}: is missing; {remedy}")
+    try:
+        size = file.stat().st_size
+        found = sha256_file(file) if size <= most else None
+    except OSError as error:
+        raise PolypsegError(f"{file}: cannot be read ({error.strerror}); {remedy}") from error
+    if found is None:
+        raise PolypsegError(f"{file}: is larger than {most // 2**20} MiB, which no bundle's is; do not use it")
+    if found != expected:
+        raise PolypsegError(f"{file}: is not the file that {METADATA_FILE} describes; {remedy}")
+
+
+def _check_header(file: Path, remedy: str) -> None:
+    """Refuse weights whose header, the names and shapes, claims more than there is, or more than any network's."""
+    with file.open("rb") as opened:
+        claimed, size = int.from_bytes(opened.read(8), "little"), file.stat().st_size
+    if not 0 < claimed <= min(_MOST_HEADER, size - 8):
+        raise PolypsegError(f"{file}: is damaged (a header of {claimed} bytes); {remedy}")
 
 
 @contextlib.contextmanager
@@ -696,11 +805,13 @@ def _replacing(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder / METADATA_FILE).is_file() and not _is_empty(folder):
         raise PolypsegError(f"{folder}: holds something that is no bundle, which is left alone; name another")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             fresh = Path(temporary) / "new"
             fresh.mkdir()
             yield fresh
+            for one in (*fresh.rglob("*"), fresh):
+                sync(one)
             old = Path(temporary) / "old"
             if folder.exists():
                 folder.rename(old)
@@ -710,12 +821,27 @@ def _replacing(folder: Path) -> Iterator[Path]:
                 if old.exists():
                     old.rename(folder)
                 raise
+            sync(folder.parent)
     except OSError as error:
         raise disk_error(folder, error) from error
 
 
 def _point(point: OperatingPoint | None, threshold: float | None) -> OperatingPoint:
     return point or (OperatingPoint() if threshold is None else OperatingPoint(threshold))
+
+
+def _is_whole(value: Any, most: int) -> bool:
+    """Whether a value is a whole number, 1 to ``most``; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from polypseg.depth import eight_bits, is_deep
+from polypseg.depth import doubtful_bits, eight_bits, is_deep
 from polypseg.errors import PolypsegError
 from polypseg.files import sha256_lines, sha256_of_file
 from polypseg.masks import THRESHOLD as MASK_THRESHOLD
@@ -30,6 +31,9 @@ COLUMNS = [
 _DEFAULTS = {"centre": "", "mask_kind": "binary"}  # of columns that may be left out
 SPLITS = ("train", "val", "test")
 MAX_PIXELS = 80_000_000  # a frame larger than this is refused before it is decoded
+MAX_SCANS = 100  # of a JPEG: editors make a dozen, and each costs a pass over the whole picture
+MAX_PAGES = 100  # are counted, of a TIFF: a hostile one has hundreds of thousands, and counting takes minutes
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither padding nor what stands within a scan
 
 # Pillow's own warning starts above our limit; we refuse such files ourselves, in one line.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -46,8 +50,8 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         A Pillow image, not yet decoded, EXIF orientation not yet applied.
 
     Raises:
-        PolypsegError: the file is missing, empty, no image, larger than ``MAX_PIXELS``, holds several
-            pictures (an animation, pages), or has samples without a defined 8-bit meaning.
+        PolypsegError: the file is missing, empty, no image, larger than ``MAX_PIXELS``, of more than ``MAX_SCANS``,
+            holds several pictures (an animation, pages), or has samples without a defined 8-bit meaning.
     """
     file = Path(path) if content is None else io.BytesIO(content)
     try:
@@ -56,7 +60,10 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
             raise PolypsegError(f"{path}: is empty (0 bytes); restore it or remove it")
         image = Image.open(file)
         # A JPEG of a camera may carry its own preview as a second picture (MPO): the first is the frame.
-        pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        pictures = 1 if image.format == "MPO" else _count_pictures(image)
+        scans = _count_scans(file) if image.format in ("JPEG", "MPO") else 1
+        # A tile is decoded as a whole, whatever the size of the picture.
+        tile = image.tag_v2.get(322, 0) * image.tag_v2.get(323, 0) if isinstance(image, TiffImageFile) else 0
     except PolypsegError:
         raise
     except Image.DecompressionBombError as error:
@@ -66,16 +73,48 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     # Besides OSError, a format's own code raises whatever it meets: struct.error, EOFError, zlib.error, …
     except Exception as error:
         raise PolypsegError(f"{path}: cannot be read ({_reason(error)}); replace it or remove it") from error
-    if image.width * image.height > MAX_PIXELS:
+    if max(image.width * image.height, tile) > MAX_PIXELS:
         image.close()
         raise PolypsegError(f"{path}: is larger than {MAX_PIXELS:,} pixels and was not decoded")
     if pictures > 1:
         image.close()
-        raise PolypsegError(f"{path}: holds {pictures} pictures; save the one to use as a file of its own")
+        number = pictures if pictures <= MAX_PAGES else f"more than {MAX_PAGES}"
+        raise PolypsegError(f"{path}: holds {number} pictures; save the one to use as a file of its own")
+    if scans > MAX_SCANS:
+        image.close()
+        raise PolypsegError(f"{path}: is a JPEG of {scans} scans, {MAX_SCANS} at most are decoded; save it anew")
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # older Pillows: I for 16-bit PNG
         image.close()
         raise PolypsegError(f"{path}: has floating-point or 32-bit samples; save it with 8 or 16 bits")
     return image
+
+
+def _count_pictures(image: Image.Image) -> int:
+    """How many pictures a file holds; of a TIFF ``MAX_PAGES`` + 1 where there are more than ``MAX_PAGES``."""
+    if not isinstance(image, TiffImageFile):
+        return int(getattr(image, "n_frames", 1))
+    if image.is_animated:
+        for page in range(1, MAX_PAGES + 1):
+            try:
+                image.seek(page)
+            except EOFError:
+                return page
+        return MAX_PAGES + 1
+    return 1
+
+
+def _count_scans(file: Path | io.BytesIO) -> int:
+    """How many scans a JPEG has, by its markers; neither those of its preview count nor those behind its end."""
+    content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    if content.count(b"\xff\xda") <= MAX_SCANS:  # no fewer than there are
+        return 1
+    scans, place = 0, 2
+    while (marker := _JPEG_MARKER.search(content, place)) and marker[0] != b"\xff\xd9":
+        place = marker.end()
+        if marker[0] not in (b"\xff\x01", b"\xff\xd8"):  # which have no length
+            place += max(2, int.from_bytes(content[place : place + 2]))
+        scans += marker[0] == b"\xff\xda"
+    return scans
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -190,6 +229,15 @@ def _decode(path: str | Path, mode: str, content: bytes | None = None) -> Image.
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
                 image = ImageOps.exif_transpose(image)
             return image if image.mode == mode else image.convert(mode)
+        except Exception as error:  # as in open_image
+            raise PolypsegError(_damage(path, error)) from error
+
+
+def depth_doubt(path: str | Path) -> str | None:
+    """What makes the depth of a frame's 16-bit samples doubtful, as ``holds values up to …``. Raises as above."""
+    with open_image(path) as image:
+        try:
+            return doubtful_bits(image, path)
         except Exception as error:  # as in open_image
             raise PolypsegError(_damage(path, error)) from error
 

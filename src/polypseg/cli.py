@@ -543,6 +543,7 @@ def serve(
     max_pixels: int = 20_000_000,
     max_job_mib: int = 4096,
     max_video_seconds: float = 14400.0,
+    keep_days: float | None = None,
 ) -> None:
     """Serve a model to programs and, as a page, to people, on this computer; needs the extra polypseg[serve].
 
@@ -566,13 +567,14 @@ def serve(
         max_pixels: most pixels of a frame, whether alone, in a DICOM file or in a video.
         max_job_mib: most that the files of one job may hold, MiB.
         max_video_seconds: longest video, seconds.
+        keep_days: days after which a job that has ended is removed, with its results; null keeps them.
     """
     from polypseg.serve.run import serve as run
     from polypseg.serve.settings import MIB, Settings
 
     settings = Settings(
         Path(state), token or os.environ.get("POLYPSEG_TOKEN") or None, queue, batch_size, timeout, max_mib * MIB,
-        max_pixels, max_job_mib * MIB, max_video_seconds,
+        max_pixels, max_job_mib * MIB, max_video_seconds, keep_days,
     )  # fmt: skip
     run(settings, host, port, model, runtime, device, precision, threads, tta)
 

@@ -61,26 +61,39 @@ def eight_bits(image: Image.Image, path: str | Path, content: bytes | None = Non
         return image  # Pillow's high bytes span the range
     pixels = deep_samples(image, path, content)
     colours = pixels[..., :3] if pixels.ndim == 3 else pixels
-    bits = _bits_in_use(image, colours, path, content)
+    bits, doubt = _bits_in_use(image, colours, path, content)
+    if doubt is not None:
+        _warn(path, doubt)
     result = Image.fromarray((colours >> (bits - 8)).astype(np.uint8))
     result.getexif().update(image.getexif())
     return result
 
 
-def _bits_in_use(image: Image.Image, pixels: NDArray[np.uint16], path: str | Path, content: bytes | None) -> int:
+def doubtful_bits(image: Image.Image, path: str | Path) -> str | None:
+    """What ``eight_bits`` would warn of, as ``holds values up to …``; ``image`` is opened, not yet decoded."""
+    if not is_deep(image):
+        return None
+    image.load()
+    pixels = deep_samples(image, path)
+    return _bits_in_use(image, pixels[..., :3] if pixels.ndim == 3 else pixels, path, None)[1]
+
+
+def _bits_in_use(
+    image: Image.Image, pixels: NDArray[np.uint16], path: str | Path, content: bytes | None
+) -> tuple[int, str | None]:
+    """How many bits of the samples are in use, 8..16, and what makes that doubtful."""
     greatest = int(pixels.max(initial=0))
     named = _named_bits(image, path, content)
     if named is not None:
         if image.format == "PNG" and named < 16 and not (pixels & ((1 << (16 - named)) - 1)).any():
-            return 16  # as the standard wants it: the significant bits are the high ones
-        return named if greatest < 1 << named else 16
+            return 16, None  # as the standard wants it: the significant bits are the high ones
+        return named if greatest < 1 << named else 16, None
     if 0 < greatest < 4096:
         bits = 8 if greatest < 256 else 12
-        _warn(path, f"holds values up to {greatest} of 65535 and is read as {bits} bits")
-        return bits
+        return bits, f"holds values up to {greatest} of 65535 and is read as {bits} bits"
     if 0 < greatest < 16384:
-        _warn(path, f"holds values up to {greatest} of 65535 and is read as 16 bits, that is, dark")
-    return 16
+        return 16, f"holds values up to {greatest} of 65535 and is read as 16 bits, that is, dark"
+    return 16, None
 
 
 def _named_bits(image: Image.Image, path: str | Path, content: bytes | None) -> int | None:

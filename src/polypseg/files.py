@@ -22,9 +22,10 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path``; on success flush, fsync and rename it over ``path``.
+    """Open a temporary file beside ``path``; on success flush, sync and rename it over ``path``, and sync the folder.
 
-    A reader sees the old file or the whole new one, never a part, whatever kills the writer.
+    A reader sees the old file or the whole new one, never a part, whatever kills the writer. Once this has returned, a
+    power cut does not undo it.
 
     Args:
         path: the file to write; missing parent folders are made.
@@ -36,7 +37,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(path)
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = str(path.parent / f".{path.name}.{secrets.token_hex(6)}.part")
         # Not mkstemp: its files are private, and the umask cannot be asked for while other threads write.
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
@@ -47,12 +48,45 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
+        sync(path.parent)
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder, with its parents, that a power cut does not undo. Raises ``OSError``."""
+    folder = Path(folder)
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Have the disk keep what was written to a file, or which files a folder names. Raises ``OSError``.
+
+    Folders cannot be opened on some systems, nor synced on some network drives; they are left to those.
+    """
+    folder = os.path.isdir(path)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        if folder:
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def disk_error(path: Path, error: OSError) -> PolypsegError:

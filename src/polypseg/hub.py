@@ -10,23 +10,29 @@ from __future__ import annotations
 import errno
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import read_json
+from polypseg.metadata import (
+    FRAMES_FILE,
+    METADATA_FILE,
+    MOST_BYTES,
+    MOST_FILE_BYTES,
+    MOST_FRAMES_BYTES,
+    WEIGHTS_FILE,
+    export_files,
+    member_names,
+    read_metadata,
+)
 
 log = logging.getLogger("polypseg")
 PREFIX = "hf://"
-METADATA_FILE = "metadata.json"
-WEIGHTS_FILE = "model.safetensors"
 _TIMEOUT = 10.0  # seconds without an answer
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-MEMBER = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # an ensemble's, each in a folder of its name
-_EXPORT = re.compile(r"(openvino|onnx)/\w[\w-]*\.(xml|bin|onnx)", re.ASCII)  # a .bin elsewhere may be a pickle
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -51,10 +57,8 @@ def fetch(reference: str) -> Path:
     _silence()
     pinned = _COMMIT.fullmatch(revision) is not None
     try:
-        if not (pinned and _cached(hub, repository, revision)):
-            # hf_hub_download goes on trying for half a minute where there is no network. One question first, which is
-            # not repeated, tells that at once.
-            hub.get_hf_file_metadata(hub.hf_hub_url(repository, METADATA_FILE, revision=revision), timeout=_TIMEOUT)
+        # hf_hub_download goes on trying for half a minute where there is no network. The question for the file's size,
+        # which is not repeated, tells that at once.
         metadata = Path(_download(hub, repository, METADATA_FILE, revision))
         commit = metadata.parent.name  # the cache keeps files as snapshots/COMMIT/NAME
 
@@ -67,12 +71,13 @@ def fetch(reference: str) -> Path:
                 except EntryNotFoundError:
                     continue  # opening the bundle tells what it lacks
 
-        members = _members(read_json(metadata), reference)
+        members = _names(member_names, read_metadata(metadata), reference)
         take(f"{member}/{METADATA_FILE}" for member in members)
         for part in members or [""]:
             file = metadata.parent / part / METADATA_FILE
-            exports = _exports(read_json(file), reference) if file.is_file() else []
-            take(f"{part}/{name}".lstrip("/") for name in (WEIGHTS_FILE, *exports))
+            described = read_metadata(file) if file.is_file() else {}
+            names = [WEIGHTS_FILE, *([FRAMES_FILE] if "frames" in described else [])]
+            take(f"{part}/{name}".lstrip("/") for name in names + _names(export_files, described, reference))
     except PolypsegError:
         raise
     except Exception as error:  # the hub's transport errors share no base class across its versions
@@ -136,6 +141,20 @@ def _silence() -> None:
 
 
 def _download(hub: Any, repository: str, name: str, revision: str) -> str:
+    """A file of the repository, in the cache; fetched where it is not there, if it is of a size that a bundle has.
+
+    Raises:
+        PolypsegError: it is larger.
+    """
+    cached = hub.try_to_load_from_cache(repository, name, revision=revision)
+    if not isinstance(cached, str) or _COMMIT.fullmatch(revision) is None:
+        url = hub.hf_hub_url(repository, name, revision=revision)
+        size = hub.get_hf_file_metadata(url, timeout=_TIMEOUT).size
+        limits = {METADATA_FILE: MOST_BYTES, FRAMES_FILE: MOST_FRAMES_BYTES}
+        most = limits.get(name.rpartition("/")[2], MOST_FILE_BYTES)
+        if size is None or size > most:
+            told = "of unknown size" if size is None else f"of {size:,} bytes, more than any bundle's"
+            raise PolypsegError(f"{PREFIX}{repository}: its {name} is {told}; do not use it")
     return str(hub.hf_hub_download(repository, name, revision=revision, etag_timeout=_TIMEOUT))
 
 
@@ -145,26 +164,18 @@ def _cached(hub: Any, repository: str, revision: str) -> Path | None:
     return Path(file) if isinstance(file, str) else None
 
 
-def _members(metadata: Any, reference: str) -> list[str]:
-    """The members that an ensemble's ``metadata.json`` names; none of a single network."""
-    found = metadata.get("members") if isinstance(metadata, dict) else None
-    names = [str(name) for name in found] if isinstance(found, dict) else []
-    for name in names:
-        if not MEMBER.fullmatch(name):
-            raise PolypsegError(f"{reference}: its {METADATA_FILE} names {name!r}, which no member is; do not use it")
-    return names
+def _names(of: Callable[[Any], list[str]], metadata: Any, reference: str) -> list[str]:
+    """Names in ``metadata.json``; none where it is not as it should be: opening it tells that.
 
-
-def _exports(metadata: Any, reference: str) -> list[str]:
-    """The exports' files that ``metadata.json`` names, none where it is not as it should be: opening it tells that."""
+    Raises:
+        PolypsegError: one is none that may be fetched.
+    """
     try:
-        names = [str(name) for export in metadata.get("exports", []) for name in export["files"]]
+        return of(metadata)
     except (AttributeError, KeyError, TypeError):
         return []
-    for name in names:
-        if not _EXPORT.fullmatch(name):
-            raise PolypsegError(f"{reference}: its {METADATA_FILE} names {name!r}, which no export is; do not use it")
-    return names
+    except ValueError as error:
+        raise PolypsegError(f"{reference}: its {METADATA_FILE} {error}; do not use it") from error
 
 
 def _explained(error: Exception, reference: str, repository: str, revision: str) -> PolypsegError:

@@ -137,7 +137,7 @@ def _black_and_white(values: NDArray[Any], path: str | Path) -> NDArray[np.uint8
     if 0 < greatest < WHITE * (top // 255):
         raise MaskError(
             f"{path}: mask holds the {depth}values {_found(values)}, no white ({top}); save polyps as {top}, or read "
-            f"them with --masks nonzero or class:{greatest}"
+            f"it with --masks {_remedy(values, greatest)}"
         )
     area = _grey_area(levels) if greatest else None
     if area is None:
@@ -147,7 +147,7 @@ def _black_and_white(values: NDArray[Any], path: str | Path) -> NDArray[np.uint8
     if value > BLACK:
         raise MaskError(
             f"{path}: mask holds areas of grey, neither polyp nor background (the {depth}values {_found(values)}); "
-            f"save polyps as {top}, or read it with --masks class:{native} or nonzero"
+            f"save polyps as {top}, or read it with --masks {_remedy(values, native)}"
         )
     if not _eroded(levels >= WHITE, _edge(levels)).any():
         raise MaskError(
@@ -162,10 +162,11 @@ def _grey_area(levels: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
     side = _edge(levels)
     step = side // 5
     some = np.ascontiguousarray(levels[::step, ::step])  # most masks need no closer look
-    if _eroded(_between(some, 1, WHITE - 1), 5).any():
-        wide = _eroded(_between(levels, 1, WHITE - 1), side)
-        if wide.any():
-            return wide
+    for low, high in ((BLACK + 1, WHITE - 1), (1, BLACK)):
+        if _eroded(_between(some, low, high), 5).any():
+            wide = _eroded(_between(levels, low, high), side)
+            if wide.any():
+                return wide
     if _between(some, BLACK + 1, WHITE - 1).any():
         middle = _between(levels, BLACK + 1, WHITE - 1)
         counts = np.bincount(levels[middle], minlength=256)
@@ -176,8 +177,8 @@ def _grey_area(levels: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
 
 
 def _edge(levels: NDArray[np.uint8]) -> int:
-    """How many pixels wide the grey of an edge may be, 5 or more."""
-    return max(5, round(max(levels.shape, default=0) * EDGE))
+    """How many pixels wide the grey of an edge may be, 7 or more."""
+    return max(7, round(max(levels.shape, default=0) * EDGE))
 
 
 def _between(levels: NDArray[np.uint8], low: int, high: int) -> NDArray[np.bool_]:
@@ -216,6 +217,11 @@ def _found(values: NDArray[Any]) -> str:
     if len(found) > 5:
         return f"{found[0]}, {found[1]}, {found[2]} … {found[-1]}, {len(found)} in all"
     return " and ".join([", ".join(map(str, found[:-1])), str(found[-1])] if len(found) > 1 else map(str, found))
+
+
+def _remedy(values: NDArray[Any], value: int) -> str:
+    """The kinds that may be meant; of a continuum of greys no single value is."""
+    return f"nonzero or class:{value}" if len(np.unique(values)) <= 16 else "nonzero"
 
 
 def _is_lossy(image: Image.Image, path: str | Path) -> bool:

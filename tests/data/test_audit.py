@@ -150,6 +150,14 @@ def test_a_frame_that_exif_turns_and_its_mask_that_it_does_not_is_a_warning(tmp_
     assert result.of_kind("turned-frame")[0].frames == ("set/b",)
 
 
+def test_a_frame_of_12_bits_in_16_is_a_warning(tmp_path: Path) -> None:
+    folder = save(tmp_path / "set", {"a": frame(1), "b": frame(2)})
+    Image.fromarray(frame(1)[..., 0].astype(np.uint16) * 16).save(folder / "images" / "a.png")
+    (finding,) = audit(folder).findings
+    assert (finding.kind, finding.frames) == ("fewer-bits", ("set/a",))
+    assert finding.message.endswith("and is read as 12 bits")
+
+
 def test_an_addition_to_the_masks_names_is_told(tmp_path: Path) -> None:
     folder = save(tmp_path / "set", {"a": frame(1), "b": frame(2)})
     for file in (folder / "masks").iterdir():

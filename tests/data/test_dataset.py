@@ -19,7 +19,7 @@ from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import phantom, read
 from polypseg.data.cache import FrameCache
-from polypseg.data.dataset import EpochBatches, FrameDataset, Key
+from polypseg.data.dataset import EpochBatches, FrameDataset, Key, Kinds
 from polypseg.data.transforms import AUGMENTATIONS, evaluation_pipeline, seed_pipeline, training_pipeline
 from polypseg.errors import PolypsegError, UsageError
 
@@ -251,3 +251,36 @@ def test_nobody_is_asked_for_a_version() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_batch_holds_the_share_of_polyp_free_frames() -> None:
+    """Every frame with a polyp once an epoch; the few polyp-free ones in turn, each as often as the others."""
+    polyp_free = np.array([False] * 60 + [True] * 7)
+    seen: dict[int, int] = {}
+    for epoch in range(7):
+        batches = EpochBatches(67, 10, True, 3, epoch=lambda now=epoch: now, kinds=Kinds(polyp_free, 0.4))
+        keys = list(batches)
+        assert len(keys) == len(batches) == 10
+        for batch in keys:
+            assert 3 <= sum(polyp_free[key.position] for key in batch) <= 5
+        positions = [key.position for batch in keys for key in batch]
+        assert sorted(position for position in positions if position < 60) == list(range(60))
+        assert len({(key.position, key.turn) for batch in keys for key in batch}) == 100  # no sample twice
+        for position in positions:
+            seen[position] = seen.get(position, 0) + 1
+    assert {seen[position] for position in range(60, 67)} == {40}
+
+
+def test_a_share_without_polyp_free_frames_changes_nothing() -> None:
+    plain = [list(batch) for batch in EpochBatches(9, 4, True, 3)]
+    assert [list(batch) for batch in EpochBatches(9, 4, True, 3, kinds=Kinds(np.zeros(9, bool), 0.5))] == plain
+
+
+def test_frames_made_polyp_free_have_an_empty_mask_and_repeat_by_seed_and_epoch(frames: Catalog) -> None:
+    cache = FrameCache(frames, Preprocessing(96, 96), progress=False)
+    dataset = FrameDataset(cache, evaluation_pipeline(cache.preprocessing), 1, made_polyp_free=0.5)
+    first = [dataset[Key(index, epoch)] for index in range(len(frames)) for epoch in range(6)]
+    again = [dataset[Key(index, epoch)] for index in range(len(frames)) for epoch in range(6)]
+    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(first, again, strict=True))
+    empty = sum(not sample["mask"].any() for sample in first)
+    assert 0 < empty < len(first)

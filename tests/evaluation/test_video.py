@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from polypseg.errors import PolypsegError
-from polypseg.evaluation.video import score_video, score_video_files
+from polypseg.evaluation.video import score_video, score_video_files, steadiness
 
 Box = list[int]
 
 
+def record(index: int, polyps: list[tuple[int | None, Box]], carried: list[tuple[int, Box]]) -> dict[str, Any]:
+    found, kept = ([{"id": number, "box": box} for number, box in some] for some in (polyps, carried))
+    return {"frame": index, "time": index / 10, "width": 100, "height": 80, "polyps": found, "carried": kept}
+
+
 def answers(*frames: list[Box]) -> list[dict[str, Any]]:
-    return [
-        {"frame": index, "time": index / 10, "width": 100, "height": 80, "polyps": [{"box": box} for box in boxes]}
-        for index, boxes in enumerate(frames)
-    ]
+    return [record(index, list(enumerate(boxes, 1)), []) for index, boxes in enumerate(frames)]
 
 
 def boxes(*frames: list[Box]) -> list[list[dict[str, Any]]]:
@@ -37,14 +39,16 @@ def test_boxes_are_counted_by_hand() -> None:
         answers([], [THIRD], [LEFT, FAR], [HALF, RIGHT], [SHIFTED], []), boxes(*[[LEFT, RIGHT]] * 4, [LEFT], [])
     )
     assert (scores.frames, scores.boxes, scores.predicted) == (6, 9, 6)
-    assert scores.recall == {"iou_0.3": 4 / 9, "iou_0.5": 3 / 9, "centre": 5 / 9}
-    assert scores.false_positives_per_frame == {"iou_0.3": 2 / 6, "iou_0.5": 3 / 6, "centre": 1 / 6}
-    assert scores.lesions_found == {"iou_0.3": 2, "iou_0.5": 2, "centre": 2}
+    assert scores.recall == {"any": 5 / 9, "iou_0.3": 4 / 9, "iou_0.5": 3 / 9, "centre": 5 / 9}
+    assert scores.false_positives_per_frame == {"any": 1 / 6, "iou_0.3": 2 / 6, "iou_0.5": 3 / 6, "centre": 1 / 6}
+    assert scores.lesions_found == {"any": 2, "iou_0.3": 2, "iou_0.5": 2, "centre": 2}
     left, right = scores.lesions
     assert (left.start, left.end, left.frames) == (0.0, 0.4, 5) and (right.end, right.frames) == (0.3, 4)
-    assert left.first_detection == {"iou_0.3": 0.1, "iou_0.5": 0.2, "centre": 0.1}
-    assert left.frames_found == {"iou_0.3": 3, "iou_0.5": 2, "centre": 4}
-    assert right.first_detection == {"iou_0.3": 0.3, "iou_0.5": 0.3, "centre": 0.3}
+    assert left.first_detection == {"any": 0.1, "iou_0.3": 0.1, "iou_0.5": 0.2, "centre": 0.1}
+    assert left.confirmation == left.first_detection
+    assert left.frames_found == {"any": 4, "iou_0.3": 3, "iou_0.5": 2, "centre": 4}
+    assert right.first_detection == {"any": 0.3, "iou_0.3": 0.3, "iou_0.5": 0.3, "centre": 0.3}
+    assert set(left.identity_switches.values()) == set(right.identity_switches.values()) == {0}
     assert json.loads(json.dumps(scores.to_dict()))["lesions"][0]["frames"] == 5
 
 
@@ -55,7 +59,7 @@ def test_an_iou_equal_to_the_threshold_reaches_it() -> None:
 
 def test_two_answers_to_one_box_are_one_found_and_one_false() -> None:
     scores = score_video(answers([LEFT, HALF]), boxes([LEFT]))
-    for criterion in ("iou_0.3", "iou_0.5", "centre"):
+    for criterion in ("any", "iou_0.3", "iou_0.5", "centre"):
         assert (scores.recall[criterion], scores.false_positives_per_frame[criterion]) == (1, 1)
 
 
@@ -68,14 +72,14 @@ def test_most_pairs_are_made() -> None:
 
 def test_a_video_without_polyps() -> None:
     scores = score_video(answers([], [FAR]), boxes([], []))
-    assert scores.recall == {"iou_0.3": None, "iou_0.5": None, "centre": None}
+    assert scores.recall == {"any": None, "iou_0.3": None, "iou_0.5": None, "centre": None}
     assert scores.false_positives_per_frame["centre"] == 0.5 and scores.lesions == []
 
 
 def test_a_lesion_that_is_never_found() -> None:
     scores = score_video(answers([], []), boxes([LEFT], [LEFT]))
     (lesion,) = scores.lesions
-    assert lesion.first_detection == {"iou_0.3": None, "iou_0.5": None, "centre": None}
+    assert lesion.first_detection == lesion.confirmation == dict.fromkeys(lesion.first_detection)
     assert scores.lesions_found["centre"] == 0 and scores.recall["centre"] == 0
 
 
@@ -84,6 +88,37 @@ def test_names_of_lesions_are_taken_where_they_are_given() -> None:
     scores = score_video(answers([], [LEFT], [RIGHT]), named)
     assert [(lesion.lesion, lesion.frames) for lesion in scores.lesions] == [("a", 2), ("b", 1)]
     assert [lesion.first_detection["centre"] for lesion in scores.lesions] == [0.2, 0.0]
+
+
+def test_only_what_is_shown_counts_and_its_fragments_are_one() -> None:
+    """A lesion in two pieces, first without a number, then with one, then carried over, then with another one."""
+    upper, lower = [10, 10, 30, 20], [10, 21, 30, 30]
+    records = [
+        record(0, [], []),
+        record(1, [(None, LEFT), (None, FAR)], []),
+        record(2, [(1, upper), (1, lower), (None, FAR)], []),
+        record(3, [], [(1, LEFT)]),
+        record(4, [(2, LEFT)], []),
+        record(5, [(2, LEFT), (1, FAR)], []),
+    ]
+    scores = score_video(records, boxes(*[[LEFT]] * 6))
+    assert (scores.predicted, scores.recall["iou_0.5"]) == (5, 4 / 6)
+    assert scores.false_positives_per_frame["any"] == 1 / 6
+    (lesion,) = scores.lesions
+    assert (lesion.first_detection["iou_0.5"], lesion.confirmation["iou_0.5"]) == (0.1, 0.2)
+    assert lesion.identity_switches == scores.identity_switches == dict.fromkeys(scores.recall, 1)
+
+
+def test_steadiness_is_counted_by_hand() -> None:
+    """Appear 1, nothing, swap 1 for 2, add 3, lose both."""
+    numbers: list[list[int]] = [[], [1], [1], [2], [2, 3], []]
+    found = steadiness([record(index, [(one, LEFT) for one in some], []) for index, some in enumerate(numbers)])
+    assert (found.frames, found.seconds, found.numbers, found.frames_shown) == (6, 0.6, 3, 4)
+    assert found.count_changes == 3 and found.changes_per_second == pytest.approx((1 + 2 + 1 + 2) / 0.6)
+    assert found.numbers_per_minute == pytest.approx(3 / 0.01)
+    assert steadiness([record(0, [], [])]).changes_per_second == 0
+    with pytest.raises(ValueError, match="no frame"):
+        steadiness([])
 
 
 def write(folder: Path, records: list[dict[str, Any]], truth: Any) -> tuple[Path, Path]:
@@ -116,7 +151,17 @@ def test_boxes_that_do_not_fit(tmp_path: Path, truth: Any, message: str) -> None
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "no json\n", "[1]\n", '{"time": 1}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "no json\n",
+        "[1]\n",
+        '{"time": 1}\n',
+        '{"time": 0, "width": 1, "height": 1, "polyps": [{"box": [0, 0, 1, 1]}]}\n',
+        '{"time": 0, "width": 1, "height": 1, "polyps": 3}\n',
+    ],
+)
 def test_lines_that_are_none(tmp_path: Path, content: str) -> None:
     records, truth = write(tmp_path, [], {"width": 1, "height": 1, "frames": []})
     records.write_text(content)

@@ -9,7 +9,15 @@ import torch
 from scipy.ndimage import uniform_filter
 from scipy.special import expit, log_expit
 
-from polypseg.models.losses import LossConfig, boundary_weight, distillation_loss, segmentation_loss, soft_dice_loss
+from polypseg.models.losses import (
+    LossConfig,
+    background_loss,
+    boundary_weight,
+    distillation_loss,
+    presence_loss,
+    segmentation_loss,
+    soft_dice_loss,
+)
 
 
 def test_losses_equal_smps() -> None:
@@ -99,3 +107,31 @@ def test_a_mistake_at_the_outline_costs_more_with_the_boundarys_weight() -> None
         segmentation_loss(elsewhere, target, plain).item()
     )
     assert segmentation_loss(outline, target, weighted) > 1.5 * segmentation_loss(elsewhere, target, weighted)
+
+
+def test_the_background_loss_is_that_of_the_hardest_pixels_away_from_polyps() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 1, 40, 40)).astype(np.float32)
+    target = np.zeros((2, 1, 40, 40), np.float32)
+    target[0, :, 10:20, 10:20] = 1
+    logits[0, :, 9:21, 9:21] = 30.0  # the polyp and its outline, however sure, are no false positive
+    expected = []
+    for one, truth in zip(logits[:, 0], target[:, 0], strict=True):
+        near = uniform_filter(truth, 2 * max(1, round(40 * 15 / 352)) + 1, mode="constant") > 1e-4
+        hardest = np.sort((-log_expit(-one.astype(np.float64)))[~near])[-16:]  # a hundredth of 1600
+        expected.append(hardest.mean())
+    found = background_loss(torch.from_numpy(logits), torch.from_numpy(target))
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_the_presence_loss_pulls_marks_up_on_polyps_and_down_elsewhere_and_leaves_the_rest() -> None:
+    target = torch.zeros(1, 1, 64, 64)
+    target[..., :32, :32] = 1
+    logits = torch.full((1, 1, 64, 64), -40.0)
+    logits[..., :16, :16] = logits[..., 48:, 48:] = 8.0  # marked: a place with a polyp, and one without
+    presence = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    presence_loss(presence, logits, target).backward()
+    assert presence.grad is not None
+    pull = -presence.grad[0, 0]
+    assert pull[0, 0] > 0 > pull[3, 3]
+    assert pull.abs()[1, 1] < 0.1 * pull[0, 0]  # a polyp that the map does not mark

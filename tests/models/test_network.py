@@ -9,7 +9,7 @@ import torch
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.models.device import choose_device, gains_from_bf16
-from polypseg.models.network import build, dropout_argument
+from polypseg.models.network import build, dropout_argument, joined
 
 
 def test_the_known_recipes_network() -> None:
@@ -109,3 +109,31 @@ def test_devices() -> None:
             choose_device("cuda")
     with pytest.raises(UsageError, match="not available"):
         choose_device("abacus")
+
+
+@pytest.fixture(scope="module")
+def judging() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build(Architecture("UnetPlusPlus", "mobilenet_v2", presence=True, output_stride=4)).eval()
+
+
+def test_the_judgement_of_presence_begins_as_if_it_were_not_there(judging: torch.nn.Module) -> None:
+    plain = build(Architecture("UnetPlusPlus", "mobilenet_v2", output_stride=4)).eval()
+    missing = plain.load_state_dict(judging.state_dict(), strict=False)
+    assert all(name.startswith("presence.") for name in missing.unexpected_keys) and not missing.missing_keys
+    frames = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(judging(frames), plain(frames), atol=0.02, rtol=0)
+
+
+def test_presence_lowers_confidence_and_never_moves_the_outline() -> None:
+    torch.manual_seed(0)
+    logits = 8 * torch.randn(1, 1, 64, 64)
+    presence = torch.full((1, 1, 4, 4), 6.0)
+    presence[..., 2:, :] = -6.0
+    found = joined(logits, presence)
+    assert ((found > 0) == (logits > 0)).all()
+    above, marked = (0, 0, slice(24)), logits > 0
+    assert (found[above] - logits[above]).abs().max() < 0.01
+    below = found[0, 0, 40:][marked[0, 0, 40:]]
+    assert (below < logits[0, 0, 40:][marked[0, 0, 40:]]).all() and below.max() < logits.max() - 4

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from polypseg.evaluation.video import score_video_files
 from polypseg.inference.video.files import VideoReader
 from polypseg.inference.video.predict import predict_video
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 pytestmark = pytest.mark.real
@@ -26,6 +27,7 @@ class Oracle:
     """Answers each frame with filled ellipses in its annotated boxes, shrunk to ``share`` of their sides."""
 
     threshold = 0.5
+    operating_point = OperatingPoint(0.5, 0.6)
     settings: ClassVar[dict[str, Any]] = {
         "model": "0" * 64,
         "threshold": 0.5,
@@ -80,16 +82,22 @@ def test_lesions_of_the_annotated_clip_are_followed_and_scored(real_data: Path, 
     summary = predict_video(oracle, clip, tmp_path)
     scores = score_video_files(tmp_path / "ldpolyp-clip.jsonl", boxes)
     assert (scores.frames, scores.boxes) == (53, 61)
-    assert scores.recall == dict.fromkeys(scores.recall, 51 / 61)
+    assert scores.recall == dict.fromkeys(scores.recall, 44 / 61)  # without the four frames before it has a number
     assert set(scores.false_positives_per_frame.values()) == {0}
     assert sorted(lesion.frames for lesion in scores.lesions) == [8, 53]
     assert all(set(lesion.first_detection.values()) == {0.2} for lesion in scores.lesions)
-    assert sorted(track["frames_seen"] for track in summary.tracks) == [3, 48]
+    # The second lesion is in view for three more frames, too short a time for a number.
+    confirmed = [lesion.confirmation["iou_0.5"] for lesion in scores.lesions]
+    assert sorted(confirmed, key=str) == [0.36, None]
+    assert [track["frames_seen"] for track in summary.tracks] == [48]
+    assert scores.identity_switches == dict.fromkeys(scores.recall, 0) and scores.steadiness.count_changes == 1
 
     shrunk: Any = Oracle(truth, share=0.6)  # boxes of 0.36 of the area: found at 0.3, not at 0.5
     predict_video(shrunk, clip, tmp_path, overlay=False, overwrite=True)
-    recall = score_video_files(tmp_path / "ldpolyp-clip.jsonl", boxes).recall
-    assert recall["iou_0.3"] == recall["centre"] == 1 and recall["iou_0.5"] == 0
+    scores = score_video_files(tmp_path / "ldpolyp-clip.jsonl", boxes)
+    assert {lesion.first_detection["iou_0.3"] for lesion in scores.lesions} == {0}
+    assert scores.recall["any"] == scores.recall["iou_0.3"] == scores.recall["centre"] > 0.8
+    assert scores.recall["iou_0.5"] == 0
 
 
 def test_the_overlay_is_the_clip_with_the_polyp_drawn(real_data: Path, tmp_path: Path) -> None:
@@ -100,5 +108,7 @@ def test_the_overlay_is_the_clip_with_the_polyp_drawn(real_data: Path, tmp_path:
         for before, after in zip(source, drawn, strict=True):
             assert before.pts == after.pts
             assert cv2.PSNR(before.pixels[750:1000], after.pixels[750:1000]) > 36
+            if after.index < 2:  # it has no number yet
+                continue
             yellow = after.pixels[545:555, 490:510].astype(int)
             assert np.abs(yellow - (255, 230, 0)).sum(2).min() < 90  # the outline's left end

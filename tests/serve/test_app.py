@@ -156,6 +156,84 @@ def test_a_full_queue_says_when_to_come_again(start: Any, frames: list[Path], tm
 # ---- what is wrong --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("disposition", "kept"),
+    [
+        (b"filename*=UTF-8''caf%C3%A9%20%E2%82%AC.jpg", "caf\u00e9 \u20ac.jpg"),
+        (b"filename=\"x.jpg\"; filename*=utf-8'en'y.jpg", "y.jpg"),
+        (b"filename*0*=UTF-8''a%20; filename*1=b.jpg", "a b.jpg"),
+        (b'filename="=?UTF-8?B?w7xuw68uanBn?="', "\u00fcn\u00ef.jpg"),
+        (b'filename="=?utf-8?q?caf=C3=A9?=.jpg"', "caf\u00e9.jpg"),
+        (b'filename="=?nonsense?B?w7xu?=.jpg"', "=_nonsense_B_w7xu_=.jpg"),
+        (b"filename*=UTF-8''..%2F..%2Fpasswd", "passwd"),
+        ('filename="\u00e9.jpg"'.encode(), "\u00e9.jpg"),
+    ],
+)
+def test_a_name_is_understood_in_every_spelling(server: Any, frames: list[Path], disposition: bytes, kept: str) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; ' + disposition + b"\r\n\r\n"
+    body = head + frames[0].read_bytes() + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = server.web.post("/v1/segment", content=body, headers=headers)
+    assert answer.status_code == 200 and answer.json()["source"] == kept, answer.text
+
+
+def test_what_is_not_declared_is_refused_by_name(server: Any, frames: list[Path]) -> None:
+    good = frames[0].read_bytes()
+    refused(
+        post(server, good, params={"treshold": "0.8"}), 422, "^treshold: is no parameter of this route; known: .*prob"
+    )
+    refused(post(server, good, data={"colour": "red"}), 422, "^colour: is no field of this route; known: .*file")
+    refused(
+        post(server, good, params=[("probability", "1"), ("probability", "0")]), 422, "^probability: is given 2 times"
+    )
+    two = [("file", ("a.jpg", good)), ("file", ("b.jpg", good))]
+    refused(server.web.post("/v1/segment", files=two), 422, "^file: is given 2 times; give it once")
+    refused(
+        server.web.get("/v1/jobs", params={"page": "2"}),
+        422,
+        "^page: is no parameter of this route; known: after, limit",
+    )
+    refused(server.web.get("/v1/model?x"), 422, "^x: is no parameter of this route; there are none here")
+    refused(server.web.post("/v1/jobs", files=two, data={"smooth": "0.5"}), 422, "^smooth: .*known: file, smoothing")
+    refused(server.web.post("/v1/jobs", data={"file": "x", "a\nb": "1"}), 422, "^a_b: is no field")
+
+
+def test_many_or_large_fields_are_cut_off(server: Any) -> None:
+    before = server.memory()
+    large = {f"field-{number}": "x" * (1 << 20) for number in range(7)}
+    refused(
+        server.web.post("/v1/jobs", files=[("file", ("a.jpg", b"x"))], data=large), 400, "exceeded maximum size of 16KB"
+    )
+    many = {f"field-{number}": "x" for number in range(60)}
+    refused(server.web.post("/v1/jobs", files=[("file", ("a.jpg", b"x"))], data=many), 400, "Too many fields")
+    refused(server.web.post("/v1/segment", data=large), 413, "larger than")
+    assert server.memory() - before < 30_000_000
+
+
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/v1/model", "/v1/jobs", "/v1/corrections"])
+def test_head_is_answered_as_get_without_the_body(server: Any, path: str) -> None:
+    answer = server.web.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == server.web.get(path).headers["content-type"]
+
+
+def test_jobs_come_in_pages(server: Any, frames: list[Path]) -> None:
+    known = [
+        server.web.post("/v1/jobs", files={"file": ("a.jpg", frame.read_bytes())}).json()["id"] for frame in frames[:3]
+    ]
+    listed, address, pages = [], "/v1/jobs?limit=2", 0
+    while address:
+        answer = server.web.get(address)
+        listed += [job["id"] for job in answer.json()]
+        assert len(answer.json()) <= 2
+        address, pages = answer.links.get("next", {}).get("url", ""), pages + 1
+    assert listed[-3:] == known and pages == -(-len(listed) // 2)
+    assert server.web.get("/v1/jobs", params={"after": known[0]}).json() == [
+        server.web.get(f"/v1/jobs/{identity}").json() for identity in known[1:]
+    ]
+    refused(server.web.get("/v1/jobs?limit=0"), 422, "^limit: ")
+
+
 def test_what_cannot_be_segmented_is_told_in_one_line(server: Any, frames: list[Path], clip: Path) -> None:
     good = frames[0].read_bytes()
     refused(post(server, b"hello", "notes.txt"), 415, r"^notes.txt: is no image")
@@ -252,8 +330,10 @@ def raw(server: Any, request: bytes, parts: tuple[bytes, ...] = ()) -> tuple[int
     ids=["header", "headers", "address", "TLS", "text", "version", "negative", "two lengths", "chunks", "two hosts"],
 )
 def test_what_is_no_http_is_refused(server: Any, request_: bytes) -> None:
-    status, _ = raw(server, request_)
-    assert status in (0, 400, 421, 431)
+    status, answer = raw(server, request_)
+    assert status in (400, 421, 431)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/json" in head and list(json.loads(body)) == ["error"]
     assert server.web.get("/health/ready").status_code == 200
 
 

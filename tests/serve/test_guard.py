@@ -141,3 +141,37 @@ def test_a_body_that_comes_too_slowly_is_cut_off(monkeypatch: pytest.MonkeyPatch
     assert 0 < given < 10
     monkeypatch.setattr(guard, "SLOWEST", 10)  # fast enough, for long
     assert ask(method="POST", parts=[b"x"] * 20, delay=0.02)[0] == 200
+
+
+def test_a_large_head_is_refused_also_where_it_came_whole() -> None:
+    for headers in ({"x": "y" * 40_000}, {f"x{number}": "y" for number in range(8000)}):
+        status, line, _ = ask(headers=headers)
+        assert (status, line) == (431, guard.head_too_large())
+    assert ask(headers={"x": "y" * 30_000})[0] == 200
+
+
+def test_health_is_answered_however_many_requests_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MOST_REQUESTS", 0)
+    assert ask(path="/v1/model")[:2] == (503, "0 requests are worked on; come again later")
+    assert ask(path="/health/live")[0] == ask(path="/health/ready")[0] == 200
+
+
+def test_what_follows_an_early_refusal_is_taken_in() -> None:
+    """So that a client that still sends reads the answer."""
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 400, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"x", "more_body": bool(coming.pop())}
+
+    async def send(message: Any) -> None:
+        sent.append((message["type"], len(coming)))
+
+    sent: list[Any] = []
+    coming = [0, 1, 1, 1]
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(refuse, None, lambda path: 1000)(scope, receive, send))
+    assert sent == [("http.response.start", 0), ("http.response.body", 0)]

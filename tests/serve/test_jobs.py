@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import io
 import json
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +22,17 @@ from starlette.exceptions import HTTPException
 
 from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError
+from polypseg.files import disk_error
 from polypseg.inference.outputs import frame_record, with_shapes
+from polypseg.inference.video.outputs import VideoOutputs
 from polypseg.inference.video.predict import predict_video
-from polypseg.serve.jobs import MOST_STARTS, Job, Jobs, Table
+from polypseg.serve import jobs as module
+from polypseg.serve.decoding import Decoders
+from polypseg.serve.jobs import MOST_STARTS, Jobs
 from polypseg.serve.settings import Settings
+from polypseg.serve.state import COLUMNS, Job, Table, open_state
+
+DECODERS: dict[str, Decoders] = {}
 
 
 class Held:
@@ -44,9 +55,22 @@ class Held:
             yield probability
 
 
+@pytest.fixture(scope="module", autouse=True)
+def decoders() -> Iterator[Decoders]:
+    """Processes for all tests here."""
+    settings = Settings(Path())
+    processes = DECODERS.setdefault("all", Decoders(settings.decode_seconds, settings.decode_memory))
+    yield processes
+    processes.close()
+
+
+def opened(segmenter: Any, state: Path, **limits: Any) -> Jobs:
+    return Jobs(segmenter, Settings(state, **limits), open_state(state), DECODERS["all"])
+
+
 @contextmanager
 def working(segmenter: Any, state: Path, **limits: Any) -> Iterator[Jobs]:
-    jobs = Jobs(segmenter, Settings(state, **limits))
+    jobs = opened(segmenter, state, **limits)
     jobs.start()
     try:
         yield jobs
@@ -140,7 +164,7 @@ def test_what_is_no_video_or_image_is_not_taken_in(
             submit(jobs, (name, content))
         assert refusal.value.status_code == status
         assert str(tmp_path) not in str(refusal.value.detail)
-        assert jobs.all() == [] and list((tmp_path / "state" / "jobs").iterdir()) == []
+        assert jobs.page(1000) == [] and list((tmp_path / "state" / "jobs").iterdir()) == []
 
 
 def test_limits_of_a_video(segmenter: Any, clip: Path, tmp_path: Path) -> None:
@@ -204,15 +228,158 @@ def test_with_another_model_a_job_begins_anew(segmenter: Any, exported: Any, cli
         assert json.loads(jobs.file(job.id, "clip.timeline.json").read_text())["runtime"] == "onnx"
 
 
-def test_a_job_that_kills_the_service_again_and_again_is_given_up(segmenter: Any, clip: Path, tmp_path: Path) -> None:
+def test_deaths_of_the_service_end_no_job_but_let_others_go_first(
+    segmenter: Any, clip: Path, frames: list[Path], tmp_path: Path
+) -> None:
     state = tmp_path / "state"
-    jobs = Jobs(segmenter, Settings(state))
-    job = submit(jobs, clip)
-    jobs._table.change(job.id, state="running", starts=MOST_STARTS)  # as those deaths left it
+    jobs = opened(segmenter, state)
+    first, second, third = submit(jobs, clip), submit(jobs, frames[0]), submit(jobs, frames[1])
+    jobs._table.change(first.id, state="running", starts=MOST_STARTS + 1)  # as those deaths left it
+    jobs._table.change(third.id, state="running", starts=MOST_STARTS)
+    jobs._began = time.monotonic() - 1000  # a while ago
+    order = []
+    for _ in range(3):
+        jobs._current = None
+        taken = jobs._take()
+        assert taken is not None
+        order.append(taken.id)
+        jobs._table.change(taken.id, state="done")
+    assert order == [third.id, second.id, first.id]
+    jobs._table.change(first.id, state="running")
     jobs._table.close()
     with working(segmenter, state) as jobs:
-        found = ended(jobs, job)
-        assert found.state == "failed" and "stopped the service" in str(found.error)
+        assert jobs._pause(jobs.get(first.id)) > 0
+        jobs._began = time.monotonic() - 1000
+        with jobs._changed:
+            jobs._changed.notify()
+        assert ended(jobs, first).state == "done"
+
+
+REFUSALS = {
+    "full": OSError(errno.ENOSPC, "No space left on device"),
+    "broken": OSError(errno.EIO, "Input/output error"),
+    "read-only": OSError(errno.EROFS, "Read-only file system"),
+    "table": sqlite3.OperationalError("disk I/O error"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_the_disk_refuses_waits_and_goes_on(
+    segmenter: Any, clip: Path, frames: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """At every place: where a video's lines, a still's files and the job's progress are written."""
+    monkeypatch.setattr(module, "RETRY", 0.01)
+    monkeypatch.setattr(module, "LONGEST_RETRY", 0.01)
+    refusing, reached = threading.Event(), threading.Event()
+
+    def unless_refusing(function: Any) -> Any:
+        def called(*arguments: Any, **options: Any) -> Any:
+            if refusing.is_set() and threading.current_thread() is jobs._thread:
+                reached.set()
+                error = REFUSALS[kind]
+                raise error if kind == "table" else disk_error(tmp_path / "state" / "x", error) from error
+            return function(*arguments, **options)
+
+        return called
+
+    with working(segmenter, tmp_path / "state") as jobs:
+        if kind == "table":
+            monkeypatch.setattr(Table, "_execute", unless_refusing(Table._execute))
+        else:
+            monkeypatch.setattr(module, "write_frame", unless_refusing(module.write_frame))
+            monkeypatch.setattr(VideoOutputs, "add", unless_refusing(VideoOutputs.add))
+        for files in ([frames[0], clip], [clip]):
+            reached.clear()
+            refusing.set()
+            job = submit(jobs, *files)
+            assert reached.wait(60)
+            end = time.monotonic() + 30
+            while jobs.trouble is None:
+                assert time.monotonic() < end
+            told = jobs.get(job.id)
+            assert told.state in ("queued", "running") and jobs.alive
+            assert kind == "table" or (told.error or "").startswith("waits: ")
+            assert str(tmp_path) not in str(told.error)
+            refusing.clear()
+            found = ended(jobs, job)
+            assert (found.state, found.error) == ("done", None)
+            assert jobs.trouble is None and len(found.files) == (8 if len(files) > 1 else 3)
+
+
+def test_cancelling_does_not_wait_for_the_disk(
+    segmenter: Any, frames: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        error = OSError(errno.ENOSPC, "No space left on device")
+        raise disk_error(tmp_path / "x", error) from error
+
+    with working(segmenter, tmp_path / "state") as jobs:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "write_frame", full)
+            job = submit(jobs, frames[0])
+            end = time.monotonic() + 30
+            while jobs.trouble is None:
+                assert time.monotonic() < end
+            assert jobs.cancel(job.id) is not None
+        assert ended(jobs, submit(jobs, frames[1])).state == "done"
+        assert files_of(tmp_path / "state", job) == set() and jobs.get(job.id).state == "cancelled"
+
+
+def test_what_gave_no_result_keeps_its_upload_until_the_job_is_removed(
+    segmenter: Any, frames: list[Path], tmp_path: Path
+) -> None:
+    broken = frames[0].read_bytes()[:200]
+    with working(segmenter, tmp_path / "state") as jobs:
+        job = submit(jobs, ("broken.jpg", broken), frames[1])
+        assert ended(jobs, job).state == "done"
+        alone = submit(jobs, ("broken.jpg", broken))
+        assert ended(jobs, alone).state == "failed"
+        ended(jobs, submit(jobs, frames[2]))  # by now the others are tidied up
+        folder = tmp_path / "state" / "jobs"
+        assert [path.name for path in sorted((folder / job.id / "in").rglob("*.jpg"))] == ["broken.jpg"]
+        assert [path.name for path in (folder / alone.id).rglob("*.jpg")] == ["broken.jpg"]
+        jobs.cancel(alone.id)
+        assert not (folder / alone.id).exists()
+
+
+def test_results_of_every_upload_stand_under_its_own_name(segmenter: Any, frames: list[Path], tmp_path: Path) -> None:
+    sent = ["2-frame.jpg", "frame.jpg", "frame.jpg", "FRAME.jpg", "frame.png", "fra\u0301me.jpg", "fr\u00e1me.jpg"]
+    contents = [frame.read_bytes() for frame in frames[: len(sent)]]
+    with working(segmenter, tmp_path / "state") as jobs:
+        found = ended(jobs, submit(jobs, *zip(sent, contents, strict=True)))
+        assert found.names[:2] == sent[:2] and len(set(found.names)) == len(sent)
+        assert len(found.files) == 3 * len(sent) + 2
+        for name, content in zip(found.names, contents, strict=True):
+            record = json.loads(jobs.file(found.id, f"{Path(name).stem}.json").read_text())
+            assert record["source"] == name and record["source_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_jobs_expire_and_come_in_pages(segmenter: Any, frames: list[Path], tmp_path: Path) -> None:
+    with working(segmenter, tmp_path / "state") as jobs:
+        known = [submit(jobs, frame).id for frame in frames[:3]]
+        for identity in known:
+            ended(jobs, jobs.get(identity))
+        assert [job.id for job in jobs.page(2)] == known[:2] and [job.id for job in jobs.page(2, known[1])] == known[2:]
+        assert jobs.page(2, known[2]) == []
+        with pytest.raises(HTTPException, match="no such job"):
+            jobs.page(2, "none")
+        jobs._table.change(known[0], ended="2020-01-01T00:00:00+00:00")
+    with working(segmenter, tmp_path / "state", keep_days=1) as jobs:
+        late = ended(jobs, submit(jobs, frames[0]))
+        assert [job.id for job in jobs.page(10)] == [*known[1:], late.id]
+        assert not (tmp_path / "state" / "jobs" / known[0]).exists()
+
+
+def test_a_table_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    columns = ", ".join(f"{name} TEXT" for name in COLUMNS if name != "ended")
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as old:
+        old.execute(f"CREATE TABLE jobs ({columns})")
+        row = ["1", "done", "batch", '["a.jpg"]', "0", "null", "{}", "1", "1", None, "2026-01-01", "0"]
+        old.execute(f"INSERT INTO jobs VALUES ({', '.join('?' * len(row))})", row)
+        old.commit()
+    table = Table(tmp_path / "jobs.sqlite")
+    assert [(job.id, job.names, job.ended) for job in table.select()] == [("1", ["a.jpg"], None)]
+    table.close()
 
 
 def test_a_crash_fails_its_job_only(segmenter: Any, frames: list[Path], tmp_path: Path) -> None:
@@ -258,7 +425,7 @@ def test_a_full_disk_refuses_a_job_and_keeps_none_of_it(
         monkeypatch.setattr(shutil, "copyfileobj", full)
         with pytest.raises(PolypsegError, match="disk is full"):
             submit(jobs, clip)
-        assert jobs.all() == [] and list((tmp_path / "state" / "jobs").iterdir()) == []
+        assert jobs.page(1000) == [] and list((tmp_path / "state" / "jobs").iterdir()) == []
 
 
 def test_dicom_of_several_frames(segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from polypseg.cli import main
 from polypseg.inference.video.files import VideoReader
 from polypseg.inference.video.predict import predict_video
 from polypseg.serve import run
+from polypseg.serve.state import open_state
 
 TOKEN = "0123456789abcdef"
 FRAMES = 400
@@ -47,6 +48,39 @@ def test_a_missing_extra(capsys: pytest.CaptureFixture[str], tmp_path: Path, mon
     assert status == 1 and "needs uvicorn; install the extra: pip install 'polypseg[serve]'" in line
 
 
+def test_a_second_server_is_refused_before_it_deletes_anything(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    table = open_state(state)
+    (state / "temporary" / "upload-1").write_bytes(b"a frame on its way in")
+    (state / "corrections" / "masks").mkdir(parents=True)
+    (state / "corrections" / "masks" / "a.png").write_bytes(b"half a pair")
+    status, line = refused(capsys, "--port", 0, "--state", state)
+    assert status == 1 and "another polypseg serve works in this folder" in line
+    assert (state / "temporary" / "upload-1").exists() and (state / "corrections" / "masks" / "a.png").exists()
+    table.close()
+    open_state(state).close()
+    assert not (state / "temporary" / "upload-1").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
+def test_a_state_folder_is_for_its_user_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o755)
+    open_state(state).close()
+    assert state.stat().st_mode & 0o777 == 0o700
+    state.chmod(0o755)  # one of an earlier version, with jobs
+    open_state(state).close()
+    assert state.stat().st_mode & 0o777 == 0o700
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "thesis.txt").write_text("x")
+    status, line = refused(capsys, "--port", 0, "--state", shared)
+    assert status == 1 and "other users may read it" in line and "chmod 700" in line
+    assert shared.stat().st_mode & 0o777 == 0o755 and [path.name for path in shared.iterdir()] == ["thesis.txt"]
+
+
 def test_a_state_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     status, line = refused(capsys, "--port", 0, "--state", tmp_path / "file")
@@ -62,6 +96,7 @@ def test_a_state_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str
         ["--token", "with spaces and 16 characters"],
         ["--host", "no.such.host.invalid"],
         ["--queue", "0"],
+        ["--keep_days", "0"],
         ["--timeout", "-1"],
         ["--max_pixels", "100000000"],
         ["--port", "70000"],
@@ -92,6 +127,19 @@ def test_others_can_reach_it_with_the_token_only(
     assert service.web.post("/v1/segment", files=files, headers=bearer).status_code == 200
     assert service.end(signal.SIGINT) == 0
     assert TOKEN not in service.log.read_text()
+
+
+def test_silent_connections_shut_nobody_out(server: Any) -> None:
+    silent = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(run.MOST_CONNECTIONS + 8)]
+    try:
+        for path in ("/health/live", "/v1/model"):
+            assert server.web.get(path).status_code == 200
+        assert silent[0].recv(1) == b""  # the one that was silent for longest made room
+        silent[-1].sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert silent[-1].recv(100).startswith(b"HTTP/1.1 200")
+    finally:
+        for connection in silent:
+            connection.close()
 
 
 def listens(port: int) -> bool:

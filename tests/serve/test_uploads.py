@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
-from polypseg.serve.uploads import own_name, read_still, stored, told
+from polypseg.serve.uploads import own_name, read_still, stored, told, told_apart
 
 MOST = 1_000_000  # pixels
 
@@ -53,6 +53,59 @@ def test_a_long_name_is_cut_and_keeps_its_ending() -> None:
         kept = own_name(name)
         assert 1 <= len(kept.encode()) <= 100
         assert kept.endswith(".mp4") == name.endswith(".mp4")
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (["a.jpg", "b.jpg"], ["a.jpg", "b.jpg"]),
+        (["frame-001.jpg", "frame-002.jpg", "frame.jpg"], ["frame-001.jpg", "frame-002.jpg", "frame.jpg"]),
+        (["2-frame.jpg", "frame.jpg", "frame.jpg"], ["2-frame.jpg", "frame.jpg", "2-1-frame.jpg"]),
+        (["frame.jpg", "frame.jpg", "1-frame.jpg"], ["frame.jpg", "1-1-frame.jpg", "1-frame.jpg"]),
+        (["a.jpg", "A.JPG", "a.png"], ["a.jpg", "1-A.JPG", "2-a.png"]),
+        (["stra\u00dfe.jpg", "STRASSE.jpg"], ["stra\u00dfe.jpg", "1-STRASSE.jpg"]),
+        (["coco.jpg", "Predictions.jpg"], ["0-coco.jpg", "1-Predictions.jpg"]),
+        (["a.dcm", "a-0002.jpg"], ["a.dcm", "1-a-0002.jpg"]),  # a DICOM file of several frames gives a-0002.png
+        (["a-0002.jpg", "a.dcm"], ["a-0002.jpg", "1-a.dcm"]),
+        (["a.mp4", "a.timeline.jpg"], ["a.mp4", "1-a.timeline.jpg"]),
+        (["1.2.3", "1.2.4"], ["1.2.3", "1-1.2.4"]),
+    ],
+)
+def test_names_of_one_job_are_told_apart(sent: list[str], kept: list[str]) -> None:
+    assert told_apart(sent) == kept
+
+
+def test_however_names_collide_no_two_results_share_a_name() -> None:
+    rng = np.random.default_rng(3)
+    parts = [
+        "frame",
+        "FRAME",
+        "1-frame",
+        "1-1-frame",
+        "frame-0001",
+        "frame.timeline",
+        "2-frame",
+        "coco",
+        "3-frame-0001",
+    ]
+    for _ in range(50):
+        names = told_apart([f"{parts[at]}.jpg" for at in rng.integers(0, len(parts), 60)])
+        results = [
+            f"{Path(name).stem}{result}".casefold()
+            for name in names
+            for result in (
+                ".png",
+                ".json",
+                ".overlay.jpg",
+                "-0001.png",
+                "-0001.json",
+                ".timeline.json",
+                ".jsonl",
+                ".mp4",
+            )
+        ]
+        assert len(set(results)) == len(results) and not {"coco.json", "predictions.csv"} & set(results)
+        assert max(len(name) for name in names) < 40
 
 
 def test_a_line_that_is_told_has_no_path_of_this_computer(tmp_path: Path) -> None:

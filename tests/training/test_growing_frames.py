@@ -106,7 +106,7 @@ def test_a_run_sees_these_sizes_and_goes_on_with_them(
     parts = train(recipe, [phantom_folder], tmp_path / "parts", resume=True)
     assert set(seen) == {(True, 3, 96), (False, 3, 128)}
     one, other = (
-        torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"] for out in (whole, parts)
+        torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for out in (whole, parts)
     )
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
     tables = [pd.read_csv(out / "metrics.csv").drop(columns="seconds") for out in (whole, parts)]

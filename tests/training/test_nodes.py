@@ -238,7 +238,7 @@ def test_the_numbers_are_those_of_one_process(killed: Any, frames: Path, recipe:
     catalog = read(frames).with_split(read_split(out / "split.csv")).of_split("val")
     assert len(catalog) == 7
     network = build(recipe.model.architecture)
-    state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
     network.eval()
     preprocessing = Preprocessing(64, 64, *normalisation(recipe.model.encoder, "none"), "linear")
@@ -291,7 +291,7 @@ def assert_goes_on(out: Path, recipe: Recipe, done: int, before: int, after: int
 
 def test_two_processes_are_resumed_by_one(killed: Any, frames: Path, recipe: Recipe) -> None:
     _, before, _ = killed
-    complete = torch.load(before / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] + 1
+    complete = torch.load(before / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 1
     assert_goes_on(train(recipe, [frames], before, resume=True), recipe, complete, 2, 1)
 
 
@@ -339,7 +339,7 @@ def test_slurm(hosts: Hosts, frames: Path, killed: Any, tmp_path: Path) -> None:
     whole, parts = (table(out).drop(columns="seconds") for out in (tmp_path / "run", killed[0]))
     pd.testing.assert_frame_equal(whole, parts)
     whole, parts = (
-        torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+        torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for out in (tmp_path / "run", killed[0])
     )
     assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -26,8 +27,9 @@ from polypseg.data import read
 from polypseg.data.splits import hash_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.metrics.overlap import dice
-from polypseg.training.callbacks import AtomicCheckpointIO
-from polypseg.training.recipe import first_difference, with_values
+from polypseg.training import run as run_module
+from polypseg.training.checkpoints import SafeCheckpointIO
+from polypseg.training.recipe import first_difference, load_recipe, with_values
 from polypseg.training.run import _start_folder, split_frames, train
 
 pytestmark = pytest.mark.slow
@@ -43,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path, sma
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     state = {f"average {key}": value for key, value in checkpoint["state_dict"].items()}
     return state | {f"current {key}": value for key, value in checkpoint.get("current_model_state", {}).items()}
 
@@ -134,7 +136,7 @@ def test_best_checkpoint_is_the_best_on_validation(
     )
     out = train(recipe, [phantom_folder], tmp_path / "run")
     metrics = pd.read_csv(out / "metrics.csv")
-    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=False)
+    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["epoch"] == metrics["val_dice"].idxmax()
     # Validating the bundle itself gives the Dice that the table has for that epoch.
     scores = json.loads((out / "test.json").read_text())["metrics"]["val"]
@@ -149,7 +151,7 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so(
         trainer={"epochs": 2, "keep": "last"}, optimizer={"learning_rate": 3e-2, "schedule": "constant"}
     )
     out = train(recipe, [phantom_folder], tmp_path / "run")
-    bundle, last = polypseg.ModelBundle.load(out), torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+    bundle, last = polypseg.ModelBundle.load(out), torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert bundle.metadata["epoch"] == 2
     for name, value in bundle.weights().items():
         torch.testing.assert_close(value, last["state_dict"][f"network.{name}"])
@@ -225,7 +227,7 @@ def test_interrupted_at_any_moment_it_goes_on(how: signal.Signals, tmp_path: Pat
         assert process.returncode == 1
         assert error.strip().splitlines()[-1].startswith("polypseg: interrupted") and "--resume" in error
         assert "Traceback" not in error
-    before = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["epoch"]
+    before = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
     rows = len(pd.read_csv(out / "metrics.csv"))
     assert rows - 1 <= before + 1 <= rows  # the table may be one epoch ahead of the checkpoint, never behind
     process = start_training(out, phantom_folder, "--trainer.epochs", "60", "--resume")
@@ -319,9 +321,9 @@ def test_full_disk_is_told_and_keeps_the_last_checkpoint(
     tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small_recipe(trainer=STRICT)
-    save, calls = AtomicCheckpointIO.save_checkpoint, []
+    save, calls = SafeCheckpointIO.save_checkpoint, []
 
-    def full(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def full(self: SafeCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         calls.append(path)
         if checkpoint["epoch"] == 1:
             with monkeypatch.context() as patch:
@@ -331,11 +333,11 @@ def test_full_disk_is_told_and_keeps_the_last_checkpoint(
             save(self, checkpoint, path, storage_options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
-        with pytest.raises(PolypsegError, match=r"\.ckpt: the disk is full") as caught:
+        patch.setattr(SafeCheckpointIO, "save_checkpoint", full)
+        with pytest.raises(PolypsegError, match=r"\.ckpt\.sha256: the disk is full") as caught:
             train(recipe, [phantom_folder], tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] == 0
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
     assert not list((tmp_path / "run").rglob("*.part"))
     whole = train(recipe, [phantom_folder], tmp_path / "whole")
     assert_same_run(whole, train(recipe, [phantom_folder], tmp_path / "run", resume=True))
@@ -358,12 +360,62 @@ def test_an_earlier_run_is_not_overwritten(
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]) -> None:
-    out = train(small_recipe(trainer={"epochs": 1}), [phantom_folder], tmp_path / "run")
-    file = out / "checkpoints" / "last.ckpt"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(PolypsegError, match=r"last\.ckpt: cannot be resumed from"):
-        train(small_recipe(trainer={"epochs": 1}), [phantom_folder], out, resume=True)
+def test_a_checkpoint_that_is_not_ours_is_told(
+    finished: Path, tmp_path: Path, phantom_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    recipe, file = load_recipe(out / "config.yaml"), out / "checkpoints" / "last.ckpt"
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 1
+    for damaged in (content, whole[:1000], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(PolypsegError, match=r"last\.ckpt: is not the file that last\.ckpt\.sha256 describes"):
+            train(recipe, [phantom_folder], out, resume=True)
+    # of an earlier version, without a hash
+    file.with_name("last.ckpt.sha256").unlink()
+    ours = torch.load(io.BytesIO(whole), weights_only=True)
+    for changed, says in (
+        ({"x": _Code(str(tmp_path / "ran"))}, r"last\.ckpt: cannot be read as tensors and plain types \(it holds"),
+        ({"state_dict": {"network.x": torch.zeros(1)}}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
+        ({"optimizer_states": [{"state": 3}]}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
+        ({"loops": []}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
+    ):
+        torch.save({**ours, **changed}, file)
+        with pytest.raises(PolypsegError, match=says) as caught:
+            train(recipe, [phantom_folder], out, resume=True)
+        assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+    file.write_bytes(whole)
+    caplog.clear()
+    train(recipe, [phantom_folder], out, resume=True)
+    assert [one.getMessage() for one in caplog.records if "cannot be verified" in one.getMessage()]
+    assert polypseg.ModelBundle.load(out).hash == polypseg.ModelBundle.load(finished).hash
+
+
+class _Code:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_the_epoch_that_is_kept_is_verified_too(
+    tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = run_module._fit
+
+    def fit_and_flip(*arguments: Any) -> None:
+        fit(*arguments)
+        best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        content = bytearray(best.read_bytes())
+        content[len(content) // 2] ^= 1
+        best.write_bytes(content)
+
+    monkeypatch.setattr(run_module, "_fit", fit_and_flip)
+    with pytest.raises(PolypsegError, match=r"best\.ckpt: is not the file that best\.ckpt\.sha256 describes"):
+        train(small_recipe(trainer={"epochs": 1}), [phantom_folder], tmp_path / "run")
+    assert not (tmp_path / "run" / "bundle").exists()
 
 
 def test_resuming_a_finished_run_makes_the_same_bundle(

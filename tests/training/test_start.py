@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from polypseg import ModelBundle
-from polypseg.errors import PolypsegError
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.models.losses import LossConfig
 from polypseg.models.network import build
 from polypseg.training.run import train
 
@@ -68,6 +69,29 @@ def test_a_network_without_the_finest_stage_takes_the_weights_that_it_has_a_plac
     assert {name.rsplit(".", 3)[0] for name in after if name not in taken} == {"decoder.blocks.3"}
     assert f"1 of {len(after)} tensors start afresh: start has no such stage" in caplog.text
     assert all(torch.equal(before[name], after[name]) for name in taken if "running" not in name and "num_" not in name)
+
+
+def test_a_frozen_network_learns_where_a_polyp_is_plausible_and_nothing_else(
+    start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    recipe = small_recipe(
+        model={"weights": str(start.folder), "presence": True, "frozen": True},
+        loss=LossConfig(presence=1.0, background=0.3),
+        frames={"made_polyp_free": 0.4, "polyp_free_share": 0.2},
+        optimizer={"ema_decay": 0.5}, trainer={"epochs": 2},
+    )  # fmt: skip
+    made = ModelBundle.load(train(recipe, [phantom_folder], tmp_path / "run"))
+    before, after = start.weights(), made.weights()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    judging = {name: value for name, value in after.items() if name not in before}
+    assert judging and all(name.startswith("presence.") for name in judging)
+    assert judging["presence.last.weight"].abs().max() > 0  # it began at 0
+    assert made.architecture.presence
+
+
+def test_a_frozen_network_without_anything_to_learn_is_refused(small_recipe: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=r"model\.frozen leaves nothing to train"):
+        small_recipe(model={"frozen": True})
 
 
 def test_a_model_that_may_know_the_frames_is_warned_of(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polypseg.catalog import Catalog, image_header
+from polypseg.catalog import Catalog, depth_doubt, image_header
 from polypseg.data import read
 from polypseg.data.duplicates import Fingerprints, exact_pairs, fingerprints, near_pairs
 from polypseg.data.folder import Problem
@@ -24,7 +24,7 @@ from polypseg.errors import PolypsegError
 TINY_AREA = 0.001  # of the frame
 LARGE_AREA = 0.8  # of the frame; one of Kvasir-SEG's thousand has more
 WHITE_CORNERS = 3  # of 4; a polyp seldom fills more than two
-LOW_VALUE = 0.02  # of the frame with one value just above 0; the noise of JPEG spreads over several
+LOW_VALUE = 0.04  # of the frame with one value just above 0; the noise of JPEG spreads over several
 TINY_PIXELS = 64  # also the least size at which a connected region counts as a polyp, not as a crumb
 # A published box agrees with the mask where it overlaps some region, or the whole mask, with this IoU. On
 # Kvasir-SEG half of the boxes reach 0.98 and 95 % reach 0.94; 8 of 1071 stay below 0.5, all of them
@@ -48,6 +48,7 @@ CHECKS: tuple[tuple[str, str, str], ...] = (
     ("split-unknown-frame", "error", "split names frames not in the data"),
     ("empty-mask", "warning", "empty masks"),
     ("tiny-mask", "warning", "tiny masks"),
+    ("fewer-bits", "warning", "frames of fewer bits than their files"),
     ("large-mask", "warning", "polyps over 80 % of the frame"),
     ("white-corners", "warning", "masks with white corners (inverted?)"),
     ("low-values", "warning", "masks with low values beside white"),
@@ -267,6 +268,12 @@ def _file_findings(catalog: Catalog, names: list[str]) -> list[Finding]:
     findings = []
     added: dict[tuple[str, str], list[str]] = {}
     for name, row in zip(names, catalog, strict=True):
+        try:
+            doubt = depth_doubt(row.image_path)
+        except PolypsegError:
+            continue  # told elsewhere
+        if doubt is not None:
+            findings.append(_finding("fewer-bits", [name], f"{row.image_path}: {doubt}"))
         if row.mask_path is None:
             continue
         stem = unicodedata.normalize("NFC", Path(row.mask_path).stem)

@@ -83,6 +83,10 @@ class FrameCache:
         stored = self._store[index]
         return stored[..., :3], stored[..., 3]
 
+    def polyp_free(self) -> NDArray[np.bool_]:
+        """Of each frame, whether its mask at the network's size shows no polyp; N bool."""
+        return np.array([not self[index][1].any() for index in range(len(self))], dtype=bool)
+
     def __getstate__(self) -> dict[str, object]:
         # A worker started by spawn maps the file again instead of receiving a copy of it.
         state = dict(self.__dict__)

@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 
 from polypseg.bundle import Preprocessing
+from polypseg.data.appearance import Glare, Screen
 from polypseg.errors import UsageError
 
-AUGMENTATIONS = ("none", "seed", "strong")
+AUGMENTATIONS = ("none", "seed", "strong", "stronger")
 
 
 def evaluation_pipeline(preprocessing: Preprocessing) -> A.Compose:
@@ -33,14 +34,15 @@ def training_pipeline(preprocessing: Preprocessing, augmentation: str) -> A.Comp
         preprocessing: size and normalisation.
         augmentation: ``none``; ``seed``, the known recipe's (flips, rotation to 35°, elastic, coarse dropout,
             brightness/contrast); ``strong``, ours, which also varies scale, right angles, colour, sharpness
-            and compression, as cameras and processors of other hospitals do.
+            and compression, as cameras and processors of other hospitals do; ``stronger``, with wider hues, glare,
+            borders and insets.
 
     Raises:
         UsageError: there is no augmentation of that name.
     """
     if augmentation not in AUGMENTATIONS:
         raise UsageError(f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
-    steps = {"none": _none, "seed": _seed, "strong": _strong}[augmentation](preprocessing)
+    steps = {"none": _none, "seed": _seed, "strong": _strong, "stronger": _stronger}[augmentation](preprocessing)
     return A.Compose([_resize(preprocessing), *steps, _normalise(preprocessing)])
 
 
@@ -82,6 +84,11 @@ def _seed(preprocessing: Preprocessing) -> list[A.BasicTransform]:
         A.CoarseDropout(num_holes_range=(1, 8), hole_height_range=(0.03, 0.125), hole_width_range=(0.03, 0.125), p=0.3),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
     ]
+
+
+def _stronger(preprocessing: Preprocessing) -> list[A.BasicTransform]:
+    hues = A.ColorJitter(brightness=(1.0, 1.0), contrast=(1.0, 1.0), saturation=(0.8, 1.2), hue=(-0.06, 0.06), p=0.4)
+    return [*_strong(preprocessing), hues, Glare(p=0.3), Screen(p=0.4)]
 
 
 def _strong(preprocessing: Preprocessing) -> list[A.BasicTransform]:

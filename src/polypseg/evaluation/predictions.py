@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from polypseg.catalog import MAX_PIXELS, Catalog, open_image
+from polypseg.depth import deep_samples, is_deep
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.segmenter import Segmenter
 from polypseg.segmentation import Segmentation
@@ -187,14 +188,16 @@ def _read_array(path: Path) -> NDArray[Any]:
 def _read_picture(path: Path) -> NDArray[Any]:
     with _open_picture(path) as image:
         try:
+            deep = is_deep(image)
             image.load()
             layered = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
             transparent = layered and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
             if image.mode == "F":
                 values, greatest = np.asarray(image), 1
-            elif image.mode.startswith("I"):
-                values, greatest = np.asarray(image), 65535
+            elif deep:
+                samples = deep_samples(image, path)
+                values, greatest = samples[..., :3] if samples.ndim == 3 else samples, 65535
             else:
                 values, greatest = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), 255
         except Exception as error:  # as in polypseg.catalog

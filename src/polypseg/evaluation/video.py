@@ -1,16 +1,24 @@
-"""Polyps found in a video whose boxes are known frame by frame, and how soon.
+"""Polyps found in a video whose boxes are known frame by frame, and how soon; and how steadily they are shown.
 
-The answers are the lines that ``predict_video`` writes; the boxes a JSON file ``{"width", "height", "frames":
+The predictions are the lines that ``predict_video`` writes; the boxes a JSON file ``{"width", "height", "frames":
 [[{"bbox": [xmin, ymin, xmax, ymax]}, …], …]}`` with one list a frame, in pixels, maxima exclusive.
 
-**Found.** In a frame, predicted polyps are paired with annotated boxes, one to one, where they agree: where the IoU of
-the two boxes reaches 0.3 or 0.5, or where the centre of the predicted box lies in the annotated one. Of all ways to
-pair, one with the most pairs is taken. **Recall** is the share of annotated boxes, of all frames together, that have a
-partner; a predicted polyp without one is a **false positive**.
+**What is shown** are the polyps that are drawn: those with a number, carried ones included. All regions of a frame with
+one number are one polyp, whose box holds them all. What has no number is no prediction here, but for the time to first
+detection, which a single frame's polyp, followed or not, ends.
+
+**Found.** In a frame, shown polyps are paired with annotated boxes, one to one, where they agree: where the two boxes
+overlap at all (``any``), where their IoU reaches 0.3 or 0.5, or where the centre of the shown box lies in the annotated
+one. Of all ways to pair, one with the most pairs is taken. **Recall** is the share of annotated boxes, of all frames
+together, that have a partner; a shown polyp without one is a **false positive**.
 
 **A lesion** is one polyp over time. Where every box has a ``"lesion"`` (any name), that says whose it is; else boxes of
 successive frames are joined by ``tracking.Tracker``. Its **time to first detection** is the time from the first frame
-in which it is annotated to the first in which it is found.
+in which it is annotated to the first with a polyp there, **to confirmation** to the first in which it is shown. It has
+an **identity switch** wherever its number is another than the one it was shown with before.
+
+**Steadiness** (``steadiness``) needs no boxes: how often a number appears or disappears, and how often the count of
+shown polyps changes from one frame to the next. In a video without any polyp each number is a **false alarm**.
 """
 
 from __future__ import annotations
@@ -30,7 +38,7 @@ from polypseg.files import read_json
 from polypseg.inference.video.tracking import Tracker, box_iou, pair_boxes
 
 IOU_THRESHOLDS = (0.3, 0.5)
-CRITERIA = (*(f"iou_{threshold}" for threshold in IOU_THRESHOLDS), "centre")
+CRITERIA = ("any", *(f"iou_{threshold}" for threshold in IOU_THRESHOLDS), "centre")
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,10 @@ class LesionFound:
         start, end: seconds of the first and last frame in which it is annotated.
         frames: in how many it is.
         frames_found: by criterion, in how many of those it was found.
-        first_detection: by criterion, seconds from ``start`` to the first of those; None where there is none.
+        first_detection: by criterion, seconds from ``start`` to the first of those with a polyp there, whether it has a
+            number or not; None where there is none.
+        confirmation: by criterion, seconds from ``start`` to the first of those in which it was shown; or None.
+        identity_switches: by criterion, how often its number changed.
     """
 
     lesion: str
@@ -51,6 +62,30 @@ class LesionFound:
     frames: int
     frames_found: dict[str, int]
     first_detection: dict[str, float | None]
+    confirmation: dict[str, float | None]
+    identity_switches: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """How steadily polyps are shown; the definitions stand in the module.
+
+    Attributes:
+        frames, seconds: how many frames, and from the first to the end of the last.
+        numbers: how many polyps were shown in all.
+        numbers_per_minute: false alarms a minute where the video shows no polyp.
+        frames_shown: in how many frames any was shown.
+        count_changes: how often the count of shown polyps changed between two frames; of ``frames - 1`` steps.
+        changes_per_second: appearances and disappearances of a number between two frames, a second.
+    """
+
+    frames: int
+    seconds: float
+    numbers: int
+    numbers_per_minute: float
+    frames_shown: int
+    count_changes: int
+    changes_per_second: float
 
 
 @dataclass(frozen=True)
@@ -58,11 +93,13 @@ class VideoScores:
     """Scores of one video, by criterion (``CRITERIA``); the definitions stand in the module.
 
     Attributes:
-        frames, boxes, predicted: how many frames, annotated boxes and predicted polyps there are.
+        frames, boxes, predicted: how many frames, annotated boxes and shown polyps there are.
         recall: found boxes / boxes, 0..1; None without boxes.
-        false_positives_per_frame: predicted polyps without a partner / frames.
+        false_positives_per_frame: shown polyps without a partner / frames.
         lesions_found: how many lesions were found in at least one frame.
+        identity_switches: of all lesions together.
         lesions: each of them, by its first frame.
+        steadiness: of what is shown, right or wrong.
     """
 
     frames: int
@@ -71,7 +108,9 @@ class VideoScores:
     recall: dict[str, float | None]
     false_positives_per_frame: dict[str, float]
     lesions_found: dict[str, int]
+    identity_switches: dict[str, int]
     lesions: list[LesionFound]
+    steadiness: Steadiness
 
     def to_dict(self) -> dict[str, Any]:
         """In plain types, for JSON."""
@@ -90,15 +129,21 @@ def score_video(records: Sequence[Mapping[str, Any]], boxes: Sequence[Sequence[M
     """
     if len(records) != len(boxes) or not records:
         raise ValueError(f"{len(records)} frames were answered but {len(boxes)} have boxes")
-    lesions: dict[str, list[tuple[float, set[str]]]] = {}  # of each frame: its time, and the criteria that found it
+    lesions: dict[str, list[_Seen]] = {}
     found = dict.fromkeys(CRITERIA, 0)
     predicted = 0
     for record, truths, names in zip(records, boxes, _lesion_names(records, boxes), strict=True):
-        predicted += len(record["polyps"])
-        pairs = _pairs([truth["bbox"] for truth in truths], [polyp["box"] for polyp in record["polyps"]])
-        for number, name in enumerate(names):
-            by = {criterion for criterion in CRITERIA if number in pairs[criterion]}
-            lesions.setdefault(name, []).append((record["time"], by))
+        drawn = shown(record)
+        predicted += len(drawn)
+        annotated = [truth["bbox"] for truth in truths]
+        pairs = _pairs(annotated, list(drawn.values()))
+        single = _pairs(annotated, [polyp["box"] for polyp in record["polyps"]])
+        numbers = list(drawn)
+        for place, name in enumerate(names):
+            by = {key: numbers[partner[place]] for key, partner in pairs.items() if place in partner}
+            lesions.setdefault(name, []).append(
+                _Seen(record["time"], by, {key for key, partner in single.items() if place in partner} | by.keys())
+            )
             for criterion in by:
                 found[criterion] += 1
     total = sum(len(truths) for truths in boxes)
@@ -110,7 +155,49 @@ def score_video(records: Sequence[Mapping[str, Any]], boxes: Sequence[Sequence[M
         recall={criterion: count / total if total else None for criterion, count in found.items()},
         false_positives_per_frame={key: (predicted - count) / len(records) for key, count in found.items()},
         lesions_found={key: sum(lesion.frames_found[key] > 0 for lesion in scored) for key in CRITERIA},
+        identity_switches={key: sum(lesion.identity_switches[key] for lesion in scored) for key in CRITERIA},
         lesions=scored,
+        steadiness=steadiness(records),
+    )
+
+
+def shown(record: Mapping[str, Any]) -> dict[int, list[int]]:
+    """The box of each polyp that is drawn into a frame, ``[xmin, ymin, xmax, ymax]``, by its number."""
+    parts: dict[int, list[list[int]]] = {}
+    for polyp in (*record["polyps"], *record.get("carried", ())):
+        if polyp["id"] is not None:
+            parts.setdefault(polyp["id"], []).append(polyp["box"])
+    return {
+        number: [*np.min(boxes, axis=0)[:2].tolist(), *np.max(boxes, axis=0)[2:].tolist()]
+        for number, boxes in sorted(parts.items())
+    }
+
+
+def steadiness(records: Sequence[Mapping[str, Any]]) -> Steadiness:
+    """How steadily a video's polyps are shown; in one without polyps, how often there is a false alarm.
+
+    Args:
+        records: one a frame, in order, as of ``score_video``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not records:
+        raise ValueError("there is no frame")
+    drawn = [frozenset(shown(record)) for record in records]
+    times = [record["time"] for record in records]
+    seconds = (times[-1] - times[0]) * len(records) / max(1, len(records) - 1)
+    steps = list(itertools.pairwise(drawn))
+    changes = sum(len(before ^ after) for before, after in steps)
+    numbers = len(frozenset().union(*drawn))
+    return Steadiness(
+        frames=len(records),
+        seconds=round(seconds, 6),
+        numbers=numbers,
+        numbers_per_minute=60 * numbers / seconds if seconds else 0.0,
+        frames_shown=sum(map(bool, drawn)),
+        count_changes=sum(len(before) != len(after) for before, after in steps),
+        changes_per_second=changes / seconds if seconds else 0.0,
     )
 
 
@@ -146,29 +233,32 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         for line in lines:
             if not {"time", "width", "height", "polyps"} <= line.keys():
                 raise ValueError
+            if not all({"id", "box"} <= polyp.keys() for polyp in line["polyps"]):
+                raise ValueError
     except OSError as error:
         raise PolypsegError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise PolypsegError(f"{file}: is no .jsonl of polypseg predict") from error
     if not lines:
         raise PolypsegError(f"{file}: holds no frame")
     return lines
 
 
-def _pairs(truths: Sequence[Sequence[float]], polyps: Sequence[Sequence[float]]) -> dict[str, set[int]]:
-    """By criterion, which annotated boxes have a partner."""
+def _pairs(truths: Sequence[Sequence[float]], polyps: Sequence[Sequence[float]]) -> dict[str, dict[int, int]]:
+    """By criterion, the partner of each annotated box that has one."""
     true, predicted = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (truths, polyps))
     iou = box_iou(true, predicted)
     centre = (predicted[:, :2] + predicted[:, 2:]) / 2
     inside = np.all((true[:, None, :2] <= centre[None]) & (centre[None] < true[:, None, 2:]), axis=2)
-    agree = {f"iou_{threshold}": iou >= threshold for threshold in IOU_THRESHOLDS} | {"centre": np.asarray(inside)}
-    return {criterion: _partnered(allowed, iou) for criterion, allowed in agree.items()}
+    agree = {"any": iou > 0} | {f"iou_{threshold}": iou >= threshold for threshold in IOU_THRESHOLDS}
+    agree["centre"] = inside
+    return {criterion: _partners(np.asarray(allowed), iou) for criterion, allowed in agree.items()}
 
 
-def _partnered(allowed: NDArray[np.bool_], iou: NDArray[np.float64]) -> set[int]:
+def _partners(allowed: NDArray[np.bool_], iou: NDArray[np.float64]) -> dict[int, int]:
     # A pair more weighs more than all the IoUs that it may cost.
     weight = np.where(allowed, 1 + min(iou.shape) + iou, 0)
-    return {row for row, _ in pair_boxes(weight, 1)}
+    return dict(pair_boxes(weight, 1))
 
 
 def _lesion_names(
@@ -177,22 +267,39 @@ def _lesion_names(
     """The lesion of each box."""
     if all("lesion" in box for frame in boxes for box in frame):
         return [[str(box["lesion"]) for box in frame] for frame in boxes]
-    tracker = Tracker(min_frames=1)
+    tracker = Tracker(min_frames=1, join=None)
     names = []
     for number, (record, frame) in enumerate(zip(records, boxes, strict=True)):
         views = [{"box": box["bbox"], "area": 0, "confidence": 1.0} for box in frame]
-        names.append([str(track) for track in tracker.update(number, record["time"], views)])
+        names.append([str(track) for track in tracker.update(number, record["time"], views).ids])
     return names
 
 
-def _lesion_found(name: str, seen: Sequence[tuple[float, set[str]]]) -> LesionFound:
-    start = seen[0][0]
-    when = {criterion: [time for time, by in seen if criterion in by] for criterion in CRITERIA}
+@dataclass(frozen=True)
+class _Seen:
+    """A lesion in a frame: its time, by criterion the number it is shown with, and the criteria that a polyp meets."""
+
+    time: float
+    numbers: dict[str, int]
+    detected: set[str]
+
+
+def _lesion_found(name: str, seen: Sequence[_Seen]) -> LesionFound:
+    start = seen[0].time
+
+    def soonest(times: list[float]) -> float | None:
+        return round(times[0] - start, 6) if times else None
+
+    shown_as = {key: [one.numbers[key] for one in seen if key in one.numbers] for key in CRITERIA}
     return LesionFound(
         lesion=name,
         start=start,
-        end=seen[-1][0],
+        end=seen[-1].time,
         frames=len(seen),
-        frames_found={criterion: len(times) for criterion, times in when.items()},
-        first_detection={key: round(times[0] - start, 6) if times else None for key, times in when.items()},
+        frames_found={key: len(numbers) for key, numbers in shown_as.items()},
+        first_detection={key: soonest([one.time for one in seen if key in one.detected]) for key in CRITERIA},
+        confirmation={key: soonest([one.time for one in seen if key in one.numbers]) for key in CRITERIA},
+        identity_switches={
+            key: sum(one != other for one, other in itertools.pairwise(numbers)) for key, numbers in shown_as.items()
+        },
     )

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from polypseg.bundle import ModelBundle
 from polypseg.errors import PolypsegError
 from polypseg.inference.runtimes.openvino import import_openvino
-from polypseg.inference.runtimes.torch import load_weights
-from polypseg.models.network import build
+from polypseg.inference.runtimes.torch import open_network
 
 INPUT = "frame"  # N×3×h×w float32, normalised
 OUTPUT = "logits"  # N×1×h×w float32
@@ -110,8 +109,7 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
 
 
 def _network(bundle: ModelBundle) -> tuple[torch.nn.Module, torch.Tensor]:
-    network = build(bundle.architecture)
-    load_weights(network, bundle)
+    network = open_network(bundle)
     preprocessing = bundle.preprocessing
     # Two images: an exporter takes a batch of one for a constant.
     return network.eval(), torch.zeros(2, 3, preprocessing.height, preprocessing.width)

@@ -74,7 +74,7 @@ def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: b
         UsageError: ``repository`` is no ``owner/name``.
         PolypsegError: the bundle is not whole, or the hub cannot be reached or refuses.
     """
-    opened = bundle if isinstance(bundle, ModelBundle) else ModelBundle.load(bundle)
+    opened = ModelBundle.load(bundle.folder if isinstance(bundle, ModelBundle) else bundle)  # as it is now
     for export in (export for network in opened.networks for export in network.exports):
         export.verify()
     files: dict[str, Path | bytes] = {name: opened.folder / name for name in opened.files}

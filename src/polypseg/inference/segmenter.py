@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg.bundle import ModelBundle, Preprocessing
-from polypseg.errors import UsageError
+from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.augmentation import Axes, mirror, views
 from polypseg.inference.choice import open_runtime
 from polypseg.inference.field_of_view import outside_of
@@ -83,6 +83,7 @@ class Segmenter:
         self.operating_point = _mean_point(self.bundles).override(
             threshold=threshold, min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes
         )
+        self._own_temperature = temperature
         networks = [network for bundle in self.bundles for network in bundle.networks]
         # Of the same number for each network, so that the mean over all of them gives each the same weight.
         self._members: list[_Member] = []
@@ -144,6 +145,7 @@ class Segmenter:
             "model": self.hash,
             "threshold": self.threshold,
             "operating_point": asdict(self.operating_point),
+            "temperature": self._own_temperature,  # None: the bundle's, which the hash covers
             "runtime": self._told("name"),
             "device": self.device,
             "precision": self.precision,
@@ -165,7 +167,10 @@ class Segmenter:
         return self.answer(self.probability(frame), *frame.shape[:2], outside=outside_of(frame))
 
     def stream(self, frames: Iterable[NDArray[np.uint8]] | str | Path, batch_size: int = 1) -> Iterator[Segmentation]:
-        """Segment frames one after another, in order. Raises as ``segment``, and as ``VideoReader`` for a video.
+        """Segment frames one after another, in order.
+
+        Raises as ``segment``; for a video as ``VideoReader``, and, after its last frame, a ``PolypsegError`` that tells
+        where it is cut off or damaged.
 
         Args:
             frames: each as in ``segment``, sizes may differ; or the path of a video.
@@ -177,6 +182,8 @@ class Segmenter:
 
             with VideoReader(frames) as reader:
                 yield from self.stream((frame.pixels for frame in reader), batch_size)
+            if reader.problem:
+                raise PolypsegError(reader.problem)
             return
         seen: deque[tuple[int, int, NDArray[np.bool_] | None]] = deque()
 

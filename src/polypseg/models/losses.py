@@ -20,23 +20,82 @@ class LossConfig:
         dice_per_image: Dice of each image, then their mean; else pooled over the batch, as the known recipe does.
         boundary: what a pixel weighs more, in both parts, where all around it is of the other kind; along a straight
             outline half of it. 0 for none; PraNet takes 5.
+        background: weight of the cross-entropy of each image's hardest hundredth of the pixels away from any polyp,
+            what makes a false positive; small polyps are not drowned, for their surroundings do not count.
+        presence: weight of the cross-entropy of the judgement where a polyp is plausible (model.presence).
     """
 
     bce: float = 1.0
     dice: float = 1.0
     dice_per_image: bool = False
     boundary: float = 0.0
+    background: float = 0.0
+    presence: float = 0.0
 
 
-def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, config: LossConfig) -> torch.Tensor:
+def segmentation_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    config: LossConfig,
+    parts: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """The training loss, a float32 scalar.
 
     Args:
         logits: N×1×H×W, any float type; computed in float32.
         target: N×1×H×W, 0 or 1.
         config: the parts' weights.
+        parts: of a network that judges where a polyp is plausible, the map and the judgement that ``logits`` are joined
+            from, N×1×H×W and N×1×H/16×W/16.
     """
-    return _sum_of_parts(logits, target, config, soft_dice_loss)
+    loss = _sum_of_parts(logits, target, config, soft_dice_loss)
+    if config.background:
+        loss = loss + config.background * background_loss(logits.float(), target.float())
+    if config.presence and parts is not None:
+        alone, presence = parts
+        loss = loss + config.presence * presence_loss(presence.float(), alone.detach().float(), target.float())
+    return loss
+
+
+def presence_loss(presence: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the judgement where a polyp is plausible; a float32 scalar.
+
+    A place counts as much as the map marks it, for what the map leaves alone needs no judgement; places with a polyp
+    and places without count alike in each image, and places on an outline do not count.
+
+    Args:
+        presence: N×1×h×w float32 logits.
+        logits: N×1×16h×16w float32, the map.
+        target: N×1×16h×16w float32, 0..1.
+    """
+    from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, max_pool2d
+
+    covered = max_pool2d(avg_pool2d(target, 4), 4)
+    polyp = (covered > 0.5).float()
+    weight = max_pool2d(logits, 16).sigmoid() + 0.02
+    entropy = binary_cross_entropy_with_logits(presence, polyp, reduction="none")
+
+    def mean(places: torch.Tensor) -> torch.Tensor:
+        counted = weight * places
+        return ((entropy * counted).sum((1, 2, 3)) / (counted.sum((1, 2, 3)) + 1)).mean()
+
+    return mean(polyp) + mean((covered < 0.02).float())
+
+
+def background_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the hardest hundredth of the pixels that have no polyp within reach, the mean over images.
+
+    Within reach is what ``boundary_weight`` looks at, so that outlines are left alone. Mining of the hardest pixels:
+    Shrivastava et al., Training region-based object detectors with online hard example mining, CVPR 2016.
+
+    Args:
+        logits, target: N×1×H×W float32; the target 0..1.
+    """
+    from torch.nn.functional import softplus
+
+    away = (_around(target) < 1e-4).float()
+    hardest = (softplus(logits) * away).flatten(1).topk(max(1, logits[0].numel() // 100)).values
+    return hardest.mean()
 
 
 def soft_dice_loss(
@@ -74,11 +133,14 @@ def boundary_weight(target: torch.Tensor, boundary: float) -> torch.Tensor:
     Returns:
         N×1×H×W float32, 1 or more.
     """
+    return 1.0 + boundary * (_around(target) - target).abs()
+
+
+def _around(target: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import avg_pool2d
 
     reach = max(1, round(max(target.shape[2:]) * 15 / 352))
-    around = avg_pool2d(target, 2 * reach + 1, 1, reach, count_include_pad=False)
-    return 1.0 + boundary * (around - target).abs()
+    return avg_pool2d(target, 2 * reach + 1, 1, reach, count_include_pad=False)
 
 
 def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, config: LossConfig) -> torch.Tensor:

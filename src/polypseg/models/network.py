@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from functools import lru_cache
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder
+from torch.nn.functional import avg_pool2d, interpolate, logsigmoid, max_pool2d
+from torch.utils._device import DeviceContext
 
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError
@@ -31,8 +34,9 @@ def build(architecture: Architecture) -> torch.nn.Module:
         options[name] = architecture.decoder_dropout
     if architecture.decoder_channels is not None:
         options["decoder_channels"] = architecture.decoder_channels
+    kind = _architecture_class(architecture.name)
     try:
-        network = _architecture_class(architecture.name)(
+        network = (_with_presence(kind) if architecture.presence else kind)(
             encoder_name=architecture.encoder, encoder_weights=None, in_channels=3, classes=1, **options
         )
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -43,6 +47,99 @@ def build(architecture: Architecture) -> torch.nn.Module:
     if architecture.output_stride > 1:
         _coarsen(network, architecture.output_stride)
     return network
+
+
+def _with_presence(kind: Any) -> Any:
+    """The class of an SMP model, whose networks also judge where a polyp is plausible; see ``Presence``."""
+
+    class WithPresence(kind):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.presence = Presence(*self.encoder.out_channels[-2:])
+
+        def parts(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """N×3×H×W to the map's N×1×H×W logits, and N×1×H/16×W/16 logits that a polyp is plausible there."""
+            features = self.encoder(image)
+            logits = self.segmentation_head(self.decoder(features))
+            return logits, self.presence(features[-2], features[-1], logits)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return joined(*self.parts(image))
+
+    WithPresence.__name__ = kind.__name__
+    return WithPresence
+
+
+class Presence(torch.nn.Module):
+    """Where a polyp is plausible: a small head on the two deepest features of the encoder and the map itself.
+
+    It sees what surrounds a place, down to the whole frame, by the mean and the maximum of the deepest features.
+
+    Args:
+        fine: channels of the features at 1/16 of the frame's size.
+        deep: channels of those at 1/32.
+        hidden: channels within.
+    """
+
+    def __init__(self, fine: int, deep: int, hidden: int = 48) -> None:
+        super().__init__()
+        self.norm_fine, self.norm_deep = torch.nn.BatchNorm2d(fine), torch.nn.BatchNorm2d(deep)
+        self.fine, self.deep = torch.nn.Conv2d(fine, hidden, 1), torch.nn.Conv2d(deep, hidden, 1)
+        self.map, self.whole = torch.nn.Conv2d(2, hidden, 1), torch.nn.Linear(2 * deep + 1, hidden)
+        self.judge = torch.nn.Sequential(
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(hidden, hidden, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Dropout2d(0.1),
+        )
+        self.last = torch.nn.Conv2d(hidden, 1, 1)
+        # It starts sure that a polyp is plausible everywhere, so that a trained network goes on as it was.
+        torch.nn.init.zeros_(self.last.weight)
+        torch.nn.init.constant_(self.last.bias, 4.0)  # type: ignore[arg-type]
+
+    def forward(self, fine: torch.Tensor, deep: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """N×fine×h×w, N×deep×h/2×w/2 and N×1×16h×16w to N×1×h×w logits."""
+        fine, deep, seen = self.norm_fine(fine), self.norm_deep(deep), logits.detach() / 10  # logits to about -1..1
+        pooled = torch.cat([max_pool2d(seen, 16), avg_pool2d(seen, 16)], 1)
+        frame = torch.cat([deep.mean((2, 3)), deep.amax((2, 3)), seen.amax((2, 3))], 1)
+        context = interpolate(self.deep(deep), scale_factor=2, mode="bilinear")
+        summed = self.fine(fine) + context + self.map(pooled) + self.whole(frame)[:, :, None, None]
+        judged: torch.Tensor = self.last(self.judge(summed))
+        return judged
+
+
+def joined(logits: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
+    """The map, whose confidence is lowered where a polyp is not plausible.
+
+    Logits above 0 lose the logarithm of that probability, never their sign: the outline at a threshold of 0.5 stays.
+
+    Args:
+        logits: N×1×H×W.
+        presence: N×1×H/16×W/16 logits.
+    """
+    loss = interpolate(logsigmoid(presence), scale_factor=16, mode="bilinear")
+    return torch.where(logits > 0, torch.maximum(logits + loss, 0.02 * logits), logits)
+
+
+@lru_cache
+def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the network's weights. No memory is taken for them, however large it would be.
+
+    Raises:
+        PolypsegError: as ``build``.
+    """
+    with _OnMeta(torch.device("meta")):
+        network = build(architecture)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+class _OnMeta(DeviceContext):
+    """Makes tensors without content, but for the few numbers that some encoders compute while they are built."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.linspace, torch.arange):
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def dropout_argument(name: str) -> str | None:

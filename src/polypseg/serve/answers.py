@@ -19,7 +19,7 @@ class Error(BaseModel):
 
 
 class Status(BaseModel):
-    status: Literal["ok", "starting or stopping"]
+    status: Literal["ok", "starting or stopping", "jobs wait: the disk refuses"]
 
 
 class Limits(BaseModel):
@@ -88,11 +88,12 @@ class JobAnswer(BaseModel):
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     kind: Literal["video", "batch"]
-    names: list[str] = Field(description="The uploads' own names")
+    names: list[str] = Field(description="The uploads' own names, told apart, in their order; results are called so")
     done: int = Field(description="Frames")
     total: int | None = Field(description="Frames; null where a video does not say, and not to be relied on")
     error: str | None = Field(description="One line: what could not be read, or why all failed")
     created: str = Field(description="ISO 8601")
+    ended: str | None = Field(description="ISO 8601; null before")
     files: list[str] = Field(description="Outputs that are complete")
 
 

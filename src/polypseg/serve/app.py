@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
 import json
 import logging
 import math
@@ -36,16 +35,18 @@ from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import frame_record
-from polypseg.inference.runtimes import usable_cores
 from polypseg.inference.segmenter import Segmenter
 from polypseg.operating_point import OperatingPoint
 from polypseg.serve import answers
 from polypseg.serve.corrections import Corrections
+from polypseg.serve.decoding import Decoders
 from polypseg.serve.engine import Engine
+from polypseg.serve.forms import StrictRoute, open_to_head
 from polypseg.serve.guard import Guard
-from polypseg.serve.jobs import STATES, Jobs
+from polypseg.serve.jobs import Jobs, is_full
 from polypseg.serve.observe import Metrics, Observed, without_values
 from polypseg.serve.settings import MIB, Settings
+from polypseg.serve.state import STATES, Table
 from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
 from polypseg.visualization.overlay import overlay
 
@@ -58,6 +59,7 @@ MEDIA_TYPES = {
     ".mp4": "video/mp4", ".jsonl": "application/x-ndjson", ".json": "application/json", ".png": "image/png",
     ".jpg": "image/jpeg", ".csv": "text/csv",
 }  # fmt: skip
+INTAKES = 4  # jobs and corrections that are taken in at once
 STOP_WAIT = 10.0  # seconds for the present frame of a job, when the service stops
 
 T = TypeVar("T")
@@ -70,30 +72,36 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "There is none of that name", 406: "Nothing of what Accept names can be sent",
         408: "The body came too slowly", 413: "Too many bytes, pixels or seconds", 415: "Of no kind that can be read",
         416: "There are no such bytes", 421: "Not addressed to localhost, and there is no token",
-        422: "Damaged, or a field is wrong", 429: "Too much is waiting; Retry-After says when to come again",
-        503: "Starting or stopping", 504: "It took too long", 507: "The disk is full",
+        422: "Damaged, or a field is wrong or unknown", 429: "Too much is waiting; Retry-After says when to come again",
+        431: "The head is too large", 503: "Starting or stopping, or too much at once",
+        504: "It took too long", 507: "The disk is full",
     }  # fmt: skip
-    always = (401, 403, 421)
+    always = (401, 403, 421, 422, 431, 503)
     return {status: {"model": answers.Error, "description": meanings[status]} for status in (*always, *statuses)}
 
 
 BODY = (400, 408, 413, 415, 422)  # what may be wrong with any form
 
 
-def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
+def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAPI:
     """The application around a model; it starts and ends with the server's lifespan.
 
-    Raises:
-        PolypsegError: the state folder cannot be written, or another process works in it.
+    Args:
+        segmenter: the model.
+        settings: limits, and the state folder.
+        table: of jobs, as ``open_state`` gives it for that folder.
     """
     metrics = Metrics()
-    jobs = Jobs(segmenter, settings, counted=metrics.job_frames.inc)
+    decoders = Decoders(settings.decode_seconds, settings.decode_memory)
+    jobs = Jobs(segmenter, settings, table, decoders, counted=metrics.job_frames.inc)
     engine = Engine(segmenter, settings.batch_size, observe=metrics.together.observe)
     corrections = Corrections(settings.state / "corrections")
     temporary = settings.state / "temporary"
-    temporary.mkdir(exist_ok=True)
-    pool = ThreadPoolExecutor(max(2, usable_cores()), "polypseg-serve")
-    frames = Frames(segmenter, engine, pool, settings, metrics, temporary)
+    # None of these waits for another: for what is decoded, for what comes in, and for a look at the table.
+    working = ThreadPoolExecutor(2 * settings.batch_size, "polypseg-frames")
+    intake = ThreadPoolExecutor(INTAKES, "polypseg-intake")
+    looking = ThreadPoolExecutor(2, "polypseg-table")
+    frames = Frames(segmenter, engine, working, settings, metrics, temporary, decoders)
     for state in STATES:
         metrics.jobs.labels(state).set_function(partial(jobs.count, state))
     metrics.admitted.set_function(lambda: frames.admitted)
@@ -101,17 +109,22 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        await asyncio.to_thread(decoders.call, "nothing", min, (0, 1))  # which starts what the others are forked from
         jobs.start()
         yield
         # No request is open any more.
         engine.close()
         await asyncio.to_thread(jobs.stop, STOP_WAIT)
-        pool.shutdown()
+        decoders.close()
+        for pool in (working, intake, looking):
+            pool.shutdown()
 
     app = FastAPI(
         title="polypseg", version=polypseg.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description=f"Polyp segmentation in colonoscopy frames and videos. {INTENDED_USE}",
     )  # fmt: skip
+
+    app.router.route_class = StrictRoute
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, refusal: HTTPException) -> JSONResponse:
@@ -130,13 +143,11 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
     async def failed(_: Request, problem: Exception) -> JSONResponse:
         """What is wrong on this computer; its paths are its own affair."""
         log.error("cannot write", extra={"fields": without_values(problem)})
-        if (isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)) or "is full" in str(
-            problem
-        ):
+        if is_full(problem):
             return answers.error(507, "the disk of the service is full; tell who runs it")
         return answers.error(503, "the service cannot write its files; tell who runs it")
 
-    async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    async def in_thread(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
     # ---- the page and the service itself -----------------------------------------------------------------
@@ -157,9 +168,11 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
     @app.get("/health/ready", tags=["service"], responses={503: {"model": answers.Status}})
     async def ready() -> Response:
         """Whether frames and jobs are worked on."""
-        if engine.alive and jobs.alive:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "starting or stopping"}, 503)
+        if not (engine.alive and jobs.alive):
+            return JSONResponse({"status": "starting or stopping"}, 503)
+        if jobs.trouble:
+            return JSONResponse({"status": "jobs wait: the disk refuses"}, 503)
+        return JSONResponse({"status": "ok"})
 
     @app.get("/v1/model", tags=["service"], responses=refusals())
     async def model() -> answers.Model:
@@ -237,18 +250,26 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
         ] = 0.0,
     ) -> answers.JobAnswer:
         """Take in a video, or a batch of files, to be worked through."""
-        job = await in_thread(jobs.submit, [(one.filename, one.file) for one in file], smoothing)
+        job = await in_thread(intake, jobs.submit, [(one.filename, one.file) for one in file], smoothing)
         return answers.JobAnswer(**job.to_dict())
 
-    @app.get("/v1/jobs", tags=["jobs"], responses=refusals())
-    async def listed() -> list[answers.JobAnswer]:
-        """Every job, the oldest first."""
-        return [answers.JobAnswer(**job.to_dict()) for job in await in_thread(jobs.all)]
+    @app.get("/v1/jobs", tags=["jobs"], responses=refusals(404))
+    async def listed(
+        request: Request,
+        response: Response,
+        limit: Annotated[int, Query(ge=1, le=1000, description="Jobs, for the most")] = 100,
+        after: Annotated[str | None, Query(description="Id of the last job that is known: those after it")] = None,
+    ) -> list[answers.JobAnswer]:
+        """Jobs, the oldest first; where there are more, the header Link names the next page."""
+        found = await in_thread(looking, jobs.page, limit + 1, after)
+        if len(found) > limit:
+            response.headers["link"] = f'<{request.url.path}?limit={limit}&after={found[limit - 1].id}>; rel="next"'
+        return [answers.JobAnswer(**job.to_dict()) for job in found[:limit]]
 
     @app.get("/v1/jobs/{id}", tags=["jobs"], responses=refusals(404))
     async def job(id: str) -> answers.JobAnswer:
         """One job: its state, its progress and its complete outputs."""
-        return answers.JobAnswer(**(await in_thread(jobs.get, id)).to_dict())
+        return answers.JobAnswer(**(await in_thread(looking, jobs.get, id)).to_dict())
 
     @app.delete(
         "/v1/jobs/{id}", tags=["jobs"], response_model=answers.JobAnswer,
@@ -256,7 +277,7 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
     )  # fmt: skip
     async def cancel(id: str) -> Response | dict[str, Any]:
         """Cancel a job that has not ended; remove one that has, with its files."""
-        cancelled = await in_thread(jobs.cancel, id)
+        cancelled = await in_thread(intake, jobs.cancel, id)
         return Response(status_code=204) if cancelled is None else cancelled.to_dict()
 
     @app.get(
@@ -269,7 +290,7 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
     )  # fmt: skip
     async def output(id: str, name: str) -> Response:
         """One complete output of a job; in parts too, by Range."""
-        path = await in_thread(jobs.file, id, name)
+        path = await in_thread(looking, jobs.file, id, name)
         if not path.is_file():
             raise HTTPException(404, "the job has no such file any more")
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
@@ -287,12 +308,12 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
         def store() -> str:
             return corrections.add(name, frames.read(frame, "frame"), frames.read_mask(mask))
 
-        return answers.CorrectionAnswer(name=await in_thread(store))
+        return answers.CorrectionAnswer(name=await in_thread(intake, store))
 
     @app.get("/v1/corrections", tags=["corrections"], responses=refusals())
     async def corrected() -> answers.CorrectionsAnswer:
         """What the data set of corrections holds."""
-        names = await in_thread(corrections.names)
+        names = await in_thread(looking, corrections.names)
         return answers.CorrectionsAnswer(count=len(names), names=names)
 
     @app.get(
@@ -304,7 +325,7 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
         with tempfile.NamedTemporaryFile(dir=temporary, suffix=".zip", delete=False) as file:
             path = Path(file.name)
         try:
-            await in_thread(corrections.write_zip, path)
+            await in_thread(intake, corrections.write_zip, path)
         except OSError:
             path.unlink(missing_ok=True)
             raise
@@ -317,6 +338,7 @@ def create_app(segmenter: Segmenter, settings: Settings) -> FastAPI:
         bodies = {"/v1/jobs": settings.max_job_bytes, "/v1/corrections": 2 * settings.max_bytes}
         return bodies.get(path, settings.max_bytes) + OVERHEAD
 
+    open_to_head(app)
     app.add_middleware(Guard, token=settings.token, limit=limit)
     app.add_middleware(Observed, metrics=metrics)
     return app
@@ -343,8 +365,9 @@ class Frames:
         settings: Settings,
         metrics: Metrics,
         temporary: Path,
+        decoders: Decoders,
     ) -> None:
-        self._segmenter, self._engine, self._pool = segmenter, engine, pool
+        self._segmenter, self._engine, self._pool, self._decoders = segmenter, engine, pool, decoders
         self._settings, self._metrics, self._temporary = settings, metrics, temporary
         self._decoded = asyncio.Semaphore(2 * settings.batch_size)  # frames that are in memory at once
         self._pace = 0.1  # seconds a frame lately
@@ -386,13 +409,18 @@ class Frames:
 
     def read(self, upload: UploadFile, name: str | None) -> NDArray[np.uint8]:
         """The frame of an upload: H×W×3 uint8 RGB. Its refusal calls it ``name``, else by its own name."""
+        name = name or own_name(upload.filename)
         with stored(upload.file, self._temporary) as path:
-            return read_still(path, name or own_name(upload.filename), self._settings.max_pixels)
+            frame: NDArray[np.uint8] = self._decoders.call(name, read_still, path, name, self._settings.max_pixels)
+            return frame
 
     def read_mask(self, upload: UploadFile) -> NDArray[np.bool_]:
         """The mask of an upload, H×W bool. Refused as a frame is, and where it is not black and white."""
         with stored(upload.file, self._temporary) as path:
-            return read_still_mask(path, "mask", self._settings.max_pixels)
+            mask: NDArray[np.bool_] = self._decoders.call(
+                "mask", read_still_mask, path, "mask", self._settings.max_pixels
+            )
+            return mask
 
     def _render(
         self,

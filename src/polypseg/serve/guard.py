@@ -1,4 +1,4 @@
-"""Before a request's body is read: who may come in, and how much and how slowly may be sent."""
+"""Before a request's body is read: who may come in, how many at once, and how much and how slowly may be sent."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polypseg.serve.answers import error
 
 OPEN = ("/", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
+HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
+MOST_REQUESTS = 256  # at once
+LONGEST_HEAD = 32 << 10  # bytes of a request's first line and headers
 COOKIE = "polypseg_token"  # for <video>, which cannot send a header; read for files of jobs only
 GRACE = 20.0  # seconds that a body may take anyway
 SLOWEST = 32 << 10  # bytes a second that it must come with besides
@@ -39,18 +42,30 @@ class Guard:
         self._app = app
         self._token = token
         self._limit = limit
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         limit = self._limit(scope["path"])
-        refusal = self._refusal(scope, headers) or self._oversized(headers, limit)
-        if refusal is None:
-            return await self._app(scope, _Body(receive, headers, limit).receive, send)
-        await _drain(receive, headers)
-        status, line, further = refusal
-        await error(status, line, {**CLOSE, **further})(scope, receive, send)
+        refusal = self._refusal(scope, headers) or self._oversized(scope, headers, limit) or self._crowded(scope)
+        if refusal is not None:
+            await _drain(receive, headers)
+            status, line, further = refusal
+            return await error(status, line, {**CLOSE, **further})(scope, receive, send)
+        body = _Body(receive, headers, limit)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                await body.drain()
+            await send(message)
+
+        self._requests += 1
+        try:
+            await self._app(scope, body.receive, answer)
+        finally:
+            self._requests -= 1
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str, dict[str, str]] | None:
         if self._token is None:
@@ -76,8 +91,20 @@ class Guard:
             return None
         return 401, "a token is needed: send it as Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
 
+    def _crowded(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
+        if self._requests < MOST_REQUESTS or scope["path"] in HEALTH:
+            return None
+        return 503, f"{MOST_REQUESTS} requests are worked on; come again later", {"retry-after": "1"}
+
     @staticmethod
-    def _oversized(headers: Headers, limit: int) -> tuple[int, str, dict[str, str]] | None:
+    def _oversized(scope: Scope, headers: Headers, limit: int) -> tuple[int, str, dict[str, str]] | None:
+        parts = (
+            scope.get("raw_path", b""),
+            scope.get("query_string", b""),
+            *(part for pair in headers.raw for part in pair),
+        )
+        if sum(len(part) for part in parts) + 4 * len(headers.raw) > LONGEST_HEAD:
+            return 431, head_too_large(), {}
         length = headers.get("content-length", "0")
         return (413, too_large(limit), {}) if length.isdecimal() and int(length[:20]) > limit else None
 
@@ -107,10 +134,14 @@ class _Body:
         self._bytes += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
         if self._bytes > self._limit:
-            if not self._ended:
-                await _drain(self._receive, self._headers)
             raise HTTPException(413, too_large(self._limit), CLOSE)
         return message
+
+    async def drain(self) -> None:
+        """Take in what is still being sent, where the answer is given before its end."""
+        if not self._ended:
+            self._ended = True
+            await _drain(self._receive, self._headers)
 
 
 async def _drain(receive: Receive, headers: Headers) -> None:
@@ -126,6 +157,11 @@ async def _drain(receive: Receive, headers: Headers) -> None:
 def too_large(limit: int) -> str:
     """The line for a body of more bytes than that."""
     return f"the request is larger than {limit / (1 << 20):.4g} MiB, which is the most that is taken here"
+
+
+def head_too_large() -> str:
+    """The line for a head of more bytes than are taken."""
+    return f"the request's line and headers are larger than {LONGEST_HEAD >> 10} KiB, which is the most that is taken"
 
 
 def _host_name(host: str) -> str:

@@ -1,16 +1,20 @@
 """Videos and batches: taken in, worked through one after another, gone on with after a restart.
 
 ``jobs.sqlite`` is the table of jobs. The files of job ``<id>`` lie in ``jobs/<id>/in/<number>/`` (the uploads, until
-the job has ended) and ``jobs/<id>/out/``. A file is spoken of only when it is whole: its name is entered into the table
-after what wrote it has finished. A job without a row in the table never was: its files are written before the row, and
-removed after it.
+their results are there) and ``jobs/<id>/out/``. A file is spoken of only when it is whole: its name is entered into the
+table after what wrote it has finished. A job without a row in the table never was: its files are written before the
+row, and removed after it.
+
+Nothing that happens to the computer ends a job: where the disk or the table refuses, it waits and goes on; where the
+service dies, the next process goes on. Only what is wrong with an upload ends one, or a fault of the service itself,
+and then the upload is kept until the job is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
+import errno
 import logging
 import os
 import secrets
@@ -18,7 +22,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -28,9 +32,8 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 import polypseg
-from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write, disk_error, read_json, sha256_file
+from polypseg.files import atomic_write, read_json, sha256_file
 from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.outputs import (
     RUN_FILES,
@@ -42,9 +45,11 @@ from polypseg.inference.outputs import (
     write_run,
 )
 from polypseg.inference.sources import kind_of
+from polypseg.serve.decoding import Decoders
 from polypseg.serve.observe import without_values
 from polypseg.serve.settings import Settings
-from polypseg.serve.uploads import READABLE, open_still, own_name, told
+from polypseg.serve.state import ENDED, Job, Table
+from polypseg.serve.uploads import READABLE, count_frames, own_name, still_frames, told, told_apart, video_frames
 
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
@@ -55,120 +60,41 @@ SAVED: tuple[Output, ...] = ("mask", "overlay", "json")  # of each still
 SAVED_OF_ALL: tuple[Output, ...] = ("coco", "csv")
 VIDEO_SUFFIXES = (".mp4", ".jsonl", ".timeline.json")
 MOST_WAITING = 100  # jobs
-MOST_STARTS = 3  # of a job that gets no further: what kills the service must not do so for ever
+MOST_STARTS = 3  # of a job that gets no further: then others come first, and it waits longer and longer
+LONGEST_WAIT = 600.0  # seconds, of that
 STORE_EVERY = 0.5  # seconds between two entries of a job's progress
-RETRY = 5.0  # seconds, where the table cannot be written
-ENDED = ("done", "failed", "cancelled")
-STATES = ("queued", "running", *ENDED)
-COLUMNS = (
-    "id TEXT PRIMARY KEY, state TEXT, kind TEXT, names TEXT, smoothing REAL, settings TEXT, files TEXT, done INTEGER, "
-    "total INTEGER, error TEXT, created TEXT, starts INTEGER"
-)
+RETRY, LONGEST_RETRY = 5.0, 60.0  # seconds, where the disk or the table refuses: at first, and for the most
+EXPIRE_EVERY = 600.0  # seconds
+# What the computer refuses, whatever is asked: full, broken, read-only, not permitted, too much open.
+TROUBLE = {
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "EPERM", "ENOMEM", "EAGAIN", "EMFILE", "ENFILE",
+        "ESTALE", "ENODEV",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
 
 Map = NDArray[np.float32]
 
 
-@dataclass
-class Job:
-    """A row of the table.
-
-    Attributes:
-        id: 32 hexadecimal digits.
-        state: one of ``STATES``.
-        kind: ``video`` for one video, ``batch`` for anything else.
-        names: of the uploads, without any path.
-        smoothing: as ``predict_video`` takes it.
-        settings: what its outputs so far were made with; None before it began.
-        files: its complete outputs: the name that is told, and the path below ``out/``.
-        done: frames that are finished.
-        total: frames in all, as far as the files say.
-        error: one line, or None.
-        created: ISO 8601, UTC.
-        starts: how often it was begun since it last got further.
-    """
-
-    id: str
-    state: str
-    kind: str
-    names: list[str]
-    smoothing: float
-    settings: dict[str, Any] | None
-    files: dict[str, str]
-    done: int
-    total: int | None
-    error: str | None
-    created: str
-    starts: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is told of it."""
-        told = ("id", "state", "kind", "names", "done", "total", "error", "created")
-        return {**{key: getattr(self, key) for key in told}, "files": list(self.files)}
+def is_trouble(error: BaseException | None) -> bool:
+    """Whether it is the disk, the table or the system that refuses, so that the same may succeed later."""
+    while error is not None:
+        if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError) and error.errno in TROUBLE):
+            return True
+        error = error.__cause__
+    return False
 
 
-class Table:
-    """The table of jobs in a file that one process at a time may use. Thread-safe."""
-
-    _AS_JSON = ("names", "settings", "files")
-
-    def __init__(self, file: Path) -> None:
-        self._lock = threading.RLock()
-        try:
-            self._connection = sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._connection.execute("BEGIN EXCLUSIVE")
-            self._connection.execute(f"CREATE TABLE IF NOT EXISTS jobs ({COLUMNS})")
-            self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                line = f"{file.parent}: another polypseg serve works in this folder; stop it or choose another --state"
-                raise PolypsegError(line) from error
-            raise PolypsegError(f"{file}: cannot be opened ({error}); choose another --state") from error
-        except sqlite3.DatabaseError as error:
-            raise PolypsegError(f"{file}: is no table of jobs ({error}); move it away") from error
-
-    def close(self) -> None:
-        """Let another process have it."""
-        with self._lock:
-            self._connection.close()
-
-    def add(self, job: Job) -> None:
-        """A new row."""
-        values = self._stored(vars(job))
-        self._execute(f"INSERT INTO jobs VALUES ({', '.join(f':{key}' for key in values)})", values)
-
-    def change(self, identity: str, **values: Any) -> None:
-        """Change these columns of a row, if it is there."""
-        changes = ", ".join(f"{key} = :{key}" for key in values)
-        self._execute(f"UPDATE jobs SET {changes} WHERE id = :id", {**self._stored(values), "id": identity})
-
-    def remove(self, identity: str) -> None:
-        """Remove a row."""
-        self._execute("DELETE FROM jobs WHERE id = ?", (identity,))
-
-    def get(self, identity: str) -> Job | None:
-        """A row."""
-        return next(iter(self.select("WHERE id = ?", identity)), None)
-
-    def select(self, condition: str = "", *values: Any) -> list[Job]:
-        """Rows, in the order in which they were added."""
-        rows = self._execute(f"SELECT * FROM jobs {condition} ORDER BY rowid", values)
-        return [
-            Job(**{key: json.loads(row[key]) if key in self._AS_JSON else row[key] for key in row.keys()})  # noqa: SIM118
-            for row in rows
-        ]
-
-    def count(self, state: str) -> int:
-        """How many rows are in a state."""
-        return int(self._execute("SELECT COUNT(*) FROM jobs WHERE state = ?", (state,))[0][0])
-
-    def _execute(self, statement: str, values: Any) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._connection.execute(statement, values).fetchall()
-
-    def _stored(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {key: json.dumps(value) if key in self._AS_JSON else value for key, value in values.items()}
+def is_full(error: BaseException | None) -> bool:
+    """Whether it is a full disk."""
+    while error is not None:
+        full = isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
+        if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__
+    return False
 
 
 class Stopped(Exception):
@@ -180,45 +106,57 @@ class Jobs:
 
     Args:
         segmenter: the model.
-        settings: limits, and the folder of the table and the files.
+        settings: limits, and the folder of the files.
+        table: of the jobs in that folder; closed with it.
+        decoders: what opens the uploads.
         counted: called for every frame computed.
-
-    Raises:
-        PolypsegError: the folder cannot be written, or another process works in it.
     """
 
-    def __init__(self, segmenter: Segmenter, settings: Settings, counted: Callable[[], object] = lambda: None) -> None:
-        self._segmenter = segmenter
-        self._settings = settings
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        settings: Settings,
+        table: Table,
+        decoders: Decoders,
+        counted: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._segmenter, self._settings = segmenter, settings
+        self._table, self._decoders = table, decoders
         self._counted = counted
         self._folder = settings.state / "jobs"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _state_error(settings.state, error) from error
-        self._table = Table(settings.state / "jobs.sqlite")
         self._made_with = {**segmenter.settings, "polypseg": polypseg.__version__}
         self._changed = threading.Condition()
         self._stopping = False
         self._current: str | None = None  # the job in work
         self._cancelled = False  # that one
+        self._began = time.monotonic()
+        self._expired = float("-inf")  # when expired jobs were last looked for
+        self.trouble: str | None = None  # why jobs wait
         self._thread = threading.Thread(target=self._run, name="polypseg-jobs", daemon=True)
 
     def start(self) -> None:
-        """Put back what an earlier process left in work, remove what it left without a row, and begin."""
-        for job in self._table.select("WHERE state = 'running'"):
-            self._table.change(job.id, state="queued")
-        known = {job.id for job in self._table.select()}
-        for folder in self._folder.iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what an earlier process left without need, and begin.
+
+        Raises:
+            PolypsegError: the state folder cannot be read.
+        """
+        try:
+            known = {job.id: job for job in self._table.select()}
+            for folder in list(self._folder.iterdir()):
+                if folder.name not in known:
+                    shutil.rmtree(folder, ignore_errors=True)
+                elif known[folder.name].state in ENDED and (folder / "in").exists():
+                    self._tidy(folder.name)
+        except (sqlite3.Error, OSError) as error:
+            line = f"{self._settings.state}: cannot be read ({getattr(error, 'strerror', None) or error})"
+            raise PolypsegError(line) from error
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
         """End; the job in work is gone on with by the next process. Waits so long for its present frame."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(seconds)
         if not self._thread.is_alive():
             self._table.close()
@@ -248,16 +186,17 @@ class Jobs:
             raise HTTPException(429, f"{MOST_WAITING} jobs wait already; come again later", {"retry-after": "60"})
         identity = secrets.token_hex(16)
         folder = self._folder / identity
-        names = [own_name(name) for name, _ in uploads]
+        names = told_apart([own_name(name) for name, _ in uploads])
         try:
             paths = [folder / "in" / str(number) / name for number, name in enumerate(names)]
             for path, (_, content) in zip(paths, uploads, strict=True):
                 with atomic_write(path) as file:
                     shutil.copyfileobj(content, file, 1 << 20)
             kinds = [_kind(path) for path in paths]
-            counts = [self._count_frames(path, kind) for path, kind in zip(paths, kinds, strict=True)]
+            limits = self._settings.max_pixels, self._settings.max_video_seconds
+            counts = [self._decoders.call(path.name, count_frames, path, path.name, *limits) for path in paths]
             total = None if None in counts else sum(count or 0 for count in counts)
-            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            created = _now()
             kind = "video" if kinds == ["video"] else "batch"
             job = Job(identity, "queued", kind, names, smoothing, None, {}, 0, total, None, created)
             self._table.add(job)
@@ -268,9 +207,18 @@ class Jobs:
             self._changed.notify()
         return job
 
-    def all(self) -> list[Job]:
-        """Every job, the oldest first."""
-        return self._table.select()
+    def page(self, limit: int, after: str | None = None) -> list[Job]:
+        """So many jobs, the oldest first, from the one on that comes after ``after``.
+
+        Raises:
+            HTTPException: 404 there is none of that name.
+        """
+        if after is None:
+            found = self._table.select(limit=limit)
+        else:
+            self.get(after)
+            found = self._table.select("WHERE rowid > (SELECT rowid FROM jobs WHERE id = ?)", after, limit=limit)
+        return [self._told(job) for job in found]
 
     def get(self, identity: str) -> Job:
         """One job.
@@ -281,7 +229,7 @@ class Jobs:
         job = self._table.get(identity)
         if job is None:
             raise HTTPException(404, "there is no such job")
-        return job
+        return self._told(job)
 
     def file(self, identity: str, name: str) -> Path:
         """Where a complete output lies.
@@ -302,92 +250,164 @@ class Jobs:
         """
         with self._changed:
             job = self.get(identity)
-            current = self._current == identity
-            if job.state not in ENDED:
+            current = self._current == identity  # then the thread tidies up
+            waiting = job.state not in ENDED
+            if waiting:
                 self._cancelled |= current
-                self._table.change(identity, state="cancelled")
-                if not current:
-                    self._tidy(identity)
-                return self.get(identity)
-            self._table.remove(identity)
-            if not current:
-                shutil.rmtree(self._folder / identity, ignore_errors=True)
-            return None
+                self._table.change(identity, state="cancelled", ended=_now())
+                self._changed.notify_all()
+            else:
+                self._table.remove(identity)
+        if not current:
+            self._tidy(identity)
+        return self.get(identity) if waiting else None
+
+    def _told(self, job: Job) -> Job:
+        if job.id == self._current and job.state == "running" and self.trouble:
+            job.error = self.trouble
+        return job
 
     # ---- the thread ------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            log.info("job begins", extra={"fields": {"job": job.id, "kind": job.kind}})
-            state, error = "done", None
+        wait = RETRY
+        while not self._stopping:
             try:
-                if job.starts > MOST_STARTS:
-                    raise PolypsegError(f"stopped the service {MOST_STARTS} times without getting further; given up")
-                state, error = _Work(self, job).through()
-            except Stopped:
-                if self._stopping and not self._cancelled:
-                    self._table.change(job.id, starts=0)
-                    return
-            except PolypsegError as problem:
-                state, error = "failed", str(problem).replace(f"{self._folder / job.id}{os.sep}", "")
-            except Exception as crash:
-                state, error = "failed", "the service failed at this; its log tells more"
-                log.error("crash", extra={"fields": {"job": job.id, **without_values(crash)}})
-            self._end(job.id, state, error)
+                self._one()
+            except Exception as problem:  # nothing ends the jobs for good
+                wait = min(2 * wait, LONGEST_RETRY) if self.trouble else RETRY
+                full = is_full(problem)
+                self.trouble = "waits: the disk of the service is full" if full else "waits: the service cannot write"
+                log.error("jobs wait", extra={"fields": {"job": self._current, **without_values(problem)}})
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping or self._cancelled, wait)
 
-    def _next(self) -> Job | None:
-        """The next job, taken in work; None when the service stops."""
+    def _one(self) -> None:
+        """Work through the next job, or go on with the present one. Raises where the disk or the table refuses."""
+        job = self._take()
+        if job is None:
+            return
+        log.info("job begins", extra={"fields": {"job": job.id, "kind": job.kind, "starts": job.starts}})
+        state, error = "done", None
+        try:
+            state, error = _Work(self, job).through()
+        except Stopped:
+            if not self._cancelled:
+                self._table.change(job.id, starts=0)
+                return
+            state = "cancelled"
+        except Exception as problem:
+            if is_trouble(problem):
+                raise
+            state = "failed"
+            if isinstance(problem, PolypsegError):
+                error = str(problem).replace(f"{self._folder / job.id}{os.sep}", "")
+            else:
+                error = "the service failed at this; its log tells more"
+                log.error("crash", extra={"fields": {"job": job.id, **without_values(problem)}})
+        with self._changed:
+            if self._cancelled:
+                state, error = "cancelled", None
+            self._table.change(job.id, state=state, error=error, ended=_now())
+            self._current = None
+        self._tidy(job.id)
+        log.info("job ends", extra={"fields": {"job": job.id, "state": state}})
+
+    def _take(self) -> Job | None:
+        """The present job, where it has not ended, or the next one, taken in work; None when the service stops."""
         with self._changed:
             while not self._stopping:
-                waiting = self._table.select("WHERE state = 'queued'")
-                if waiting:
+                if self._current is not None:
+                    job = self._table.get(self._current)
+                    if job is not None and job.state == "running":
+                        return job
+                    ended, self._current, self._cancelled = self._current, None, False
+                    self._tidy(ended)
+                self._expire()
+                # What an earlier process had in work comes first; last what it could not get further with.
+                order = f"starts > {MOST_STARTS}, state = 'queued', rowid"
+                waiting = self._table.select("WHERE state IN ('queued', 'running')", order=order, limit=1)
+                self.trouble = None
+                pause = self._pause(waiting[0]) if waiting else None
+                if waiting and not pause:
                     job = waiting[0]
                     job.starts += 1
-                    self._current, self._cancelled = job.id, False
                     self._table.change(job.id, state="running", starts=job.starts)
+                    self._current, self._cancelled = job.id, False
                     return job
-                self._changed.wait()
+                if self._settings.keep_days is not None:
+                    pause = min(pause or EXPIRE_EVERY, EXPIRE_EVERY)
+                self._changed.wait(pause)
         return None
 
-    def _end(self, identity: str, state: str, error: str | None) -> None:
-        with self._changed:
-            while not self._stopping:
-                if self._cancelled:
-                    state = "cancelled"
-                try:
-                    self._table.change(identity, state=state, error=error)
-                    self._current = None
-                    self._tidy(identity)
-                    break
-                except sqlite3.Error as problem:  # as of a full disk
-                    log.error("cannot write", extra={"fields": {"job": identity, **without_values(problem)}})
-                    self._changed.wait(RETRY)
-        log.info("job ends", extra={"fields": {"job": identity, "state": state}})
+    def _pause(self, job: Job) -> float:
+        """Seconds until it is begun: one that may be what ends the service leaves it time for all else."""
+        wait = min(2.0 ** (job.starts - MOST_STARTS), LONGEST_WAIT) if job.starts > MOST_STARTS else 0
+        return max(0.0, wait - (time.monotonic() - self._began))
+
+    def _expire(self) -> None:
+        """Remove what ended more than ``keep_days`` ago."""
+        if self._settings.keep_days is None or time.monotonic() - self._expired < EXPIRE_EVERY:
+            return
+        self._expired = time.monotonic()
+        before = _now(-self._settings.keep_days)
+        for job in self._table.select(f"WHERE state IN {ENDED} AND COALESCE(ended, created) < ?", before):
+            self._table.remove(job.id)
+            self._tidy(job.id)
+            log.info("job expires", extra={"fields": {"job": job.id}})
 
     def _tidy(self, identity: str) -> None:
-        """Of a job that has ended, keep its complete outputs only; nothing where it was removed meanwhile."""
+        """Of a job that has ended keep its complete outputs, and uploads without any; of one that is removed nothing.
+
+        What cannot be removed is left to the next start.
+        """
         folder = self._folder / identity
         job = self._table.get(identity)
         if job is None:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        shutil.rmtree(folder / "in", ignore_errors=True)
-        kept = {folder / "out" / path for path in job.files.values()}
-        for path in [path for path in folder.rglob("*") if path.is_file() and path not in kept]:
-            path.unlink(missing_ok=True)
+        complete = {folder / "out" / path for path in job.files.values()}
+        numbers = {path.partition("/")[0] for path in job.files.values()}
+        for path in [path for path in folder.rglob("*") if path.is_file() and path not in complete]:
+            place, number, *_ = (*path.relative_to(folder).parts, "")
+            if place != "in" or number in numbers or job.state == "cancelled":
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        for path in sorted(folder.rglob("*"), reverse=True):  # folders that have become empty
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
-    def _count_frames(self, path: Path, kind: str) -> int | None:
-        """How many frames a file says that it has, after a look at its limits; its pixels are not decoded."""
-        name, limits = path.name, self._settings
-        if kind == "video":
-            return _count_video_frames(path, limits)
-        try:
-            frames = open_still(path, name, limits.max_pixels)
-        except HTTPException as refusal:
-            if refusal.status_code == 422:  # told when its turn comes; the others are gone on with
-                return 1
-            raise
-        return 1 if isinstance(frames, Path) else len(frames)
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame of a video, as ``video.files.Frame``."""
+
+    index: int
+    pts: int
+    time: float
+    pixels: NDArray[np.uint8]
+
+
+class _Video:
+    """A video that another process decodes, as a ``VideoReader``."""
+
+    def __init__(self, path: Path, items: Generator[Any, None, None]) -> None:
+        self.path, self._items = path, items
+        self.info = next(items)
+        self.problem: str | None = None
+
+    def __iter__(self) -> Iterator[_Frame]:
+        for item in self._items:
+            if isinstance(item, tuple):
+                yield _Frame(*item)
+            else:
+                self.problem = item
+
+    def __enter__(self) -> _Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._items.close()
 
 
 class _Work:
@@ -395,14 +415,14 @@ class _Work:
 
     def __init__(self, jobs: Jobs, job: Job) -> None:
         self._jobs, self._job = jobs, job
-        self._table = jobs._table
+        self._table, self._decoders = jobs._table, jobs._decoders
         self._segmenter = jobs._segmenter
         self._folder = jobs._folder / job.id
         self._files: dict[str, str] = dict(job.files)
         self._records: list[dict[str, Any]] = []
         self._problems: list[str] = []
         self._done = 0
-        self._stored_at = 0.0
+        self._stored_at = self._published_at = 0.0
         self._most: float = float("inf")  # frames of the present video
 
     def __getattr__(self, name: str) -> Any:
@@ -415,7 +435,7 @@ class _Work:
             Stopped: the job is to end.
             PolypsegError: the video goes on for longer than it said.
         """
-        for probability in self._segmenter.probabilities(self._checked(frames), batch_size):
+        for probability in self._segmenter.probabilities(frames, batch_size):
             self._check()
             if self._done >= self._most:
                 raise PolypsegError(f"goes on for more than {self._jobs._settings.max_video_seconds:g} s")
@@ -424,13 +444,6 @@ class _Work:
             if time.monotonic() - self._stored_at > STORE_EVERY:
                 self._store()
             yield probability
-
-    def _checked(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        most = self._jobs._settings.max_pixels
-        for frame in frames:
-            if frame.shape[0] * frame.shape[1] > most:
-                raise PolypsegError(f"has frames of more than {most:,} pixels")
-            yield frame
 
     def through(self) -> tuple[str, str | None]:
         """The state and the line in which it ends."""
@@ -448,7 +461,12 @@ class _Work:
                 else:
                     self._stills(source, out)
             except (PolypsegError, HTTPException) as problem:
+                if is_trouble(problem):
+                    raise
+                if isinstance(problem, HTTPException) and problem.status_code == 503:
+                    raise Stopped from problem
                 line = problem.detail if isinstance(problem, HTTPException) else told(problem, source, name)
+                line = line.replace(f"{self._folder}{os.sep}", "")
                 self._problems.append(line if line.startswith(name) else f"{name}: {line}")
                 self._publish(out, [out / f"{source.stem}{suffix}" for suffix in VIDEO_SUFFIXES], whole=True)
             if self._done == before:  # it was refused: that is done too
@@ -470,43 +488,64 @@ class _Work:
         from polypseg.inference.video.predict import predict_video
 
         limits = self._jobs._settings
-        announced = _count_video_frames(path, limits)
+        pixels, seconds = limits.max_pixels, limits.max_video_seconds
+        announced = self._decoders.call(path.name, count_frames, path, path.name, pixels, seconds)
         before = self._done
-        self._most = before + 1.1 * max(announced or 0, limits.max_video_seconds * 120)
+        self._most = before + 1.1 * max(announced or 0, seconds * 120)
         for lines in (out / f"{path.stem}.jsonl", out / f"{path.stem}.part.jsonl"):
             if lines.exists():
                 self._done = before + len(whole_lines(lines))
                 break
-        watched: Any = self
-        found = predict_video(watched, path, out, smoothing=self._job.smoothing, resume=True)
+        items = self._decoders.stream(path.name, video_frames, path, pixels, check=self._check)
+        with _Video(path, items) as video:
+            watched: Any = self
+            decoded: Any = video
+            found = predict_video(
+                watched, path, out, smoothing=self._job.smoothing, resume=True, video=decoded
+            )  # fmt: skip
         self._done = before + found.frames
         self._publish(out, found.files)
 
     def _stills(self, path: Path, out: Path) -> None:
-        from polypseg.inference.dicom import DicomFrames
+        items = self._decoders.stream(
+            path.name, still_frames, path, path.name, self._jobs._settings.max_pixels, check=self._check
+        )
+        with contextlib.closing(items):
+            count, times = next(items)
+            stems = [path.stem] if count == 1 else [f"{path.stem}-{index + 1:04d}" for index in range(count)]
+            recorded = [frame_files(out, stem, SAVED)[-1] for stem in stems]  # written last
+            frames: Iterator[Any] = iter([None] * count) if all(file.is_file() for file in recorded) else items
+            digest = sha256_file(path)
+            ready: list[Path] = []
+            try:
+                for index, (stem, record_file) in enumerate(zip(stems, recorded, strict=True)):
+                    frame = next(frames)
+                    if record_file.is_file():
+                        self._records.append(read_json(record_file))
+                        self._done += 1
+                    else:
+                        number, moment = (index, times and times[index]) if count > 1 else (None, None)
+                        self._records.append(self._still(frame, path.name, digest, out, stem, number, moment))
+                    ready += frame_files(out, stem, SAVED)
+                    if time.monotonic() - self._published_at > STORE_EVERY:
+                        self._publish(out, ready)
+                        ready = []
+            finally:
+                self._publish(out, ready)
+            if frames is items:  # which tell at the end whether there are more than was said
+                next(items, None)
 
-        found = open_still(path, path.name, self._jobs._settings.max_pixels)
-        several = isinstance(found, DicomFrames) and len(found) > 1
-        times = found.times if isinstance(found, DicomFrames) else None
-        frames = found if isinstance(found, DicomFrames) else [read_frame(found)]
-        digest = sha256_file(path)
-        for index, frame in enumerate(frames):
-            stem = f"{path.stem}-{index + 1:04d}" if several else path.stem
-            files = frame_files(out, stem, SAVED)
-            if files[-1].is_file():  # the record, which is written last
-                self._records.append(read_json(files[-1]))
-                self._done += 1
-            else:
-                probability = next(iter(self.probabilities([frame])))
-                answer = self._segmenter.answer(probability, *frame.shape[:2], outside=outside_of(frame))
-                record = frame_record(
-                    answer, source=path.name, model=self._segmenter.hash, index=index if several else None,
-                    time=times[index] if several and times else None,
-                )  # fmt: skip
-                record = with_shapes({**record, **self._segmenter.settings, "source_sha256": digest}, answer)
-                write_frame(out, stem, frame, answer, record, SAVED)
-                self._records.append(record)
-            self._publish(out, files)
+    def _still(
+        self, frame: NDArray[np.uint8], name: str, digest: str, out: Path, stem: str, index: int | None,
+        moment: float | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Segment a frame and write its outputs; its record."""
+        probability = next(iter(self.probabilities([frame])))
+        answer = self._segmenter.answer(probability, *frame.shape[:2], outside=outside_of(frame))
+        record = frame_record(answer, source=name, model=self._segmenter.hash, index=index, time=moment)
+        record = with_shapes({**record, **self._segmenter.settings, "source_sha256": digest}, answer)
+        write_frame(out, stem, frame, answer, record, SAVED)
+        return record
 
     def _publish(self, out: Path, files: Iterable[Path], whole: bool = False) -> None:
         """Tell of these files, which are complete; with ``whole`` only where all of them are there."""
@@ -518,9 +557,13 @@ class _Work:
         for file in files:
             path = file.relative_to(root).as_posix()
             if path not in known:
-                taken = file.name in self._files
-                self._files[f"{out.name}-{file.name}" if taken else file.name] = path
+                name = file.name
+                while name in self._files:  # only of jobs that an earlier version took in
+                    name = f"{out.name}-{name}"
+                self._files[name] = path
         self._table.change(self._job.id, files=self._files)
+        self._jobs.trouble = None
+        self._published_at = time.monotonic()
 
     def _check(self) -> None:
         if self._jobs._cancelled or self._jobs._stopping:
@@ -531,6 +574,7 @@ class _Work:
         if self._done > self._job.done:
             self._job.done = self._done
             self._table.change(self._job.id, done=self._done, starts=0)
+            self._jobs.trouble = None
         self._stored_at = time.monotonic()
 
 
@@ -546,32 +590,7 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _count_video_frames(path: Path, limits: Settings) -> int | None:
-    """How many frames a video announces.
-
-    Raises:
-        HTTPException: 413 it is too long or its frames are too large, 422 it cannot be read.
-    """
-    import av
-
-    from polypseg.inference.video.files import probe
-
-    # Before anything is decoded: the size that the header claims is what the decoder would make room for.
-    with (
-        contextlib.suppress(av.FFmpegError, OSError),
-        av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container,
-    ):
-        for stream in container.streams.video:
-            if (stream.width or 0) * (stream.height or 0) > limits.max_pixels:
-                raise HTTPException(413, f"{path.name}: has frames of more than {limits.max_pixels:,} pixels")
-    try:
-        info = probe(path)
-    except PolypsegError as error:
-        raise HTTPException(422, told(error, path, path.name)) from error
-    if info.frames is not None and info.frames / info.fps > limits.max_video_seconds:
-        raise HTTPException(413, f"{path.name}: is longer than {limits.max_video_seconds:g} s; cut it into parts")
-    return info.frames
-
-
-def _state_error(folder: Path, error: OSError) -> PolypsegError:
-    return PolypsegError(str(disk_error(folder, error)).replace("--out", "--state"))
+def _now(days: float = 0) -> str:
+    """This moment, or so many days from it: ISO 8601, UTC."""
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    return moment.isoformat(timespec="seconds")

@@ -7,7 +7,6 @@ import errno
 import gc
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -26,9 +25,8 @@ NEEDED = {
     "fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
 }  # fmt: skip
-LONGEST_HEAD = 32 << 10  # bytes of a request's first line and headers
 HEAD_SECONDS = 20.0  # that a connection may take to send them
-MOST_CONNECTIONS = 256
+MOST_CONNECTIONS = 512  # of more, the one that has been silent for longest is closed
 
 
 def serve(
@@ -52,19 +50,22 @@ def serve(
 
     Raises:
         UsageError: others can reach the address, and there is no token.
-        PolypsegError: the extra is missing, the port is in use, the state folder cannot be written, or the model
-            cannot be used.
+        PolypsegError: the extra is missing, the port is in use, another service works in the state folder, others can
+            read it or it cannot be written, or the model cannot be used.
     """
     if missing := [name for module, name in NEEDED.items() if find_spec(module) is None]:
         raise PolypsegError(f"serve: needs {', '.join(missing)}; install the extra: pip install 'polypseg[serve]'")
     from polypseg.serve.app import create_app
+    from polypseg.serve.state import open_state
 
     listening = _bind(host, port, settings)
     with listening:
-        _prepare_state(settings)
+        table = open_state(settings.state)
+        # Forms that are being read lie there too: nothing of a patient lies elsewhere.
+        tempfile.tempdir = str(settings.state / "temporary")
         _log_as_json()
         segmenter = polypseg.load(model, runtime, device, precision, threads, tta)
-        app = create_app(segmenter, settings)
+        app = create_app(segmenter, settings, table)
         # What is loaded by now stays for good: looking through it again and again would hold requests up.
         gc.collect()
         gc.freeze()
@@ -100,21 +101,6 @@ def _bind(host: str, port: int, settings: Settings) -> socket.socket:
     return listening
 
 
-def _prepare_state(settings: Settings) -> None:
-    """Make the state folder, for this user alone, and empty what holds uploads on their way in."""
-    temporary = settings.state / "temporary"
-    try:
-        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=temporary):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise PolypsegError(f"{settings.state}: cannot be written ({reason}); choose another --state") from error
-    tempfile.tempdir = str(temporary)  # forms that are being read, too: nothing of a patient lies elsewhere
-
-
 def _log_as_json() -> None:
     from polypseg.serve.observe import JsonLines
 
@@ -131,6 +117,8 @@ def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) 
     """Serve until a signal; prints the greeting when the port listens."""
     import uvicorn
 
+    from polypseg.serve.guard import LONGEST_HEAD
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -139,7 +127,7 @@ def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) 
 
     config = uvicorn.Config(
         app, http=_protocol(), ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, h11_max_incomplete_event_size=LONGEST_HEAD, limit_concurrency=MOST_CONNECTIONS,
+        proxy_headers=False, h11_max_incomplete_event_size=LONGEST_HEAD,
         timeout_graceful_shutdown=int(settings.timeout) + 30,
     )  # fmt: skip
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -156,16 +144,23 @@ def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) 
 
 
 def _protocol() -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, with a time limit for a request's head."""
+    """uvicorn's HTTP/1.1; a connection on which nothing is asked is closed in time, and what is no HTTP gets JSON."""
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    from polypseg.serve.answers import error
+    from polypseg.serve.guard import head_too_large
+
     class Protocol(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _silent_since = 0.0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._expect_head()
+            silent = [one for one in self.connections if isinstance(one, Protocol) and one._silent]
+            if len(self.connections) > MOST_CONNECTIONS and silent:
+                min(silent, key=lambda one: one._silent_since).transport.close()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -178,7 +173,30 @@ def _protocol() -> type[H11Protocol]:
             self._expect_nothing()
             super().connection_lost(exc)
 
+        def on_response_complete(self) -> None:
+            self._silent_since = self.loop.time()
+            super().on_response_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            status = getattr(sys.exception(), "error_status_hint", 400)
+            line = head_too_large() if status == 431 else "this is no HTTP request that can be read"
+            answer = error(status, line, {"connection": "close"})
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                for event in (
+                    h11.Response(status_code=status, headers=answer.raw_headers), h11.Data(data=bytes(answer.body)),
+                    h11.EndOfMessage(),
+                ):  # fmt: skip
+                    self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        @property
+        def _silent(self) -> bool:
+            """Whether nothing is being asked or answered on it."""
+            answered = self.cycle is None or self.cycle.response_complete
+            return answered and not self.transport.is_closing()
+
         def _expect_head(self) -> None:
+            self._silent_since = self.loop.time()
             self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
         def _expect_nothing(self) -> None:

@@ -26,6 +26,7 @@ class Settings:
         max_pixels: of a frame, whether alone, in a DICOM file or in a video.
         max_job_bytes: of all files of a job.
         max_video_seconds: of a video.
+        keep_days: that a job is kept after it ended, with its results; None keeps it until it is removed.
 
     Raises:
         UsageError: a value is out of its range.
@@ -40,12 +41,25 @@ class Settings:
     max_pixels: int = 20_000_000
     max_job_bytes: int = 4096 * MIB
     max_video_seconds: float = 4 * 3600
+    keep_days: float | None = None
 
     def __post_init__(self) -> None:
         for option in ("queue", "batch_size", "timeout", "max_mib", "max_pixels", "max_job_mib", "max_video_seconds"):
             if not getattr(self, option.replace("mib", "bytes")) > 0:
                 raise UsageError(f"--{option}: must be above 0")
+        if self.keep_days is not None and not 0 < self.keep_days <= 36_500:
+            raise UsageError(f"--keep_days {self.keep_days:g}: must be above 0 and at most 36500")
         if self.max_pixels > MAX_PIXELS:
             raise UsageError(f"--max_pixels {self.max_pixels}: frames of more than {MAX_PIXELS} are never read")
         if self.token is not None and not re.fullmatch("[!-~]{16,}", self.token):
             raise UsageError("--token: must be 16 ASCII characters or more, without spaces; as of openssl rand -hex 16")
+
+    @property
+    def decode_seconds(self) -> float:
+        """That one frame may take to decode, for the most."""
+        return min(self.timeout, 15.0)
+
+    @property
+    def decode_memory(self) -> int:
+        """Bytes that decoding one frame may take, for the most: of a DICOM frame, four copies of 64-bit RGB."""
+        return 512 * MIB + 96 * self.max_pixels

@@ -1,4 +1,7 @@
-"""Files that strangers send: what they are called, what they are, and how much of them is decoded."""
+"""Files that strangers send: what they are called, what they are, and how much of them is decoded.
+
+What opens a file here is run by ``Decoders``, in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +45,43 @@ def own_name(filename: str | None) -> str:
         stem = name.removesuffix(ending).encode()[: LONGEST_NAME - len(ending.encode())]
         name = stem.decode(errors="ignore").rstrip(". ") + ending
     return name or "upload"
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names of a job's uploads so that no two of them give results of one name, whatever the file system.
+
+    Results are called after the stem: ``<stem>.png``, ``<stem>-0001.json``, ``<stem>.timeline.json``; neither case nor
+    the ending tells two stems apart. A name that would meet an earlier one gets its number before it, and never
+    becomes one that another upload bears.
+    """
+    sent = [_stems(name) for name in names]
+    taken: set[str] = set()  # stems, and what results of stems may look like results of
+    whole: set[str] = {"coco", "predictions"}  # files of all frames together
+    told = []
+
+    def meets(name: str, others: set[str], beginnings: set[str]) -> bool:
+        stem, beginning = _stems(name)
+        return stem in others or beginning in others or stem in beginnings
+
+    for number, name in enumerate(names):
+        chosen = name
+        if meets(name, whole, taken):
+            stems, beginnings = (set(column) for column in zip(*sent, strict=True))
+            candidates = (f"{number}-{further}-{name}" if further else f"{number}-{name}" for further in count())
+            chosen = next(
+                one for one in candidates if not meets(one, whole, taken) and not meets(one, stems, beginnings)
+            )
+        stem, beginning = _stems(chosen)
+        whole.add(stem)
+        taken.add(beginning)
+        told.append(chosen)
+    return told
+
+
+def _stems(name: str) -> tuple[str, str]:
+    """A name's stem, and of which stem's results its own may look like one: of ``a-0001.png`` those of ``a``."""
+    stem = unicodedata.normalize("NFC", unicodedata.normalize("NFC", Path(name).stem).casefold())
+    return stem, re.sub(r"(-\d{4,}|\.[a-z]+)$", "", stem)
 
 
 @contextmanager
@@ -124,6 +165,71 @@ def open_still(path: Path, name: str, max_pixels: int) -> Path | DicomFrames:
     if several:
         raise HTTPException(422, f"{name}: holds several pictures; send the one that is meant")
     return path
+
+
+def still_frames(path: Path, name: str, max_pixels: int) -> Iterator[Any]:
+    """Of an image or DICOM file first (how many frames, their times or None), then each: H×W×3 uint8 RGB.
+
+    Raises:
+        HTTPException: as ``read_still``.
+        PolypsegError: a frame cannot be decoded.
+    """
+    found = open_still(path, name, max_pixels)
+    if isinstance(found, Path):
+        yield 1, None
+        yield read_frame(found)
+    else:
+        yield len(found), found.times
+        yield from found
+
+
+def video_frames(path: Path, max_pixels: int) -> Iterator[Any]:
+    """Of a video first its ``VideoInfo``, then of each frame (index, pts, time, pixels), then its problem or None.
+
+    Raises:
+        PolypsegError: it cannot be read, or has larger frames.
+    """
+    from polypseg.inference.video.files import VideoReader
+
+    with VideoReader(path) as reader:
+        yield reader.info
+        for frame in reader:
+            if frame.pixels.shape[0] * frame.pixels.shape[1] > max_pixels:
+                raise PolypsegError(f"{path}: has frames of more than {max_pixels:,} pixels")
+            yield frame.index, frame.pts, frame.time, frame.pixels
+        yield reader.problem and reader.problem.replace(str(path), path.name)
+
+
+def count_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> int | None:
+    """How many frames a file says that it has, after a look at its limits; None where it does not say.
+
+    Raises:
+        HTTPException: 413 it is too long or its frames are too large, 415 it is something else, 422 a video cannot be
+            read; of a still that cannot be read one frame is counted.
+    """
+    if kind_of(path) == "video":
+        return _count_video_frames(path, name, max_pixels, max_seconds)
+    try:
+        frames = open_still(path, name, max_pixels)
+    except HTTPException as refusal:
+        if refusal.status_code == 422:  # told when its turn comes; the others are gone on with
+            return 1
+        raise
+    return 1 if isinstance(frames, Path) else len(frames)
+
+
+def _count_video_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> int | None:
+    from polypseg.inference.video.files import TooLargeError, probe
+
+    try:
+        info = probe(path, max_pixels)
+    except TooLargeError as error:
+        raise HTTPException(413, told(error, path, name)) from error
+    except PolypsegError as error:
+        raise HTTPException(422, told(error, path, name)) from error
+    if info.frames is not None and info.frames / info.fps > max_seconds:
+        raise HTTPException(413, f"{name}: is longer than {max_seconds:g} s; cut it into parts")
+    return info.frames
 
 
 def _open_dicom(path: Path, name: str, max_pixels: int) -> DicomFrames:

@@ -27,6 +27,7 @@ from polypseg.evaluation.run import loss_of
 from polypseg.evaluation.scoring import score_masks
 from polypseg.evaluation.selection import split_of
 from polypseg.files import commit
+from polypseg.inference.runtimes.torch import check_weights
 from polypseg.inference.segmenter import Segmenter
 from polypseg.training.run import (
     CONFIG,
@@ -86,6 +87,7 @@ def average(
     first = bundles[0]
     for path, bundle in zip(models, bundles, strict=True):
         bundle.check_single()
+        check_weights(bundle)
         if of == "weights":
             _check_alike(str(path), bundle, first)
     settings = {"models": [str(model) for model in models], "data": [str(one) for one in data], "of": of}

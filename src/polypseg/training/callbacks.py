@@ -1,8 +1,7 @@
-"""What the Trainer does beside training: safe checkpoints, ``metrics.csv``, a line for each epoch."""
+"""What the Trainer does beside training: ``metrics.csv``, a line for each epoch."""
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from pathlib import Path
@@ -10,24 +9,11 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
-import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from polypseg.files import atomic_write
 
 log = logging.getLogger("polypseg")
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are complete or not there: written beside, synced to the disk, then renamed."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint. Raises ``PolypsegError`` where the disk is full; the older checkpoint stays."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        with atomic_write(path) as file:
-            file.write(buffer.getbuffer())
 
 
 class MetricsTable(Checkpoint):
@@ -38,6 +24,10 @@ class MetricsTable(Checkpoint):
 
     Args:
         path: the CSV.
+
+    Attributes:
+        rows: one an epoch, by column.
+        begun: whether an epoch has begun: all that a checkpoint holds was taken up then.
     """
 
     COLUMNS = (
@@ -48,9 +38,11 @@ class MetricsTable(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, float]] = []
+        self.begun = False
         self._start = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begun = True
         self._start = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

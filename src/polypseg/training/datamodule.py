@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data.cache import FrameCache
-from polypseg.data.dataset import EpochBatches, FrameDataset, Sample
+from polypseg.data.dataset import EpochBatches, FrameDataset, Kinds, Sample
 from polypseg.data.transforms import evaluation_pipeline, training_pipeline
 from polypseg.errors import PolypsegError
 from polypseg.training.recipe import Recipe
@@ -66,7 +66,8 @@ class FramesDataModule(L.LightningDataModule):
                 if split == "train"
                 else evaluation_pipeline(self.preprocessing)
             )
-            self._datasets[split] = FrameDataset(cache, pipeline, self.recipe.trainer.seed)
+            made = settings.made_polyp_free if split == "train" else 0.0
+            self._datasets[split] = FrameDataset(cache, pipeline, self.recipe.trainer.seed, made)
         return self._datasets[split]
 
     def train_dataloader(self) -> DataLoader[Sample]:
@@ -86,7 +87,11 @@ class FramesDataModule(L.LightningDataModule):
         """
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count, size = len(self.catalog.of_split(split)), self.recipe.frames.batch_size
-        batches = EpochBatches(count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch)
+        share = self.recipe.frames.polyp_free_share if split == "train" else None
+        kinds = None if share is None else Kinds(self.dataset(split).cache.polyp_free(), share)
+        batches = EpochBatches(
+            count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch, kinds
+        )
         if not len(batches):
             raise PolypsegError(
                 f"{self.recipe.name}: {count} training frames in batches of {size} are fewer batches than the "

@@ -15,6 +15,7 @@ from polypseg.data.dataset import Sample
 from polypseg.errors import PolypsegError
 from polypseg.models.depthwise import FasterDepthwise
 from polypseg.models.losses import distillation_loss, segmentation_loss
+from polypseg.models.network import joined
 from polypseg.training.recipe import Recipe
 from polypseg.training.teacher import Teacher
 
@@ -25,6 +26,7 @@ class SegmentationModule(L.LightningModule):
     Logs, each epoch: ``train_loss`` and ``train_dice`` (mean over images, weights as they were at each step),
     ``val_loss``, ``val_dice`` (mean over images of Dice at probability 0.5 and the network's size; the
     checkpoint's criterion) and ``val_dice_batch`` (the known recipe's: pooled over each batch, mean over batches).
+    Polyp-free images have no Dice, and polyp-free batches none of their own.
     With several processes the numbers are those of one.
 
     Args:
@@ -38,6 +40,9 @@ class SegmentationModule(L.LightningModule):
         self.teacher = teacher
         self.network = network
         self.recipe = recipe
+        if recipe.model.frozen:
+            for name, value in network.named_parameters():
+                value.requires_grad_(name.startswith("presence."))
         self.memory_format = torch.channels_last if recipe.trainer.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         self._sums: dict[str, torch.Tensor] = {}
@@ -52,18 +57,28 @@ class SegmentationModule(L.LightningModule):
         mixed = np.random.SeedSequence((self.recipe.trainer.seed, self.current_epoch, self.global_rank))
         torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
         self._sums.pop("train", None)
+        if self.recipe.model.frozen:  # the statistics of its batch normalisation stay too
+            self.network.eval()
+            self.network.get_submodule("presence").train()
 
     def training_step(self, batch: Sample, batch_index: int) -> torch.Tensor:
         answers = None if self.teacher is None else self.teacher(batch["image"])
         batch = self._resized(batch)
         with FasterDepthwise() if self.device.type == "cpu" else contextlib.nullcontext():
-            logits = self(batch["image"])
-        loss = segmentation_loss(logits, batch["mask"], self.recipe.loss)
+            logits, parts = self._forward(batch["image"])
+        loss = segmentation_loss(logits, batch["mask"], self.recipe.loss, parts)
         if answers is not None:
             taught = distillation_loss(logits, answers, self.recipe.loss)
             loss = torch.lerp(loss, taught, self.recipe.teacher.weight)
         self._add("train", loss.detach(), logits.detach(), batch)
         return loss
+
+    def _forward(self, image: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """The network's logits, and what they are joined from, where it judges where a polyp is plausible."""
+        if not self.recipe.model.presence:
+            return self(image), None
+        parts = self.network.parts(image.to(memory_format=self.memory_format))  # type: ignore[operator]
+        return joined(*parts), parts
 
     def _resized(self, batch: Sample) -> Sample:
         size = self.recipe.training_size(self.current_epoch)
@@ -86,8 +101,8 @@ class SegmentationModule(L.LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Sample, batch_index: int) -> None:
-        logits = self(batch["image"])
-        self._add("val", segmentation_loss(logits, batch["mask"], self.recipe.loss), logits, batch)
+        logits, parts = self._forward(batch["image"])
+        self._add("val", segmentation_loss(logits, batch["mask"], self.recipe.loss, parts), logits, batch)
 
     def on_validation_epoch_end(self) -> None:
         self._log("val")
@@ -98,31 +113,36 @@ class SegmentationModule(L.LightningModule):
         exact = torch.float32 if self.device.type == "mps" else torch.float64
         intersection = (prediction & truth).sum((1, 2, 3)).to(exact)
         total = (prediction.sum((1, 2, 3)) + truth.sum((1, 2, 3))).to(exact)
+        shown = truth.flatten(1).any(1).to(exact)
+        any_shown = shown.amax()
         one = torch.ones((), dtype=exact, device=total.device)
-        per_image = torch.where(total == 0, one, 2.0 * intersection / total.clamp_min(1))
-        pooled = torch.where(total.sum() == 0, one, 2.0 * intersection.sum() / total.sum().clamp_min(1))
-        row = torch.stack([loss.to(exact) * len(truth), per_image.sum(), pooled, len(truth) * one, one])
+        per_image = shown * 2.0 * intersection / total.clamp_min(1)
+        pooled = any_shown * 2.0 * intersection.sum() / total.sum().clamp_min(1)
+        row = torch.stack(
+            [loss.to(exact) * len(truth), len(truth) * one, per_image.sum(), shown.sum(), pooled, any_shown]
+        )
         # The weight is 0 for a batch that only keeps the processes in step.
         row = row * batch["weight"][0].to(exact)
         self._sums[stage] = self._sums[stage] + row if stage in self._sums else row
 
     def _log(self, stage: str) -> None:
         sums = self.trainer.strategy.reduce(self._sums[stage], reduce_op="sum")
-        loss, dice, pooled, images, batches = sums.tolist()
+        loss, images, dice, shown, pooled, batches = sums.tolist()
         if not math.isfinite(loss):
             raise PolypsegError(
                 f"{self.recipe.name}: the {stage} loss is not finite in epoch {self.current_epoch + 1}; lower "
                 "optimizer.learning_rate, set optimizer.gradient_clip, or train with trainer.precision 32-true"
             )
-        values = {f"{stage}_loss": loss / images, f"{stage}_dice": dice / images}
+        values = {f"{stage}_loss": loss / images, f"{stage}_dice": dice / shown if shown else math.nan}
         if stage == "val":
-            values["val_dice_batch"] = pooled / batches
+            values["val_dice_batch"] = pooled / batches if batches else math.nan
         self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         settings = self.recipe.optimizer
-        encoder = [value for name, value in self.network.named_parameters() if name.startswith("encoder.")]
-        others = [value for name, value in self.network.named_parameters() if not name.startswith("encoder.")]
+        trained = [(name, value) for name, value in self.network.named_parameters() if value.requires_grad]
+        encoder = [value for name, value in trained if name.startswith("encoder.")]
+        others = [value for name, value in trained if not name.startswith("encoder.")]
         rate = settings.learning_rate
         encoder_rate = rate if settings.encoder_learning_rate is None else settings.encoder_learning_rate
         groups = [{"params": encoder, "lr": encoder_rate}, {"params": others, "lr": rate}]

@@ -31,7 +31,11 @@ class FramesConfig:
             last_size. null: all epochs at last_size.
         last_size: rows and columns in the last quarter of the epochs of training, a multiple of 32. null: size.
         interpolation: how frames are resized, linear or area (averages when shrinking).
-        augmentation: none, seed (the known recipe's) or strong (ours).
+        augmentation: none, seed (the known recipe's), strong (ours) or stronger (also hue, glare, borders and insets).
+        polyp_free_share: share of polyp-free frames in every batch of training, 0 or more and below 1; null takes them
+            as they come.
+        made_polyp_free: share of the frames with a polyp that are shown without it, painted over by their own mucosa or
+            cut to a window beside it, each time anew, 0..1.
         batch_size: frames in a batch, for each device.
         workers: processes that augment beside the training; -1 chooses for this machine.
         cache: where decoded frames are kept, memory, disk or none.
@@ -42,7 +46,9 @@ class FramesConfig:
     first_size: int | None = None
     last_size: int | None = None
     interpolation: Literal["linear", "area"] = "linear"
-    augmentation: Literal["none", "seed", "strong"] = "seed"
+    augmentation: Literal["none", "seed", "strong", "stronger"] = "seed"
+    polyp_free_share: float | None = None
+    made_polyp_free: float = 0.0
     batch_size: int = 16
     workers: int = -1
     cache: Literal["memory", "disk", "none"] = "memory"
@@ -61,13 +67,23 @@ class ModelConfig(Architecture):
         output_stride: rows of the frame to a row of the map that the decoder computes, which is enlarged bilinearly to
             the frame's size: 1; 2 for the last stage at half the size, with the same weights; 4 without the stage
             before it and the encoder's finest features. 2 and 4 are quicker; Unet and UnetPlusPlus alone.
+        presence: whether the network also judges, from the encoder's deepest features and the map, where a polyp is
+            plausible at all; where it is not, what the map marks loses confidence, never its outline.
         encoder_weights: imagenet, none, or the path of a .safetensors or .pth file.
         weights: bundle, run folder or shipped model whose network training starts from, as for fine-tuning; null starts
             from encoder_weights.
+        frozen: whether all but the judgement of presence keeps the weights it starts with.
     """
 
     encoder_weights: str = "imagenet"
     weights: str | None = None
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
 
     @property
     def architecture(self) -> Architecture:
@@ -201,6 +217,18 @@ class Recipe:
             (
                 self.optimizer.accumulate < 1,
                 f"optimizer.accumulate {self.optimizer.accumulate} is less than 1",
+            ),
+            (
+                self.frames.polyp_free_share is not None and not 0.0 <= self.frames.polyp_free_share < 1.0,
+                f"frames.polyp_free_share {self.frames.polyp_free_share} is not 0 or more and below 1",
+            ),
+            (
+                not 0.0 <= self.frames.made_polyp_free <= 1.0,
+                f"frames.made_polyp_free {self.frames.made_polyp_free} is not in 0..1",
+            ),
+            (
+                self.model.frozen and not (self.model.presence and self.model.weights),
+                "model.frozen leaves nothing to train; set model.presence, and model.weights to start from",
             ),
             (not 0.0 <= self.teacher.weight <= 1.0, f"teacher.weight {self.teacher.weight} is not in 0..1"),
             (

@@ -38,6 +38,7 @@ from polypseg.evaluation.choosing import Maps, choose_point
 from polypseg.evaluation.scoring import DEFINITIONS, NO_POLYP, Scores, score
 from polypseg.evaluation.seen import frame_records
 from polypseg.files import atomic_write, commit, csv_cells, write_json
+from polypseg.inference.runtimes.torch import check_weights
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.lesions import shows_polyp
 from polypseg.metrics.overlap import dice
@@ -45,7 +46,8 @@ from polypseg.models.device import gains_from_bf16
 from polypseg.models.losses import LossConfig
 from polypseg.models.network import build, dropout_argument
 from polypseg.models.weights import WeightsOrigin, load_encoder_weights, normalisation
-from polypseg.training.callbacks import AtomicCheckpointIO, MetricsTable
+from polypseg.training.callbacks import MetricsTable
+from polypseg.training.checkpoints import SafeCheckpointIO, is_hashed, read_checkpoint
 from polypseg.training.datamodule import FramesDataModule
 from polypseg.training.module import SegmentationModule
 from polypseg.training.processes import Marker, first_sentence, from_first, gone, join, launched, lost_another, together
@@ -118,6 +120,8 @@ def train(
                 f"{checkpoint}: is not seen on {socket.gethostname()}; the run folder must lie on storage that all "
                 "machines share"
             )
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)  # some strategies read it in a way of their own
     with together():
         records = _frame_records(recipe, catalog) if first_process else []
     split_hash = hash_split(catalog.frames)
@@ -141,6 +145,11 @@ def train(
             log.info(
                 "SMP's %s has no place for decoder dropout: the rate %g is not applied",
                 recipe.model.name, recipe.model.decoder_dropout,
+            )  # fmt: skip
+        if checkpoint is not None and not is_hashed(checkpoint):
+            log.warning(
+                "%s: has no SHA-256 beside it, as of an earlier polypseg; it is resumed, but whether it is whole "
+                "cannot be verified", checkpoint,
             )  # fmt: skip
         log.info("training %s on %s, %s", recipe.name, trainer.accelerator.__class__.__name__, trainer.precision)
         _fit(trainer, module, frames, checkpoint)
@@ -243,9 +252,10 @@ def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     """The bundle whose network training starts from."""
     bundle = ModelBundle.load(path)
     bundle.check_single("name one of its members as model.weights")
+    check_weights(bundle)
     ours, theirs = recipe.model.architecture, bundle.architecture
     differs = ours.weights_differ_by(theirs)
-    if differs not in (None, "output_stride"):
+    if differs not in (None, "output_stride", "presence"):
         raise PolypsegError(
             f"{path}: its network has {differs} {getattr(theirs, differs)}, the recipe's {getattr(ours, differs)}; "
             f"set model.{differs} or start from another bundle"
@@ -348,7 +358,7 @@ def _trainer(
     if "fsdp" in settings.strategy and (recipe.optimizer.ema_decay is not None or recipe.optimizer.gradient_clip):
         raise UsageError("trainer.strategy fsdp goes neither with optimizer.ema_decay nor with optimizer.gradient_clip")
     devices, machines = launched() or (settings.devices or "auto", settings.num_nodes)
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [SafeCheckpointIO()]
     try:
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Lightning's own requeueing would go on from the middle of an epoch, which is not exact.
@@ -400,13 +410,15 @@ def _loggers(recipe: Recipe, folder: Path) -> list[Any]:
 
 def _fit(trainer: L.Trainer, module: SegmentationModule, frames: FramesDataModule, checkpoint: Path | None) -> None:
     try:
-        trainer.fit(module, frames, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+        trainer.fit(module, frames, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
-    except (RuntimeError, EOFError, KeyError) as error:
+    except PolypsegError:
+        raise
+    except Exception as error:
         if trainer.world_size > 1 and lost_another(error):
             raise gone(error) from error
-        if checkpoint is not None and trainer.global_step == 0:
+        if checkpoint is not None and not any(getattr(one, "begun", False) for one in trainer.callbacks):  # type: ignore[attr-defined]
             raise PolypsegError(
                 f"{checkpoint}: cannot be resumed from ({_one_line(error)}); use --overwrite"
             ) from error
@@ -422,10 +434,7 @@ def _bundle(
 ) -> ModelBundle:
     recipe, teacher = module.recipe, module.teacher
     taught: dict[str, Any] = {} if teacher is None else {"taught_by": teacher.bundle.lineage()}
-    # Our own checkpoint; its metrics and callbacks need more than weights_only allows.
-    checkpoint = torch.load(
-        folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt", map_location="cpu", weights_only=False
-    )
+    checkpoint = read_checkpoint(folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt")
     prefix = "network."
     state = {key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
     return ModelBundle.save(

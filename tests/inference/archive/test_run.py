@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -19,8 +20,12 @@ import pytest
 
 from polypseg.bundle import ModelBundle
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.inference.archive import plan as plan_module
 from polypseg.inference.archive import run as module
 from polypseg.inference.archive import worker as worker_module
+from polypseg.inference.archive.plan import Plan
+from polypseg.inference.archive.rows import noted
+from polypseg.inference.archive.store import Store
 from polypseg.inference.archive.worker import Job, Worker
 from polypseg.inference.predict import predict
 
@@ -211,6 +216,61 @@ def test_another_run_in_the_same_place_is_refused(
         "done.csv", "masks", "partitions", "plan.parquet", "run.json"
     }  # fmt: skip
     assert len(content(out / "masks")) == len(content(out / "partitions")) == 1
+
+
+def plan_of(**columns: list[Any]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def test_a_plan_of_others_is_one_line(
+    frames: list[Path], tmp_path: Path, answer: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    answer(*frames[:2], out=out, engine="local", partition=2)
+    shutil.rmtree(out / "partitions")
+    (out / "done.csv").unlink()
+    whole = (out / "plan.parquet").read_bytes()
+    flipped = bytearray(whole)
+    flipped[10] ^= 255
+    for content in (
+        b"", b"PAR1" * 100, whole[:-9], bytes(flipped), plan_of(path=[1, 2]), plan_of(a=["x"]),
+        plan_of(b=["x"], path=["y"]),
+    ):  # fmt: skip
+        (out / "plan.parquet").write_bytes(content)
+        with pytest.raises(PolypsegError, match=r"plan\.parquet: is damaged \(.*\); use --overwrite") as caught:
+            answer(*frames[:2], out=out, engine="local", partition=2, resume=True)
+        assert len(str(caught.value).splitlines()) == 1
+    (out / "plan.parquet").write_bytes(whole)
+    monkeypatch.setattr(plan_module, "MOST_FRAMES", 1)
+    with pytest.raises(PolypsegError, match="a partition of 2 frames"):
+        Plan(Store(str(out))).partition(0)
+    monkeypatch.undo()
+    record = json.loads((out / "run.json").read_text())
+    for name, value in (("partitions", 10**12), ("frames", -1), ("frames", "2"), ("partitions", None), ("plan", 3)):
+        (out / "run.json").write_text(json.dumps({**record, name: value}))
+        with pytest.raises(PolypsegError, match="is none of an archive's run"):
+            answer(*frames[:2], out=out, engine="local", partition=2, resume=True)
+    (out / "run.json").write_text("[" * 10**5)
+    with pytest.raises(PolypsegError, match="is none of an archive's run"):
+        answer(*frames[:2], out=out, engine="local", partition=2, resume=True)
+
+
+@pytest.mark.parametrize(
+    "note", [b"[]", b"{", b'{"plan": "p"}', b'{"plan": "p", "frames": -1}', b'{"plan": "p", "x": 1}', b"[" * 10**5]
+)
+def test_a_partitions_file_of_others_is_none_of_ours(note: bytes) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"polypseg": note}), file)
+    assert noted(file, "p") is None
+    assert noted(io.BytesIO(b"PAR1"), "p") is None
 
 
 def test_what_is_not_ours_is_left_alone(frames: list[Path], tmp_path: Path, answer: Callable[..., int]) -> None:

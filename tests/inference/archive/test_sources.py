@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.archive.sources import Listing, is_archive
+from polypseg.inference.archive.store import read_bytes
 
 pytest.importorskip("fsspec")
 Picture = Callable[[Path], Path]
@@ -109,9 +111,55 @@ def test_a_manifest_carries_its_columns_along(tmp_path: Path) -> None:
     assert (second.path, third.path) == ("s3://bucket/2.png", "/abs/3.png")
 
 
+def test_a_manifest_that_names_other_places_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "m.csv"
+    file.write_text("path\n1.png\na/../2.png\n/etc/3.png\ns3://bucket/4.png\n")
+    assert listed(file) == [str(tmp_path / "1.png"), str(tmp_path / "2.png"), "/etc/3.png", "s3://bucket/4.png"]
+    assert caplog.messages == [f"{file}: line 4 names a place outside the manifest's folder, /etc/3.png"]
+
+
+def test_links_are_followed_inside_a_folder_alone(
+    tmp_path: Path, picture: Picture, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture(tmp_path / "private.png")
+    picture(tmp_path / "in" / "1.png")
+    for name, target in (
+        ("2.png", "1.png"), ("out.png", "../private.png"), ("abs.png", tmp_path / "private.png"), ("gone.png", "x.png"),
+        ("zero.png", "/dev/zero"), ("all", tmp_path),
+    ):  # fmt: skip
+        (tmp_path / "in" / name).symlink_to(target)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    assert listed(tmp_path / "in") == [str(tmp_path / "in" / name) for name in ("1.png", "2.png")]
+    assert caplog.messages == [
+        f"{tmp_path}/in/abs.png and 4 more: links that lead out of the folder, or to no file, passed over; name the "
+        "place they lead to"
+    ]
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert len(listed(tmp_path / "link")) == 2  # named by the user
+
+
+def test_what_is_no_file_or_no_frames_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "huge.png").write_bytes(b"x")
+    os.truncate(tmp_path / "huge.png", 2**40)
+    for name, says in (
+        (tmp_path / "pipe.png", "no file"),
+        ("/dev/zero", "no file"),
+        (tmp_path / "huge.png", "1024 MiB"),
+    ):
+        with pytest.raises(OSError, match=says):
+            read_bytes(str(name))
+
+
 def test_a_manifest_in_a_store_names_frames_beside_it(memory: Any) -> None:
-    memory.pipe_file("/a/m.csv", "\ufeffpath\nx/1.png\n/abs/2.png\n".encode())
-    assert listed("memory://a/m.csv") == ["memory://a/x/1.png", "/abs/2.png"]
+    memory.pipe_file("/a/m.csv", "\ufeffpath\nx/1.png\nmemory://b/2.png\n".encode())
+    assert listed("memory://a/m.csv") == ["memory://a/x/1.png", "memory://b/2.png"]
+    for path in ("/etc/1.png", "file:///etc/1.png", "../1.png"):
+        memory.pipe_file("/a/m.csv", f"path\n{path}\n".encode())
+        with pytest.raises(
+            PolypsegError, match=r"memory://a/m\.csv: line 2 names '.*', (of this machine|which leads out)"
+        ):
+            listed("memory://a/m.csv")
 
 
 def test_many_manifests_have_all_columns(tmp_path: Path) -> None:
@@ -133,6 +181,17 @@ def test_many_manifests_have_all_columns(tmp_path: Path) -> None:
         (b"path,a\nx.png\n", "line 2 has 1 cells, the header 2"),
         (b"path,a\nx.png,1,2\n", "line 2 has 3 cells, the header 2"),
         (b"path\n\xff\xfe.png\n", "is no CSV in UTF-8"),
+        (b"path\na.png\n../../etc/x.png\n", "line 3 names '../../etc/x.png', which leads out of the manifest's folder"),
+        (b"path\na/../../x.png\n", "which leads out"),
+        (b"path\nhttp://169.254.169.254/x.png\n", "line 2 names 'http://169.254.169.254/x.png', which is in no store"),
+        (b"path\nsftp://host/x.png\n", "which is in no store"),
+        (b"path\ngithub://a:b@/x.png\n", "which is in no store"),
+        (b'path\n"a\nb.png"\n', "which cannot be printed"),
+        (b"path\n\x1b[2J.png\n", "names '\\x1b[2J.png', which cannot be printed"),
+        (b"path," + b",".join(b"c%d" % number for number in range(300)) + b"\n", "has 301 columns, more than 256"),
+        (b"path\n" + b"x" * 2_000_000, "has more than 1048576 characters"),
+        (b"x" * 2_000_000, "has more than 1048576 characters"),
+        (b"path\n" + b"x" * 200_000, "field larger than field limit"),
     ],
 )
 def test_a_wrong_manifest_is_told_in_one_line(tmp_path: Path, text: bytes, message: str) -> None:

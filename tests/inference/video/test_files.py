@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import os
+import re
+import socket
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError
+from polypseg.inference.segmenter import Segmenter
 from polypseg.inference.video import files as video
 from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter, finish_mp4, probe
 
@@ -240,7 +244,83 @@ def test_damage_in_the_middle_does_not_end_the_reading(tmp_path: Path) -> None:
     with VideoReader(spoilt) as reader:
         times = [frame.time for frame in reader]
     assert times == [round(index / 25, 6) for index in range(20) if index != 7]
-    assert "packets are damaged" in str(reader.problem)
+    assert "is damaged at 0.3 s" in str(reader.problem)
+
+
+UNINDEXED: list[tuple[str, dict[str, Any]]] = [
+    ("clip.ts", {}),
+    ("clip.m2ts", {"container": {"mpegts_m2ts_mode": "1"}}),
+    ("clip.mpg", {"codec": "mpeg2video", "options": {"qscale": "3"}}),
+    ("clip.h264", {}),
+    ("clip.y4m", {"codec": "rawvideo", "options": {}}),
+]
+
+
+def noisy(path: Path, **options: Any) -> Path:
+    rng = np.random.default_rng(0)
+    coarse = [rng.integers(0, 255, (24, 32, 3), np.uint8) for _ in range(30)]
+    return encode(path, [np.asarray(cv2.resize(one, (64, 48)), np.uint8) for one in coarse], **options)
+
+
+@pytest.mark.parametrize(("name", "options"), UNINDEXED)
+def test_a_cut_is_told_where_no_index_says_how_much_there_was(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    content = noisy(tmp_path / name, **options).read_bytes()
+    with VideoReader(tmp_path / name) as reader:
+        assert len(list(reader)) == 30 and reader.problem is None
+    for percent in (30, 50, 90):
+        cut = tmp_path / f"cut-{name}"
+        end = len(content) * percent // 100
+        cut.write_bytes(content[: end - end % 188 + 100])  # within a packet, and within a frame
+        with VideoReader(cut) as reader:
+            count = len(list(reader))
+        assert 0.3 * percent - 8 <= count <= 30
+        told = "is (cut off after|damaged at)" if name == "clip.h264" else f"is cut off after {count} frames"
+        assert re.match(f"{re.escape(str(cut))}: {told}", str(reader.problem))
+
+
+@pytest.mark.parametrize(("name", "options"), [*UNINDEXED[:4], ("clip.mp4", {}), ("clip.flv", {"codec": "flv1"})])
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_hole_is_told(tmp_path: Path, name: str, options: dict[str, Any], share: float) -> None:
+    content = bytearray(noisy(tmp_path / name, **options).read_bytes())
+    start = int(len(content) * share)
+    content[start : start + 3000] = bytes(3000)
+    spoilt = tmp_path / f"hole-{name}"
+    spoilt.write_bytes(content)
+    with VideoReader(spoilt) as reader:
+        frames = list(reader)
+    assert len(frames) > 15 and [frame.index for frame in frames] == list(range(len(frames)))
+    told = "is damaged at \\d\\.\\d s, perhaps beyond; frames there are missing or spoilt"
+    assert re.fullmatch(f"{re.escape(str(spoilt))}: ({told}|is cut off after .*)", str(reader.problem))
+
+
+def test_a_stream_of_predictions_tells_damage_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = clip(tmp_path / "whole.mp4", container={"movflags": "faststart"})
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    segmenter = object.__new__(Segmenter)
+    monkeypatch.setattr(Segmenter, "probabilities", lambda _, frames, batch_size: (frame[..., 0] for frame in frames))
+    monkeypatch.setattr(Segmenter, "answer", lambda _, probability, height, width, **__: (height, width))
+    assert list(segmenter.stream(whole)) == [(48, 64)] * 20
+    answers = segmenter.stream(cut)
+    with pytest.raises(PolypsegError, match=r"cut\.mp4: is cut off after \d+ frames"):
+        for answer in answers:
+            assert answer == (48, 64)
+
+
+def test_what_the_strict_decoder_gives_up_is_still_read(tmp_path: Path) -> None:
+    """The frames before the damage are the whole video's, and those after it are there, if spoilt."""
+    whole = noisy(tmp_path / "clip.h264", options={"preset": "ultrafast", "crf": "10", "g": "10"})
+    content = bytearray(whole.read_bytes())
+    content[len(content) // 2 + 50 : len(content) // 2 + 250] = bytes(200)
+    spoilt = tmp_path / "spoilt.h264"
+    spoilt.write_bytes(content)
+    with VideoReader(whole) as good, VideoReader(spoilt) as bad:
+        pairs = list(zip(list(good), list(bad), strict=False))
+        alike = [difference(one.pixels, other.pixels) == 0 for one, other in pairs]
+    assert len(pairs) >= 28 and all(alike[:12]) and all(alike[-8:]) and not all(alike)
+    assert bad.problem is not None
 
 
 def test_a_file_without_frames(tmp_path: Path) -> None:
@@ -254,11 +334,48 @@ def test_what_is_no_video(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
     assert "is no video" in refused(tmp_path / "text.mp4")
-    assert "no video stream" in refused(tmp_path / "notes.txt")
+    assert "no format of video" in refused(tmp_path / "notes.txt")
     assert "is empty" in refused(tmp_path / "empty.mp4")
     assert "no such file" in refused(tmp_path / "missing.mp4")
     assert "is a folder" in refused(tmp_path)
     refused(tmp_path / "list.m3u8")
+
+
+def test_nothing_but_the_file_itself_is_opened(tmp_path: Path) -> None:
+    """Neither a socket nor another file, whatever a text calls itself; and a stream of bytes is as safe."""
+    clip(tmp_path / "other.ts")
+    session = (
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    )
+    playlists = [
+        "ffconcat version 1.0\nfile other.ts\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n",
+    ]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:  # had it been opened, the address would be in use
+        taken.bind(("127.0.0.1", 0))
+        texts = [session.format(taken.getsockname()[1]), *playlists]
+        for number, text in enumerate(texts):
+            path = tmp_path / f"exam-{number}.mp4"
+            path.write_text(text)
+            assert re.search("no format of video|is no video", refused(path))
+            with pytest.raises((av.FFmpegError, OSError)):
+                video.open_media(io.BytesIO(text.encode()))
+
+
+def test_a_format_that_is_told_is_the_only_one(tmp_path: Path) -> None:
+    raw = clip(tmp_path / "clip.h264").read_bytes()
+    with video.open_media(io.BytesIO(raw), ("h264",)) as container:
+        assert len(list(container.decode(video=0))) == 20
+    other = clip(tmp_path / "clip.mkv").read_bytes()
+    with pytest.raises((av.FFmpegError, OSError)):
+        video.open_media(io.BytesIO(other), ("h264", "mpegts"))
+
+
+def test_a_size_that_is_claimed_is_compared_first(tmp_path: Path) -> None:
+    path = clip(tmp_path / "clip.mp4", 3)
+    assert probe(path, 64 * 48).width == 64
+    with pytest.raises(video.TooLargeError, match="has frames of more than 3,071 pixels"):
+        probe(path, 64 * 48 - 1)
 
 
 def test_sound_without_pictures(tmp_path: Path) -> None:
@@ -269,7 +386,7 @@ def test_sound_without_pictures(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
-    assert "holds no video stream" in refused(path)
+    assert "no format of video" in refused(path)
 
 
 def test_an_mp4_whose_index_never_was_written(tmp_path: Path) -> None:

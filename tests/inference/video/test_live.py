@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ from polypseg.errors import PolypsegError
 from polypseg.inference.video import live
 from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter
 from polypseg.inference.video.live import run_live
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 Picture = NDArray[np.uint8]
@@ -34,6 +36,7 @@ class StandIn:
     """Takes what is bright for polyp, and takes its time."""
 
     threshold = 0.5
+    operating_point = OperatingPoint(0.5, 0.6)
     settings: ClassVar[dict[str, Any]] = {
         "model": "0" * 64,
         "threshold": 0.5,
@@ -62,7 +65,7 @@ class StandIn:
 def numbered(index: int) -> Picture:
     """A bright square on a dark ground; the corner holds the frame's number."""
     picture = np.zeros((48, 64, 3), np.uint8)
-    picture[16:32, 16:40] = 240
+    picture[16:32, 16:40] = 200  # 240 would be glare
     picture[0, 0, 0] = index
     return picture
 
@@ -131,7 +134,9 @@ def test_the_outputs_are_those_of_the_answered_frames(tmp_path: Path) -> None:
     assert [record["frame"] for record in records] == list(range(summary.frames))
     times = [record["time"] for record in records]
     assert times[0] == 0 and times == sorted(set(times)) and 0.3 < times[-1] < 3
-    assert [record["polyps"][0]["id"] for record in records][1:4] == [None, 1, 1]
+    ids = [record["polyps"][0]["id"] for record in records]
+    assert ids[:2] == [None, None] and ids[-1] == 1
+    assert ids == [1 if index >= 2 and time >= 0.15 else None for index, time in enumerate(times)]
     assert all(record["polyps"][0]["box"] == [16, 16, 40, 32] for record in records)
     with VideoReader(files[".mp4"]) as reader:
         assert [frame.time for frame in reader] == times
@@ -143,6 +148,35 @@ def test_the_outputs_are_those_of_the_answered_frames(tmp_path: Path) -> None:
 def test_without_an_overlay_only_the_lines_are_written(tmp_path: Path) -> None:
     run_live(StandIn(), camera(5, 0.01), tmp_path, overlay=False)  # type: ignore[arg-type]
     assert sorted("".join(file.suffixes) for file in tmp_path.iterdir()) == [".jsonl", ".timeline.json"]
+
+
+def test_what_a_session_keeps_does_not_grow() -> None:
+    """Percentiles of a long session are those of all its latencies, to a hundredth, and take no more memory."""
+    meter = live._Meter()
+    latencies = np.random.default_rng(0).lognormal(3, 0.6, 5000)  # milliseconds
+    answers = [live._Answer(numbered(0), index / 25, None, None, ms / 1000) for index, ms in enumerate(latencies)]  # type: ignore[arg-type]
+    meter._reported -= 2 * live._REPORT_EVERY
+    meter.add(answers[0], 0, 0)
+    sizes = meter._counts.nbytes, len(meter._recent)
+    for answer in answers[1:]:
+        meter._reported -= live._REPORT_EVERY  # a second passed
+        meter.add(answer, 0, 0)
+    assert (meter._counts.nbytes, len(meter._recent)) == sizes == (meter._counts.nbytes, 0)
+    summary = meter.summary(0, [])
+    assert summary.latency_p50 == pytest.approx(np.percentile(latencies, 50), rel=0.011)
+    assert summary.latency_p95 == pytest.approx(np.percentile(latencies, 95), rel=0.011)
+
+
+def test_a_file_that_names_a_socket_is_no_camera(tmp_path: Path) -> None:
+    """OpenCV's FFmpeg would listen there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        path = tmp_path / "exam.mp4"
+        session = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        path.write_text(session + f"m=video {taken.getsockname()[1]} RTP/AVP 96\na=rtpmap:96 H264/90000\n")
+        with pytest.raises(PolypsegError, match=r"exam\.mp4: is (no video|in no format)"):
+            run_live(StandIn(), str(path), tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_is_played_at_its_own_pace(tmp_path: Path) -> None:

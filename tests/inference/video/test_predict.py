@@ -5,6 +5,7 @@ Run as a program, this file segments a video with a stand-in model, so that the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import shutil
@@ -23,13 +24,15 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 import polypseg
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.video.files import VideoInfo, VideoReader, VideoWriter, finish_mp4
-from polypseg.inference.video.overlay import draw_polyps
+from polypseg.inference.video.overlay import MARK, draw_polyps, place_labels
 from polypseg.inference.video.predict import predict_video
 from polypseg.inference.video.threads import Stages
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
 COUNT = 30
@@ -46,6 +49,10 @@ class StandIn:
     threshold: float = 0.5
     precision: str = "fp32"
     tta: str = "none"
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        return OperatingPoint(self.threshold)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -125,8 +132,11 @@ def test_a_line_a_frame_an_overlay_and_a_timeline(clip: Path, tmp_path: Path) ->
     with VideoReader(clip) as reader:
         for frame, record in zip(reader, records, strict=True):
             answer = StandIn().answer(next(StandIn().probabilities([frame.pixels])), 72, 96)
-            expected = [{"id": 1 if frame.index >= 2 else None, **polyp.to_dict()} for polyp in answer.polyps]
+            confirmed = frame.time >= 0.15 and frame.index >= 2
+            expected = [{"id": 1 if confirmed else None, **polyp.to_dict()} for polyp in answer.polyps]
             assert record["polyps"] == expected and len(expected) == 1
+            assert record["candidates"] == record["carried"] == []
+            assert set(record["quality"]) == {"sharpness", "glare", "likeness", "poor"}
             assert (record["source"], record["width"], record["height"]) == ("exam.mp4", 96, 72)
     check_overlay(tmp_path / "out" / "exam.mp4")
     timeline = json.loads((tmp_path / "out" / "exam.timeline.json").read_text())
@@ -201,14 +211,72 @@ def test_only_what_is_near_the_polyps_is_touched() -> None:
     mask = np.zeros((300, 400), bool)
     mask[100:150, 200:260] = True
     polyp = Segmentation.from_probability(mask.astype(np.float32) * np.float32(0.87), 0.5).polyps[0].to_dict()
-    draw_polyps(drawn, [{"id": 3, **polyp}])
+    draw_polyps(drawn, {"polyps": [{"id": 3, **polyp}]})
     changed = (drawn != frame).any(2)
     assert changed[102:148, 202:258].mean() > 0.95  # filled
     away = changed.copy()
-    away[80:155, 195:320] = False  # the polyp and its label
+    away[80:155, 150:310] = False  # the polyp and its label
     away[280:, :200] = False  # the mark
     assert not away.any() and changed[280:, :200].any()
     assert np.abs(drawn[100, 205:255].astype(int) - (255, 230, 0)).max(1).mean() < 40  # the outline
+
+
+def region(number: int | None, left: int, top: int, size: int = 40, **more: Any) -> dict[str, Any]:
+    corners = [[left, top], [left, top + size - 1], [left + size - 1, top + size - 1], [left + size - 1, top]]
+    box = [left, top, left + size, top + size]
+    return {"id": number, "box": box, "area": size * size, "confidence": 0.9, "contour": corners, **more}
+
+
+def test_what_has_no_number_is_not_drawn_and_what_is_carried_is_dashed() -> None:
+    frame = np.zeros((300, 400, 3), np.uint8)
+    draw_polyps(frame, {"polyps": [region(None, 50, 50)], "carried": [region(1, 200, 100, from_frame=3)]})
+    assert not frame[40:100, 40:100].any()
+    edge = (frame[100, 200:240] > 100).any(1)
+    assert 0.3 < edge.mean() < 0.95 and not frame[110:130, 210:230].any()  # gaps in the outline, and no fill
+    whole = np.zeros((300, 400, 3), np.uint8)
+    draw_polyps(whole, {"polyps": [region(1, 200, 100)], "carried": []})
+    assert (whole[100, 201:239] > 100).any(1).all() and whole[110:130, 210:230].any(2).all()
+
+
+def test_parts_of_one_polyp_have_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    put = cv2.putText
+
+    def noted(*given: Any) -> Any:
+        texts.append(given[1])
+        return put(*given)
+
+    monkeypatch.setattr(cv2, "putText", noted)
+    parts = [region(4, 50, 50), region(4, 95, 50, 20), region(5, 200, 200)]
+    draw_polyps(np.zeros((300, 400, 3), np.uint8), {"polyps": parts, "carried": [region(7, 300, 50, from_frame=1)]})
+    assert set(texts) == {"polyp 4  90%", "polyp 5  90%", "polyp 7", MARK}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_never_overlap_and_stay_by_their_outline(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    width, height, size = 640, 480, (110, 20)
+    boxes = []
+    for left, top in rng.integers(0, (560, 420), (3 + 2 * seed, 2)).tolist():
+        boxes.append((left, top, left + int(rng.integers(5, 80)), top + int(rng.integers(5, 60))))
+    ends = [((left + right) // 2,) * 2 for left, _, right, _ in boxes]
+    taken = (10, 450, 200, 470)
+    places = place_labels(boxes, ends, [size] * len(boxes), width, height, 4, [taken])
+    labels = [place for place in places if place is not None]
+    assert len(labels) == len(boxes)
+    for one, other in itertools.combinations([*labels, taken], 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    for (left, top, right, bottom), box in zip(labels, boxes, strict=True):
+        assert min(left, top) >= 0 and right <= width and bottom <= height
+        apart = max(box[0] - right, left - box[2], box[1] - bottom, top - box[3])
+        assert apart <= (4 if len(boxes) < 6 else 120)
+
+
+def test_a_label_without_room_is_left_out() -> None:
+    assert place_labels([(0, 0, 20, 20)], [(10, 10)], [(30, 10)], 20, 20, 2) == [None]
+    frame = np.zeros((16, 20, 3), np.uint8)
+    draw_polyps(frame, {"polyps": [region(1, 2, 2, 10)], "carried": []})
+    assert frame.any()
 
 
 @pytest.mark.parametrize("box", [(0, 0, 30, 20), (370, 280, 400, 300), (0, 0, 400, 300), (199, 0, 201, 300)])
@@ -218,7 +286,7 @@ def test_polyps_at_the_border_are_drawn(box: tuple[int, int, int, int]) -> None:
     mask[top:bottom, left:right] = True
     frame = np.zeros((300, 400, 3), np.uint8)
     (polyp,) = Segmentation.from_probability(mask.astype(np.float32), 0.5).polyps
-    draw_polyps(frame, [{"id": None, **polyp.to_dict()}])
+    draw_polyps(frame, {"polyps": [{"id": 1, **polyp.to_dict()}]})
     assert frame[top:bottom, left:right].any(2).mean() > 0.9
 
 
@@ -335,6 +403,76 @@ def test_an_interrupted_run_goes_on_where_it_was(clip: Path, tmp_path: Path, end
     assert names(out) == {"exam.mp4", "exam.jsonl", "exam.timeline.json"}
     check_overlay(out / "exam.mp4")
     check_no_thread_is_left()
+
+
+def test_resuming_draws_and_counts_only_what_is_new(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was drawn before is kept as it is; frames before it are decoded, but not even converted."""
+    with pytest.raises(RuntimeError):
+        predict(clip, tmp_path, StandIn(fail_at=22))
+    with VideoReader(tmp_path / "exam.part.mp4") as reader:
+        before = [frame.pixels for frame in reader]
+    drawn: list[int] = []
+    begun: list[int] = []
+
+    def drawing(pixels: NDArray[np.uint8], record: Any) -> None:
+        drawn.append(record["frame"])
+        draw_polyps(pixels, record)
+
+    def bar(**options: Any) -> Any:
+        begun.append(options["initial"])
+        return tqdm(**options)
+
+    converted: list[int] = []
+    upright = VideoReader._upright
+
+    def convert(*given: Any) -> NDArray[np.uint8]:
+        converted.append(1)
+        return upright(*given)
+
+    monkeypatch.setattr("polypseg.inference.video.outputs.draw_polyps", drawing)
+    monkeypatch.setattr("polypseg.inference.video.predict.tqdm", bar)
+    monkeypatch.setattr(VideoReader, "_upright", convert)
+    assert predict(clip, tmp_path, resume=True, progress=True).computed == COUNT - 20
+    assert drawn == list(range(len(before), COUNT)) and len(before) >= 20
+    assert len(converted) <= COUNT - 20 + 2  # and the first, which tells the size
+    assert begun == [len(before)]
+    check_overlay(tmp_path / "exam.mp4")
+    monkeypatch.undo()
+    with VideoReader(tmp_path / "exam.mp4") as reader:
+        for frame, kept in zip(reader, before, strict=False):
+            assert (frame.pixels == kept).all()
+
+
+def test_an_overlay_of_another_encoder_is_drawn_again(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A player that has begun with one set of parameters cannot go on with another."""
+    with pytest.raises(RuntimeError):
+        predict(clip, tmp_path, StandIn(fail_at=22))
+    other = {"libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "level": "50", "refs": "4"}}
+    monkeypatch.setattr("polypseg.inference.video.files._ENCODER_OPTIONS", other)
+    predict(clip, tmp_path, resume=True)
+    check_overlay(tmp_path / "exam.mp4")
+    assert names(tmp_path) == {"exam.mp4", "exam.jsonl", "exam.timeline.json"}
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_another_video_of_the_same_name_and_size_is_not_gone_on_with(
+    clip: Path, tmp_path: Path, complete: bool
+) -> None:
+    own, out = Path(shutil.copy(clip, tmp_path / "exam.mp4")), tmp_path / "out"
+    if complete:
+        predict(own, out)
+    else:
+        with pytest.raises(RuntimeError):
+            predict(own, out, StandIn(fail_at=10))
+    content = bytearray(own.read_bytes())
+    content[len(content) // 2] ^= 1
+    own.write_bytes(content)
+    with pytest.raises(PolypsegError, match="is of another video, or of this one before it changed; use --overwrite"):
+        predict(own, out, resume=True)
 
 
 def test_interrupted_twice(clip: Path, tmp_path: Path) -> None:

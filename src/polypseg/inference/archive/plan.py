@@ -16,6 +16,8 @@ from polypseg.inference.archive.sources import Entry, Listing
 from polypseg.inference.archive.store import Store
 
 PLAN = "plan.parquet"
+MOST_FRAMES = 1_000_000  # of a partition
+MOST_BYTES = 2**30  # of a partition's names and columns
 
 
 def partition_file(number: int) -> str:
@@ -91,11 +93,16 @@ class Plan:
 
     def __init__(self, store: Store) -> None:
         pa = import_arrow()
+        self._place = store.place(PLAN)
+        self._errors = (pa.ArrowException, OSError, ValueError, KeyError)
         try:
             self._file = pa.parquet.ParquetFile(store.open(PLAN))
-        except pa.ArrowException as error:
-            raise PolypsegError(f"{store.place(PLAN)}: is damaged ({error}); use --overwrite") from error
-        self.columns: list[str] = self._file.schema_arrow.names[1:]
+            columns = self._file.schema_arrow
+        except self._errors as error:
+            raise self._damaged(error) from error
+        if columns.names[:1] != ["path"] or not all(pa.types.is_string(kind) for kind in columns.types):
+            raise self._damaged("other columns than text, path the first")
+        self.columns: list[str] = columns.names[1:]
 
     def __len__(self) -> int:
         count: int = self._file.num_row_groups
@@ -107,8 +114,21 @@ class Plan:
         return count
 
     def partition(self, number: int) -> list[Entry]:
-        """A partition's frames, in order."""
-        return list(self._entries(self._file.read_row_group(number).to_pylist()))
+        """A partition's frames, in order.
+
+        Raises:
+            PolypsegError: it is damaged, or claims more than any partition has.
+        """
+        claimed = self._file.metadata.row_group(number)
+        if claimed.num_rows > MOST_FRAMES or claimed.total_byte_size > MOST_BYTES:
+            raise self._damaged(f"a partition of {claimed.num_rows} frames, {claimed.total_byte_size} bytes")
+        try:
+            return list(self._entries(self._file.read_row_group(number).to_pylist()))
+        except self._errors as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, reason: object) -> PolypsegError:
+        return PolypsegError(f"{self._place}: is damaged ({' '.join(str(reason).split())[:200]}); use --overwrite")
 
     @staticmethod
     def _entries(rows: list[dict[str, Any]]) -> Iterator[Entry]:

@@ -153,6 +153,8 @@ def noted(file: Any, plan: str) -> Done | None:
     try:
         metadata = pa.parquet.read_metadata(file).metadata or {}
         note = json.loads(metadata.get(_METADATA, b"{}"))
-        return Done(**note) if note.pop("plan", None) == plan else None
-    except (pa.ArrowException, ValueError, TypeError):
+        if note.pop("plan", None) != plan or not all(type(one) is int and one >= 0 for one in note.values()):
+            return None
+        return Done(**note)
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None

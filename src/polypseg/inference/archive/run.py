@@ -21,7 +21,7 @@ from polypseg import __version__
 from polypseg.bundle import INTENDED_USE, ModelBundle
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.archive import rows
-from polypseg.inference.archive.plan import PLAN, partition_number, write_plan
+from polypseg.inference.archive.plan import MOST_FRAMES, PLAN, partition_number, write_plan
 from polypseg.inference.archive.rows import Done
 from polypseg.inference.archive.sources import Listing
 from polypseg.inference.archive.store import Store, plain
@@ -148,6 +148,8 @@ def _check(
     ):  # fmt: skip
         if value < least:
             raise UsageError(f"--{name} {value}: must be {least} or more")
+    if partition > MOST_FRAMES:
+        raise UsageError(f"--partition {partition}: must be {MOST_FRAMES} or less")
     other = [one for one in save if one not in SAVED]
     if other:
         raise UsageError(f"--save {other[0]}: an archive gets mask, contours and json; see --help")
@@ -167,8 +169,10 @@ def _earlier(store: Store, made_with: dict[str, Any], resume: bool, overwrite: b
         return None
     try:
         record = json.loads(store.read(RUN))
-        known = isinstance(record, dict) and record.keys() >= {"plan", "frames", "partitions"}
-    except ValueError:
+        known = isinstance(record, dict) and isinstance(record.get("plan"), str)
+        known = known and all(type(record.get(name)) is int and record[name] > 0 for name in ("frames", "partitions"))
+        known = known and record["partitions"] <= record["frames"] <= MOST_FRAMES * record["partitions"]
+    except (ValueError, RecursionError):
         known = False
     if not known:
         raise PolypsegError(f"{place}: is none of an archive's run; choose another --out")

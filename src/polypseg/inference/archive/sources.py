@@ -21,6 +21,10 @@ from polypseg.inference.sources import is_camera
 log = logging.getLogger("polypseg")
 
 PATH = "path"  # a manifest's column that names the frames
+MOST_LINE = 2**20  # characters of a manifest's line
+MOST_COLUMNS = 256
+# Where a manifest's frames may lie: stores of files. Others are asked for nothing because a line of a file says so.
+_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "memory"}
 
 
 def is_archive(name: str) -> bool:
@@ -71,15 +75,17 @@ class Listing:
                     raise UsageError(f"{source}: lies inside {parent}, which is named too; name it once")
         self.passed_over: list[str] = []  # the first file of no known kind
         self._passed_over = 0
+        self._leading_out: list[str] = []  # links
         self.columns: list[str] = []
         for source in self.sources:
             if source.lower().endswith(".csv"):
                 with _opened(source) as file:
-                    header = _header(source, file)
+                    header = _header(source, csv.reader(_lines(file)))
                 self.columns += [one for one in header if one not in (PATH, *self.columns)]
 
     def __iter__(self) -> Iterator[Entry]:
         self._passed_over = 0
+        self._leading_out = []
         for source in self.sources:
             if source.lower().endswith(".csv"):
                 yield from _of_manifest(source)
@@ -93,17 +99,23 @@ class Listing:
         if self._passed_over:
             more = f" and {self._passed_over - 1} more" if self._passed_over > 1 else ""
             log.warning("%s%s: no images by their names, passed over", self.passed_over[0], more)
+        if self._leading_out:
+            more = f" and {len(self._leading_out) - 1} more" if len(self._leading_out) > 1 else ""
+            log.warning(
+                "%s%s: links that lead out of the folder, or to no file, passed over; name the place they lead to",
+                self._leading_out[0], more,
+            )  # fmt: skip
 
     def _of_path(self, source: str) -> Iterator[str]:
         if os.path.isdir(source):
             images = os.path.join(source, "images")
-            yield from self._below(images if os.path.isdir(images) else source)
+            yield from self._below(images if os.path.isdir(images) else source, os.path.realpath(source))
         elif os.path.isfile(source):
             yield from self._if_image(source, alone=True)
         else:
             raise PolypsegError(f"{source}: is missing; check the name")
 
-    def _below(self, folder: str) -> Iterator[str]:
+    def _below(self, folder: str, home: str) -> Iterator[str]:
         try:
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: natural_order(entry.name))
@@ -113,8 +125,13 @@ class Listing:
             if entry.name.startswith(".") or entry.path == self.out:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from self._below(entry.path)
-            elif not entry.is_dir():
+                yield from self._below(entry.path, home)
+            elif not entry.is_file() or (
+                entry.is_symlink() and not os.path.realpath(entry.path).startswith(f"{home.rstrip('/')}/")
+            ):
+                if not entry.is_dir():
+                    self._leading_out.append(entry.path)
+            else:
                 yield from self._if_image(entry.path)
 
     def _of_url(self, source: str) -> Iterator[str]:
@@ -182,13 +199,23 @@ def _opened(manifest: str) -> Iterator[IO[str]]:
         yield file
 
 
-def _header(manifest: str, file: IO[str]) -> list[str]:
+def _lines(file: IO[str]) -> Iterator[str]:
+    """A manifest's lines, none of which may fill the memory. Raises ``csv.Error``."""
+    while line := file.readline(MOST_LINE + 1):
+        if len(line) > MOST_LINE:
+            raise csv.Error(f"it has more than {MOST_LINE} characters")
+        yield line
+
+
+def _header(manifest: str, lines: Iterator[list[str]]) -> list[str]:
     try:
-        header = next(csv.reader(file), [])
+        header = next(lines, [])
     except (csv.Error, UnicodeDecodeError) as error:
         raise PolypsegError(f"{manifest}: is no CSV in UTF-8 ({error})") from error
+    if len(header) > MOST_COLUMNS:
+        raise PolypsegError(f"{manifest}: has {len(header)} columns, more than {MOST_COLUMNS}; leave some out")
     if PATH not in header:
-        raise PolypsegError(f"{manifest}: has no column {PATH!r}; it has {', '.join(header) or 'none'}")
+        raise PolypsegError(f"{manifest}: has no column {PATH!r}; it has {', '.join(header)[:200] or 'none'}")
     twice = next((one for one in header if header.count(one) > 1), None)
     if twice is not None:
         raise PolypsegError(f"{manifest}: has two columns {twice!r}; rename one")
@@ -197,31 +224,55 @@ def _header(manifest: str, file: IO[str]) -> list[str]:
 
 def _of_manifest(manifest: str) -> Iterator[Entry]:
     folder = manifest.rpartition("/")[0] if is_url(manifest) else str(Path(manifest).parent)
+    told = False
     with _opened(manifest) as file:
-        header = _header(manifest, file)
-        lines = csv.reader(file)
+        lines = csv.reader(_lines(file))
+        header = _header(manifest, lines)
         number = 0
         try:
             for cells in lines:
                 if not cells:
                     continue
                 number += 1
-                line = f"{manifest}: line {lines.line_num + 1}"
+                line = f"{manifest}: line {lines.line_num}"
                 if len(cells) != len(header):
                     raise PolypsegError(f"{line} has {len(cells)} cells, the header {len(header)}; mend it")
                 columns = dict(zip(header, cells, strict=True))
                 path = columns.pop(PATH)
                 if not path:
                     raise PolypsegError(f"{line} names no {PATH}; mend it")
-                yield Entry(_joined(folder, path), columns)
+                place = _joined(folder, path, line)
+                if not told and not place.startswith(f"{folder}/"):
+                    told = True
+                    log.warning(
+                        "%s: line %d names a place outside the manifest's folder, %s", manifest, lines.line_num, place
+                    )
+                yield Entry(place, columns)
         except (csv.Error, UnicodeDecodeError) as error:
             raise PolypsegError(f"{manifest}: line {lines.line_num + 1} is no CSV in UTF-8 ({error})") from error
         if not number:
             raise PolypsegError(f"{manifest}: names no frame")
 
 
-def _joined(folder: str, path: str) -> str:
-    """A manifest's path, which may be relative to the manifest's folder."""
-    if "://" in path or os.path.isabs(path):
+def _joined(folder: str, path: str, line: str) -> str:
+    """A manifest's path, which may be relative to the manifest's folder.
+
+    Raises:
+        PolypsegError: it leads out of the folder by ``..``, from a store to this machine, or to what is no store.
+    """
+    shown = ascii(path[:200])
+    if not path.isprintable():
+        raise PolypsegError(f"{line} names {shown}, which cannot be printed; rename it")
+    if "://" in path and not path.startswith("file://"):
+        protocol = path.partition("://")[0]
+        if protocol not in _STORES | {folder.partition("://")[0]}:
+            raise PolypsegError(f"{line} names {shown}, which is in no store; fetch it, and name the file")
         return plain(path)
-    return f"{folder}/{path}" if is_url(folder) else os.path.abspath(os.path.join(folder, path))
+    if os.path.isabs(path) or path.startswith("file://"):
+        if is_url(folder):
+            raise PolypsegError(f"{line} names {shown}, of this machine; a manifest in a store names what is in stores")
+        return plain(path)
+    parts = os.path.normpath(path).split(os.sep)
+    if ".." in parts:
+        raise PolypsegError(f"{line} names {shown}, which leads out of the manifest's folder; write the whole path")
+    return f"{folder}/{'/'.join(parts)}" if is_url(folder) else os.path.abspath(os.path.join(folder, path))

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from polypseg.files import atomic_write, disk_error
 # Stores that show an object only when all of it is there; elsewhere a rename is needed for that.
 _WHOLE_OR_NOT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
 _INSTALL = "pip install 'polypseg[archive]'"
+MOST_FRAME_BYTES = 2**30  # a frame of the most pixels takes 640 MB, of 16 bits and without any compression
 
 
 def is_url(name: str) -> bool:
@@ -73,11 +75,16 @@ def read_bytes(name: str) -> bytes:
     """A file's or an object's content.
 
     Raises:
-        OSError: this one cannot be had; others may.
+        OSError: this one cannot be had, is no file, or is larger than a frame can be; others may be had.
         PolypsegError: the store does not answer, or refuses everybody: no fault of this one file.
     """
     if not is_url(name):
         try:
+            found = os.stat(name)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "it is no file", name)
+            if found.st_size > MOST_FRAME_BYTES:
+                raise OSError(errno.EFBIG, f"it is larger than {MOST_FRAME_BYTES // 2**20} MiB", name)
             return Path(name).read_bytes()
         except ValueError as error:  # a NUL in its name
             raise FileNotFoundError(errno.ENOENT, str(error), name) from error

@@ -44,8 +44,13 @@ class ONNXRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Weights in other files have no hash here: neither beside the export nor elsewhere are any looked for.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(export.model.parent / "none")
+        )
         try:
-            self._session = onnxruntime.InferenceSession(export.model, options, providers=["CPUExecutionProvider"])
+            content = export.model.read_bytes()
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no class of their own
             reason = " ".join(str(error).split())[:200]
             raise PolypsegError(

@@ -14,7 +14,7 @@ from polypseg.bundle import ModelBundle, Preprocessing
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.runtimes import batched
 from polypseg.models.device import choose_device, gains_from_bf16
-from polypseg.models.network import build
+from polypseg.models.network import build, weight_shapes
 
 
 class TorchRuntime:
@@ -56,9 +56,7 @@ class TorchRuntime:
         self.precision = "bf16" if bf16 else "fp32"
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._preprocessing = bundle.preprocessing
-        network = build(bundle.architecture)
-        load_weights(network, bundle)
-        network = network.to(self._device).to(memory_format=self._layout).eval()
+        network = open_network(bundle).to(self._device).to(memory_format=self._layout).eval()
         self._network = torch.compile(network) if compile else network
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -83,6 +81,34 @@ class TorchRuntime:
 
     def stream(self, images: Iterable[NDArray[np.uint8]], in_flight: int) -> Iterator[NDArray[np.float32]]:
         return batched(self, images, in_flight)
+
+
+def open_network(bundle: ModelBundle) -> torch.nn.Module:
+    """A bundle's network with its weights, on the CPU.
+
+    Raises:
+        PolypsegError: it cannot be built, or a weight's name or shape does not fit.
+    """
+    check_weights(bundle)
+    network = build(bundle.architecture)
+    load_weights(network, bundle)
+    return network
+
+
+def check_weights(bundle: ModelBundle) -> None:
+    """Compare the weights' names and shapes with the architecture, before memory is taken for either.
+
+    Raises:
+        PolypsegError: they do not fit, or the architecture cannot be built.
+    """
+    needed, found = weight_shapes(bundle.architecture), bundle.weight_shapes()
+    unfit = [name for name in sorted({**needed, **found}) if needed.get(name) != found.get(name)]
+    if unfit:
+        first = unfit[0]
+        raise PolypsegError(
+            f"{bundle.folder}: its weights do not fit its architecture ({len(unfit)} of {len(needed)}; {first} is "
+            f"{found.get(first, 'missing')} where {needed.get(first, 'nothing')} is needed)"
+        )
 
 
 def load_weights(network: torch.nn.Module, bundle: ModelBundle) -> None:

@@ -5,15 +5,22 @@ stays one. Time counts from the first frame, as a player shows it (broadcast str
 a time, or with one that does not come after its predecessor's, gets its predecessor's plus one nominal frame.
 
 **Damage.** What can be decoded is read, up to the cut of a truncated file and beyond a damaged spot; afterwards
-``VideoReader.problem`` says in one line what was met.
+``VideoReader.problem`` says in one line what was met. Containers with an index say how much they hold. Of every other
+one the decoder is asked: it runs strictly, so that it hides nothing, up to the first error; from there the video is
+decoded again by a decoder that conceals errors, and goes on. Besides, a transport stream consists of whole packets
+that are counted. A cut exactly between two frames of a container without an index leaves a shorter whole video.
+
+**Untrusted.** FFmpeg opens what comes from outside in ``open_media`` alone: no playlist, no network, no other file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -31,8 +38,14 @@ from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError
 from polypseg.files import disk_error
 
-# Renderings of text files, which FFmpeg also counts among the videos.
-_TEXT_CODECS = ("ansi", "bintext", "xbin", "idf")
+# FFmpeg's names of what is read. Not those that open other files or sockets (hls, concat, dash, sdp, imf, image2), nor
+# text that FFmpeg renders as video (tty), nor devices.
+FORMATS = (
+    "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "mjpeg", "av1", "obu",
+    "ivf", "asf", "flv", "ogg", "mxf", "dv", "nut", "rm", "gif", "yuv4mpegpipe",
+)  # fmt: skip
+_STEADY, _MOST_GAPS = 25, 2  # frames, and gaps among them, of a stream that is taken for steady
+_INDEXED = ("mov", "matroska", "avi")  # formats that say how much they hold
 # The first that PyAV was built with; its wheels on PyPI have libx264.
 _ENCODERS = ("libx264", "libopenh264")
 _ENCODER_OPTIONS = {
@@ -64,6 +77,10 @@ class VideoInfo:
     frames: int | None = None
     codec: str = ""
     pixel_aspect: Fraction = Fraction(1)
+
+
+class TooLargeError(PolypsegError):
+    """A video's frames have more pixels than are allowed."""
 
 
 class Frame:
@@ -107,15 +124,30 @@ class VideoReader:
         self.path = Path(path)
         self.problem: str | None = None
         self._reformatter = av.video.reformatter.VideoReformatter()
-        self._container = _open(self.path)
+        self._cut = self._failed = False
+        self._damaged: int | None = None  # where damage was met first, in the container's ticks
+        self._end = 0  # of what the container held, likewise
+        self._sent = self._read_to = 0  # packets that the decoder got, and where in the file the last one ends
+        self._open(strict=True)
         try:
-            self._stream = _video_stream(self._container, self.path)
-            self._stream.thread_type = "AUTO"
             self._frames = self._decode()
             self._first: Frame | None = next(self._frames, None)
             if self._first is None:
                 raise PolypsegError(f"{self.path}: holds no frame that can be decoded; record or copy it again")
             self.info = self._as_shown(self._first)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, strict: bool) -> None:
+        """Open the file, at its beginning; ``strict``: the decoder raises where it could conceal an error."""
+        self._strict = strict
+        self._container = _open(self.path)
+        try:
+            self._stream = _video_stream(self._container, self.path)
+            self._stream.thread_type = "AUTO"
+            if strict:
+                self._stream.codec_context.options = {"err_detect": "explode"}
         except BaseException:
             self.close()
             raise
@@ -158,37 +190,95 @@ class VideoReader:
 
     def _decode(self) -> Iterator[Frame]:
         """Every frame that can be decoded; sets ``problem`` at the end."""
-        time_base = self._header.time_base
-        step = max(1, round(1 / (self._header.fps * time_base)))
-        count = first = pts = damaged = 0
-        end = 0  # of what the container held, in its own ticks
-        cut = False
+        time_base, step = self._header.time_base, self._step
+        count = first = pts = own_end = 0
+        gaps: list[tuple[int, int]] = []  # frames after a time that is not a nominal frame's, and before which pts
+        for source in self._pictures():
+            if count == 0:
+                first = source.pts or 0
+            own = None if source.pts is None else source.pts - first
+            own_end = max(own_end, own or 0)
+            before, pts = pts, 0 if count == 0 else own if own is not None and own > pts else pts + step
+            if count and pts - before > 1.5 * step and len(gaps) <= _MOST_GAPS:
+                gaps.append((count, before))
+            yield Frame(count, pts, round(float(pts * time_base), 6), source, self)
+            count += 1
+        if not self._indexed:
+            missing = round(own_end / step) + 1 - count  # a program stream gives few times, and the others are guessed
+            self._look_for_gaps(gaps if missing > 0 else [], count, first)
+        self._tell(count, first, pts)
+
+    def _pictures(self) -> Iterator[av.VideoFrame]:
+        """Decoded frames in order: strictly up to the first error, and again from there by a decoder that conceals."""
+        count, self._sent = 0, 0
+        for source in self._read():
+            yield source
+            count += 1
+        if not self._failed and (self._indexed or count >= self._sent):
+            return
+        self._container.close()  # an error among the last frames shows only in that fewer come out than went in
+        self._open(strict=False)
+        for source in itertools.islice(self._read(), count, None):
+            if not self._failed:
+                self._found_damage(source.pts or 0)
+                self._failed = True
+            yield source
+
+    def _read(self) -> Iterator[av.VideoFrame]:
+        """Decoded frames; when strict, up to the first error."""
+        time = 0  # of the last packet that had one, ticks
         for packet in self._packets():
             if packet is None:  # the container breaks off here
-                cut = True
+                self._cut = True
                 decoded = self._flush()
             else:
+                time = time if packet.pts is None else packet.pts
                 try:
                     decoded = packet.decode()
                 except av.FFmpegError:
-                    damaged += 1
+                    self._found_damage(time)
+                    if self._strict:
+                        self._failed = True
+                        return
                     continue
                 if packet.size:
-                    cut = packet.is_corrupt  # unless whole ones follow
-                    damaged += cut
-                    end = max(end, (packet.pts or 0) + (packet.duration or step))
+                    self._cut = packet.is_corrupt  # unless whole ones follow
+                    self._end = max(self._end, (packet.pts or 0) + (packet.duration or self._step))
+                    self._sent += 1
+                    self._read_to = (packet.pos or 0) + packet.size
+                    if packet.is_corrupt:
+                        self._found_damage(time)
             for source in decoded:
-                if count == 0:
-                    first = source.pts or 0
-                own = None if source.pts is None else source.pts - first
-                pts = 0 if count == 0 else own if own is not None and own > pts else pts + step
-                yield Frame(count, pts, round(float(pts * time_base), 6), source, self)
-                count += 1
-        if cut or self._announces_more_than(float(end * time_base)):
+                if source.is_corrupt:
+                    self._found_damage(time if source.pts is None else source.pts)
+                yield source
+
+    def _found_damage(self, pts: int) -> None:
+        self._damaged = pts if self._damaged is None else min(pts, self._damaged)
+
+    def _look_for_gaps(self, gaps: Sequence[tuple[int, int]], count: int, first: int) -> None:
+        """Take one or two gaps in an otherwise steady stream for damage, and the container's own structure."""
+        if count >= _STEADY and 0 < len(gaps) <= _MOST_GAPS:
+            after, pts = gaps[0]
+            self._found_damage(first + pts)
+            self._cut = self._cut or after == count - 1  # reordered, the last one comes before its predecessors
+        share, partial = _stream_damage(self.path)
+        unread = self._format == "yuv4mpegpipe" and self._read_to < self.path.stat().st_size
+        self._cut = self._cut or partial or unread
+        if share is not None and self._damaged is None:
+            self._found_damage(first + round(share * (self._end - first)))
+
+    def _tell(self, count: int, first: int, pts: int) -> None:
+        """Set ``problem``, after ``count`` frames of which the last came at ``pts``."""
+        time_base, step = self._header.time_base, self._step
+        damaged = self._damaged
+        ends_damaged = not self._indexed and damaged is not None and damaged >= first + pts - 2 * step
+        if self._cut or ends_damaged or self._announces_more_than(float(self._end * time_base)):
             seconds = float((pts + step) * time_base)
             self.problem = f"{self.path}: is cut off after {count} frames ({seconds:.1f} s); copy or record it again"
-        elif damaged:
-            self.problem = f"{self.path}: {damaged} of its packets are damaged; frames there are missing or spoilt"
+        elif damaged is not None:
+            at = max(0.0, float((damaged - first) * time_base))
+            self.problem = f"{self.path}: is damaged at {at:.1f} s, perhaps beyond; frames there are missing or spoilt"
 
     def _packets(self) -> Iterator[av.Packet | None]:
         """Its packets, the last one empty; None where the container breaks off."""
@@ -219,13 +309,29 @@ class VideoReader:
             if last.pos + last.size > container.size:
                 return True
         announced = 0.0
-        if container.format.name == "avi":
+        if self._format == "avi":
             announced = stream.frames / self._header.fps
-        elif "matroska" in container.format.name:
+        elif "matroska" in self._format:
             announced = _clock_seconds(stream.metadata.get("DURATION", ""))
             if not announced and len(container.streams) == 1 and container.duration:
                 announced = container.duration / av.time_base
+        elif self._format in ("asf", "mxf") and len(container.streams) == 1 and container.duration:
+            announced = container.duration / av.time_base
         return announced > seconds + 0.6 / self._header.fps
+
+    @property
+    def _step(self) -> int:
+        """A nominal frame in ticks."""
+        return max(1, round(1 / (self._header.fps * self._header.time_base)))
+
+    @property
+    def _indexed(self) -> bool:
+        """Whether the container says how much it holds."""
+        return any(name in self._format.split(",") for name in _INDEXED)
+
+    @property
+    def _format(self) -> str:
+        return self._container.format.name
 
     def _upright(self, source: av.VideoFrame) -> NDArray[np.uint8]:
         rgb = self._reformatter.reformat(source, format="rgb24", threads=1)
@@ -236,20 +342,50 @@ class VideoReader:
         return _displayed(pixels, np.frombuffer(side_data["DISPLAYMATRIX"], "=i4"))
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """What a video says of itself; decodes one frame. Raises as ``VideoReader``."""
+def probe(path: str | Path, max_pixels: int | None = None) -> VideoInfo:
+    """What a video says of itself; decodes one frame.
+
+    Args:
+        path: a file.
+        max_pixels: most pixels of a frame; the size that the header claims is compared before anything is decoded.
+
+    Raises:
+        TooLargeError: its frames have more pixels.
+        PolypsegError: as ``VideoReader``.
+    """
+    if max_pixels is not None:
+        with _open(Path(path)) as container:
+            for stream in container.streams.video:
+                if (stream.width or 0) * (stream.height or 0) > max_pixels:
+                    raise TooLargeError(f"{path}: has frames of more than {max_pixels:,} pixels")
     with VideoReader(path) as reader:
         return reader.info
+
+
+def open_media(source: Path | IO[bytes], formats: Sequence[str] = FORMATS) -> av.container.InputContainer:
+    """Open a video that comes from outside: nothing but it is opened, be it a playlist or a session description.
+
+    Args:
+        source: a file's path, or an open file, of which not more than its bytes is reached.
+        formats: FFmpeg's names of the formats that it may have; a single one is taken for granted.
+
+    Raises:
+        av.FFmpegError, OSError: it cannot be opened, or is of another format.
+    """
+    path = isinstance(source, Path)
+    options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "file" if path else "none"}
+    only = formats[0] if len(formats) == 1 else None
+    name: Any = f"file:{source}" if path else source
+    return av.open(name, "r", format=only, metadata_errors="ignore", options=options)
 
 
 def _open(path: Path) -> av.container.InputContainer:
     if not path.is_file():
         raise PolypsegError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a video file")
     try:
-        # Nothing but files: a playlist in disguise must not reach out to the network.
-        return av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
-    except av.DemuxerNotFoundError as error:
-        raise PolypsegError(f"{path}: is in a format that PyAV's FFmpeg does not read; convert it to MP4") from error
+        return open_media(path)
+    except (av.DemuxerNotFoundError, av.ArgumentError) as error:  # the latter of formats that are not to be read
+        raise PolypsegError(f"{path}: is in no format of video that polypseg reads; convert it to MP4") from error
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, PermissionError):
             raise PolypsegError(f"{path}: no permission to read it") from error
@@ -262,14 +398,64 @@ def _open(path: Path) -> av.container.InputContainer:
         raise PolypsegError(f"{path}: is no video that can be read, or its beginning is damaged") from error
 
 
+def _stream_damage(path: Path) -> tuple[float | None, bool]:
+    """What the structure of an MPEG transport or program stream says of damage.
+
+    Returns:
+        the share of the file before the first place where a packet should begin and does not, None where there is none
+        or the file is neither; and whether it ends within a packet.
+    """
+    total = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(5 * 204)
+        file.seek(0)
+        for size, sync in ((188, 0), (192, 4), (204, 0)):
+            if head[sync::size][:5] == b"G" * 5:
+                place = _lost_packet(file, size, sync)
+                return None if place is None else place / total, total % size != 0
+        if head.startswith(b"\0\0\1\xba"):
+            return _walk_program_stream(file, total)
+    return None, False
+
+
+def _lost_packet(file: IO[bytes], size: int, sync: int) -> int | None:
+    """Where a transport stream of packets of ``size`` bytes has none, bytes."""
+    at = 0
+    while block := file.read(size * 65536):
+        lost = np.flatnonzero(np.frombuffer(block, np.uint8)[sync::size] != ord("G"))
+        if len(lost):
+            return at + int(lost[0]) * size
+        at += len(block)
+    return None
+
+
+def _walk_program_stream(file: IO[bytes], total: int) -> tuple[float | None, bool]:
+    """As ``_stream_damage``, from packet to packet (ISO/IEC 13818-1, 2.5, and ISO/IEC 11172-1)."""
+    at = 0
+    while at < total:
+        file.seek(at)
+        head = file.read(14)
+        if head.startswith(b"\0\0\1\xb9"):  # the end, which need not be there and may be followed by another stream
+            at += 4
+            continue
+        if len(head) < 6:
+            return None, True
+        if head[:3] != b"\0\0\1" or head[3] < 0xBA:
+            return at / total, False
+        if head[3] == 0xBA:
+            at += 14 + (head[-1] & 7) if head[4] >> 6 == 1 else 12
+        else:
+            at += 6 + int.from_bytes(head[4:6], "big")
+    return None, at > total
+
+
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     for stream in container.streams.video:
         if av.stream.Disposition.attached_pic in stream.disposition:
             continue  # the cover of a sound file
         if stream.codec_context is None:
             raise PolypsegError(f"{path}: is coded in a way that PyAV's FFmpeg cannot decode; convert it to H.264")
-        if stream.codec_context.name not in _TEXT_CODECS:
-            return stream
+        return stream
     raise PolypsegError(f"{path}: holds no video stream")
 
 
@@ -340,6 +526,18 @@ class VideoWriter:
         codec.colorspace = av.video.reformatter.Colorspace.ITU601
         codec.color_range = av.video.reformatter.ColorRange.MPEG
 
+    @property
+    def size(self) -> tuple[int, int, Fraction]:
+        """Width and height of what is written, and its time base."""
+        return self._stream.codec_context.width, self._stream.codec_context.height, self._info.time_base
+
+    @property
+    def units(self) -> list[bytes]:
+        """H.264's sequence and picture parameter sets."""
+        self._stream.codec_context.open(strict=False)
+        units = re.split(b"\0\0\0?\1", self._stream.codec_context.extradata or b"")
+        return [unit for unit in units if unit and unit[0] & 31 in (7, 8)]
+
     def write(self, pixels: NDArray[np.uint8], pts: int) -> None:
         """Append a frame, H×W×3 uint8 RGB, shown from ``pts`` ticks on. Raises ``PolypsegError`` as the class."""
         size = self._info.width, self._info.height
@@ -373,26 +571,68 @@ class VideoWriter:
             raise _write_error(self.path, error) from error
 
 
-def finish_mp4(part: Path, path: Path) -> None:
-    """Rewrite a fragmented MP4 as a plain one whose index comes first, as browsers want it; ``part`` stays.
+def whole_frames(part: Path) -> int:
+    """How many frames of a growing MP4 of ``VideoWriter`` are there whole; 0 where it cannot be read."""
+    try:
+        with open_media(part, ("mov",)) as container:
+            return sum(1 for _ in _whole_packets(container, part.stat().st_size))
+    except (av.FFmpegError, OSError):
+        return 0
 
-    ``path`` appears whole or not at all. Raises ``PolypsegError`` where the disk refuses.
+
+def _whole_packets(container: av.container.InputContainer, size: int) -> Iterator[av.Packet]:
+    """The packets up to the first that the file's end cuts."""
+    packets = container.demux(container.streams.video[0])
+    with contextlib.suppress(av.FFmpegError, OSError):
+        for packet in packets:
+            if not packet.size:
+                return
+            if packet.is_corrupt or packet.pos is None or packet.pos + packet.size > size:
+                return
+            yield packet
+
+
+def continues(part: Path, writer: VideoWriter) -> bool:
+    """Whether a decoder that has begun with ``part`` can go on with what ``writer`` writes: one set of parameters."""
+    try:
+        with open_media(part, ("mov",)) as container:
+            stream = container.streams.video[0]
+            size = stream.width, stream.height, stream.time_base
+            return size == writer.size and all(unit in (stream.codec_context.extradata or b"") for unit in writer.units)
+    except (av.FFmpegError, OSError, IndexError):
+        return False
+
+
+def finish_mp4(parts: Path | Sequence[tuple[Path, int]], path: Path) -> None:
+    """Rewrite fragmented MP4s, one after the other, as a plain one whose index comes first, as browsers want it.
+
+    ``path`` appears whole or not at all; the parts stay.
+
+    Args:
+        parts: each with the ticks at which its first frame is shown, as in itself time counts from there; or one alone.
+        path: the file to make.
+
+    Raises:
+        PolypsegError: the disk refuses.
     """
+    parts = [(parts, 0)] if isinstance(parts, Path) else list(parts)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
-        with av.open(f"file:{part}") as source:
-            stream = source.streams.video[0]
+        with contextlib.ExitStack() as opened:
+            sources = [opened.enter_context(open_media(part, ("mov",))) for part, _ in parts]
+            stream = sources[0].streams.video[0]
             assert stream.time_base is not None
             options = {"movflags": "faststart", "video_track_timescale": str(stream.time_base.denominator)}
-            with av.open(f"file:{temporary}", "w", format="mp4", options=options) as target:
-                target.metadata["comment"] = INTENDED_USE
-                copy = target.add_stream_from_template(stream)
-                for packet in source.demux(stream):
-                    if packet.dts is not None:
-                        packet.stream = copy
-                        target.mux(packet)
-        os.chmod(temporary, part.stat().st_mode & 0o777)
+            target = opened.enter_context(av.open(f"file:{temporary}", "w", format="mp4", options=options))
+            target.metadata["comment"] = INTENDED_USE
+            copy = target.add_stream_from_template(stream)
+            for (part, begin), source in zip(parts, sources, strict=True):
+                for packet in _whole_packets(source, part.stat().st_size):
+                    packet.pts = packet.dts = (packet.pts or 0) + begin  # nothing is reordered
+                    packet.stream = copy
+                    target.mux(packet)
+        os.chmod(temporary, parts[0][0].stat().st_mode & 0o777)
         os.replace(temporary, path)
     except (av.FFmpegError, OSError) as error:
         raise _write_error(path, error) from error

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
-from polypseg.inference.outputs import frame_record
-from polypseg.inference.video.files import VideoInfo
+from polypseg.inference.video.files import VideoInfo, VideoReader
 from polypseg.inference.video.outputs import VideoOutputs
-from polypseg.inference.video.predict import Smoother, made_with, to_line, with_ids
+from polypseg.inference.video.predict import Smoother, follow, made_with, numbers_of, to_line, video_record
+from polypseg.inference.video.quality import Quality, QualityMeter
 from polypseg.inference.video.threads import Stages
 from polypseg.inference.video.tracking import Tracker
 from polypseg.segmentation import Segmentation
@@ -101,7 +101,7 @@ def run_live(
     if first is None:
         raise CameraGone(f"{name}: sends no frame; check its cable, and that no other program uses it")
     height, width = first.shape[:2]
-    tracker, meter, mailbox = Tracker(), _Meter(), _Mailbox(name)
+    tracker, meter, mailbox = Tracker.at(segmenter.operating_point), _Meter(), _Mailbox(name)
     settings = {"source": name, **made_with(segmenter, tracker), "smoothing": smoothing}
     outputs = None
     if out_dir is not None:
@@ -113,13 +113,14 @@ def run_live(
             outputs.start(VideoInfo(width, height, fps=25.0, time_base=Fraction(1, 1000)))
         with Stages() as stages, mailbox.filled_from(itertools.chain([first], frames)):
             for answer in stages.ahead(_answers(segmenter, smoother, mailbox), 1):
-                record = frame_record(
-                    answer.segmentation, source=name, model=settings["model"], index=meter.frames, time=answer.time
-                )
-                record = with_ids(record, tracker)
+                record = video_record(
+                    answer.segmentation, answer.quality, tracker.keep,
+                    source=name, model=settings["model"], index=meter.frames, time=answer.time,
+                )  # fmt: skip
+                record = follow(record, tracker, answer.quality.jump)
                 if outputs is not None:
                     outputs.add(answer.pixels, round(answer.time * 1000), record, to_line(record))
-                meter.add(answer, mailbox.dropped, len(record["polyps"]))
+                meter.add(answer, mailbox.dropped, len(numbers_of(record)))
     except KeyboardInterrupt:  # how a session ends
         pass
     except CameraGone as error:
@@ -155,16 +156,18 @@ def run_live(
 
 @dataclass(frozen=True)
 class _Answer:
-    """A frame, when it came (s, after the first), its answer, and how long that took (s)."""
+    """A frame, when it came (s, after the first), its answer and quality, and how long that took (s)."""
 
     pixels: Pixels
     time: float
     segmentation: Segmentation
+    quality: Quality
     latency: float
 
 
 def _answers(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Generator[_Answer, None, None]:
     start = last = None
+    measured = QualityMeter()
     while (newest := mailbox.take()) is not None:
         arrived, pixels = newest
         start = arrived if start is None else start
@@ -175,7 +178,8 @@ def _answers(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Gen
         probability = smoother(next(segmenter.probabilities([pixels])), since)
         segmentation = segmenter.answer(probability, *pixels.shape[:2], outside=outside_of(pixels))
         _ = segmentation.polyps  # part of the answer, and computed when first asked for
-        yield _Answer(pixels, since, segmentation, time.perf_counter() - arrived)
+        quality = measured.measure(pixels, since)
+        yield _Answer(pixels, since, segmentation, quality, time.perf_counter() - arrived)
 
 
 class _Mailbox:
@@ -243,36 +247,51 @@ class _Mailbox:
 
 
 class _Meter:
-    """Measures, and prints what the last second was like."""
+    """Measures, and prints what the last second was like; of a session of any length it keeps as much."""
+
+    # Latencies of the whole session are counted in bins of one part in a hundred, from 0.01 ms to 17 minutes.
+    _BINS = 0.01 * 1.01 ** np.arange(1851)  # milliseconds
 
     def __init__(self) -> None:
         self.frames = 0
-        self._latencies: list[float] = []  # milliseconds
+        self._counts = np.zeros(len(self._BINS) + 1, np.int64)
+        self._recent: list[float] = []  # milliseconds, since the last report
         self._last_time = 0.0
         self._reported = time.perf_counter()
-        self._frames_then = self._dropped_then = 0
+        self._dropped_then = 0
 
     def add(self, answer: _Answer, dropped: int, polyps: int) -> None:
         """Count one answer in."""
+        latency = answer.latency * 1000
         self.frames += 1
-        self._latencies.append(answer.latency * 1000)
+        self._counts[np.searchsorted(self._BINS, latency)] += 1
+        self._recent.append(latency)
         self._last_time = answer.time
         now = time.perf_counter()
         if now - self._reported < _REPORT_EVERY:
             return
-        recent = self._latencies[self._frames_then :]
-        p50, p95 = np.percentile(recent, (50, 95))
+        p50, p95 = np.percentile(self._recent, (50, 95))
+        rate = len(self._recent) / (now - self._reported)
         print(
-            f"{len(recent) / (now - self._reported):5.1f} frames/s   latency p50 {p50:4.0f} ms, p95 {p95:4.0f} ms   "
+            f"{rate:5.1f} frames/s   latency p50 {p50:4.0f} ms, p95 {p95:4.0f} ms   "
             f"{dropped - self._dropped_then} dropped   {polyps} polyps in view",
             end="\r" if sys.stdout.isatty() else "\n", flush=True,
         )  # fmt: skip
-        self._reported, self._frames_then, self._dropped_then = now, self.frames, dropped
+        self._reported, self._dropped_then = now, dropped
+        self._recent.clear()
 
     def summary(self, dropped: int, files: list[Path]) -> LiveSummary:
         """The whole session."""
-        p50, p95 = np.percentile(self._latencies, (50, 95)) if self._latencies else (0.0, 0.0)
-        return LiveSummary(self.frames, dropped, round(self._last_time, 3), float(p50), float(p95), files)
+        return LiveSummary(
+            self.frames, dropped, round(self._last_time, 3), self._percentile(50), self._percentile(95), files
+        )
+
+    def _percentile(self, percent: float) -> float:
+        """Of all latencies, milliseconds, to one part in a hundred; 0 where there is none."""
+        if not self.frames:
+            return 0.0
+        place = int(np.searchsorted(np.cumsum(self._counts), percent / 100 * self.frames))
+        return float(self._BINS[min(place, len(self._BINS) - 1)])
 
 
 def _frames_of(camera: int | str) -> Iterator[Pixels]:
@@ -282,7 +301,9 @@ def _frames_of(camera: int | str) -> Iterator[Pixels]:
         CameraGone: it cannot be opened, or, but for a file, sends no more.
     """
     is_index = isinstance(camera, int) or camera.isdecimal()
-    is_file = not is_index and Path(str(camera)).is_file()
+    if not is_index and Path(str(camera)).is_file():
+        yield from _played(Path(str(camera)))
+        return
     # The one line that matters is ours, not OpenCV's or its FFmpeg's.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     chatter = cv2.utils.logging.getLogLevel()
@@ -291,19 +312,29 @@ def _frames_of(camera: int | str) -> Iterator[Pixels]:
     try:
         if not capture.isOpened():
             raise CameraGone(f"{_shown(camera)}: cannot be opened; check its number or URL, and that it is connected")
-        start = time.perf_counter()
         while True:
             whole, frame = capture.read()
-            if not whole and is_file:
-                return
             if not whole:
                 raise CameraGone(f"{_shown(camera)}: stopped sending frames; check its cable or its network")
-            if is_file:
-                time.sleep(max(0.0, start + capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - time.perf_counter()))
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
     finally:
         capture.release()
         cv2.utils.logging.setLogLevel(chatter)
+
+
+def _played(path: Path) -> Iterator[Pixels]:
+    """The frames of a file, each when its time comes.
+
+    Raises:
+        PolypsegError: it cannot be read; or, at its end, that it is cut off or damaged.
+    """
+    with VideoReader(path) as reader:
+        start = time.perf_counter()
+        for frame in reader:
+            time.sleep(max(0.0, start + frame.time - time.perf_counter()))
+            yield frame.pixels
+        if reader.problem:
+            raise CameraGone(reader.problem)
 
 
 def _shown(camera: int | str | Iterable[Pixels]) -> str:

@@ -4,7 +4,8 @@ While it grows, a run has these files, whole up to the last frame whatever ends 
 
 - ``<stem>.part.json``: what decides its answers; a run is gone on with only where all of it is the same;
 - ``<stem>.part.jsonl``: the lines so far. The finished frames are these: their overlay is drawn again from them;
-- ``<stem>.part.mp4``: the overlay so far, playable;
+- ``<stem>.part.mp4``: the overlay so far, playable; what is drawn after an interruption is in ``<stem>.part.1.mp4`` and
+  so on;
 - ``<stem>.part.npz``: with smoothing, the average after some frame not long ago.
 
 At the end they become ``<stem>.mp4``, ``<stem>.timeline.json`` and, last, ``<stem>.jsonl``.
@@ -13,6 +14,7 @@ At the end they become ``<stem>.mp4``, ``<stem>.timeline.json`` and, last, ``<st
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import zipfile
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import disk_error, read_json, write_json
-from polypseg.inference.video.files import VideoInfo, VideoWriter, finish_mp4
+from polypseg.inference.video.files import VideoInfo, VideoWriter, continues, finish_mp4, whole_frames
 from polypseg.inference.video.overlay import draw_polyps
 
 
@@ -43,6 +45,7 @@ class VideoOutputs:
 
     Attributes:
         finished: the lines that an interrupted run has left, without line feed.
+        drawn: frames that the overlay of an interrupted run holds, once it is started.
         timeline: of a run that is complete already; else None.
 
     Raises:
@@ -66,10 +69,13 @@ class VideoOutputs:
         self.overlay = folder / f"{stem}.mp4" if overlay else None
         self._settings_part, self._records_part = folder / f"{stem}.part.json", folder / f"{stem}.part.jsonl"
         self._overlay_part, self._state_part = folder / f"{stem}.part.mp4", folder / f"{stem}.part.npz"
-        self._parts = (self._records_part, self._settings_part, self._overlay_part, self._state_part)
+        self._overlay_parts: dict[int, Path] = {}  # by the number of their first frame
+        self._begins: list[int] = []  # ticks of those frames
+        self._added = 0
         if source is not None and self.overlay is not None and self.overlay.exists() and self.overlay.samefile(source):
             raise UsageError(f"{source}: its overlay would replace it; choose another --out")
         self.finished: list[str] = []
+        self.drawn = 0
         self.timeline: dict[str, Any] | None = None
         self._writer: VideoWriter | None = None
         self._file: int | None = None
@@ -78,8 +84,7 @@ class VideoOutputs:
             if resume:
                 self._take_up(settings)
             elif overwrite:
-                for part in self._parts:
-                    part.unlink(missing_ok=True)
+                self._remove_parts()
             else:
                 self._refuse_existing()
             if self.timeline is None:
@@ -97,15 +102,29 @@ class VideoOutputs:
         return [file for file in (self.overlay, self.records, self.timeline_file) if file is not None]
 
     def start(self, info: VideoInfo) -> None:
-        """Begin the overlay, of a video of this size and rate."""
-        if self.overlay is not None:
-            self._writer = VideoWriter(self._overlay_part, info)
+        """Begin the overlay, of a video of this size and rate, or go on with that of an interrupted run."""
+        if self.overlay is None:
+            return
+        parts = self._existing_overlay_parts()
+        counts = [whole_frames(part) for part in parts] if self.finished else []
+        kept = len(list(itertools.takewhile(bool, counts)))
+        fresh = self._overlay_part_number(kept)
+        self._writer = VideoWriter(fresh, info)
+        if not all(continues(part, self._writer) for part in parts[:kept]):  # of another version of the encoder
+            self._writer.close()
+            kept, fresh = 0, self._overlay_part
+            self._writer = VideoWriter(fresh, info)
+        first = list(itertools.accumulate(counts[:kept], initial=0))
+        self.drawn = first[-1]
+        self._overlay_parts = dict(zip(first, [*parts[:kept], fresh], strict=True))
+        for part in self._existing_overlay_parts()[kept + 1 :]:
+            part.unlink()
 
     def add(self, pixels: NDArray[np.uint8] | None, pts: int, record: Mapping[str, Any], line: str | None) -> None:
         """Take in the next frame.
 
         Args:
-            pixels: H×W×3 uint8 RGB, drawn into; None only where there is no overlay.
+            pixels: H×W×3 uint8 RGB, drawn into; None only where there is no overlay, or it holds the frame already.
             pts: ticks.
             record: its answer.
             line: that in JSON, without line feed; None where it is among ``finished``.
@@ -115,8 +134,11 @@ class VideoOutputs:
         """
         if line is not None:
             self._append(line)
+        if self._added in self._overlay_parts:
+            self._begins.append(pts)
+        self._added += 1
         if self._writer is not None and pixels is not None:
-            draw_polyps(pixels, record["polyps"])
+            draw_polyps(pixels, record)
             self._writer.write(pixels, pts)
 
     def keep_state(self, index: int, average: NDArray[np.float32]) -> None:
@@ -145,12 +167,12 @@ class VideoOutputs:
             if self._writer is not None and self.overlay is not None:
                 writer, self._writer = self._writer, None
                 writer.close()
-                finish_mp4(self._overlay_part, self.overlay)
+                # Of a run that was interrupted after its last frame, there is nothing in the last part.
+                finish_mp4(list(zip(self._overlay_parts.values(), self._begins, strict=False)), self.overlay)
             write_json(self.timeline_file, timeline)
             self.close()
             os.replace(self._records_part, self.records)
-            for part in self._parts:
-                part.unlink(missing_ok=True)
+            self._remove_parts()
         except OSError as error:
             raise disk_error(self.records, error) from error
 
@@ -165,6 +187,18 @@ class VideoOutputs:
             with contextlib.suppress(OSError):
                 os.ftruncate(file, self._whole)
             os.close(file)
+
+    def _overlay_part_number(self, number: int) -> Path:
+        """The overlay that was drawn after so many interruptions."""
+        return self._overlay_part.with_suffix(f".{number}.mp4") if number else self._overlay_part
+
+    def _existing_overlay_parts(self) -> list[Path]:
+        return list(itertools.takewhile(Path.exists, map(self._overlay_part_number, itertools.count())))
+
+    def _remove_parts(self) -> None:
+        """What is left of an unfinished run."""
+        for part in (self._records_part, self._settings_part, self._state_part, *self._existing_overlay_parts()):
+            part.unlink(missing_ok=True)
 
     def _append(self, line: str) -> None:
         assert self._file is not None
@@ -203,6 +237,8 @@ class VideoOutputs:
     def _check_same(file: Path, earlier: Any, settings: Mapping[str, Any]) -> None:
         for key, value in settings.items():
             before = earlier.get(key) if isinstance(earlier, dict) else None
+            if before != value and key == "source_sha256":
+                raise PolypsegError(f"{file}: is of another video, or of this one before it changed; use --overwrite")
             if before != value:
                 change = f"{key} was {before!r} and is {value!r}"
                 raise PolypsegError(f"{file}: is of a run with other settings ({change}); use --overwrite")

@@ -19,16 +19,19 @@ from tqdm import tqdm
 import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import sha256_file
 from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.options import check_batch_size, check_one_of
 from polypseg.inference.outputs import frame_record
 from polypseg.inference.video.files import Frame, VideoReader
 from polypseg.inference.video.outputs import VideoOutputs
+from polypseg.inference.video.quality import UNLIKE, Quality, QualityMeter
 from polypseg.inference.video.threads import Stages
 from polypseg.inference.video.tracking import Tracker
 
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
+    from polypseg.segmentation import Segmentation
 
 MAX_GAP = 1.0  # seconds; frames further apart are of two scenes, which are not averaged
 _STATE_EVERY = 25  # frames after which the smoothed map is stored; as many are computed again on resuming
@@ -77,14 +80,15 @@ def predict_video(
     overwrite: bool = False,
     progress: bool = False,
     batch_size: int = 4,
+    video: VideoReader | None = None,
 ) -> VideoSummary:
     """Segment every frame of a video and follow its polyps.
 
     Writes into ``out_dir``, of a video ``<stem>.…``:
 
-    - ``<stem>.jsonl``: a line a frame, as ``frame_record``, and of each polyp the ``id`` of its track (or null);
+    - ``<stem>.jsonl``: a line a frame, as ``video_record`` and ``follow`` make it;
     - ``<stem>.timeline.json``: the tracks (``Track.to_dict``) and how they were made;
-    - ``<stem>.mp4``: the video with the polyps drawn, if ``overlay``.
+    - ``<stem>.mp4``: the video with the polyps drawn that have a number, if ``overlay``.
 
     Interrupted, however, it leaves ``<stem>.part.*``, which ``resume`` goes on from.
 
@@ -99,6 +103,7 @@ def predict_video(
         overwrite: replace outputs of an earlier run.
         progress: show a progress bar on stderr.
         batch_size: frames that the network works on at once.
+        video: what reads the video in place of a ``VideoReader`` of its path, as one in another process; it is closed.
 
     Raises:
         UsageError: an option is out of its range, or an output would replace the video.
@@ -109,7 +114,7 @@ def predict_video(
     check_batch_size(batch_size)
     check_one_of(resume, overwrite)
     started = time.perf_counter()
-    with VideoReader(path) as reader:
+    with video or VideoReader(path) as reader:
         run = _Run(segmenter, reader, smoother, batch_size)
         outputs = VideoOutputs(
             Path(out_dir), reader.path.stem, run.settings, overlay=overlay, resume=resume, overwrite=overwrite,
@@ -160,10 +165,55 @@ def made_with(segmenter: Segmenter, tracker: Tracker) -> dict[str, Any]:
     return {**segmenter.settings, "tracker": tracker.settings, "polypseg": polypseg.__version__}
 
 
-def with_ids(record: dict[str, Any], tracker: Tracker) -> dict[str, Any]:
-    """The record with each polyp's ``id`` first; the tracker takes the frame in."""
-    ids = tracker.update(record["frame"], record["time"], record["polyps"])
-    return {**record, "polyps": [{"id": number, **polyp} for number, polyp in zip(ids, record["polyps"], strict=True)]}
+def video_record(segmentation: Segmentation, quality: Quality, keep: float, **names: Any) -> dict[str, Any]:
+    """A frame's record before its polyps are followed.
+
+    Args:
+        segmentation: the frame's.
+        quality: the frame's.
+        keep: regions of at least this confidence are listed though they are no polyps by the operating point.
+        names: as ``frame_record`` takes them.
+
+    Returns:
+        what ``frame_record`` gives; ``candidates``, the regions of too little confidence, as polyps are listed; and
+        ``quality``.
+    """
+    record = frame_record(segmentation, **names)
+    less = [one for one in segmentation.candidates if not one.confirmed and one.confidence >= keep]
+    return {**record, "candidates": [one.to_dict() for one in less], "quality": quality.to_dict()}
+
+
+def follow(record: dict[str, Any], tracker: Tracker, jump: bool) -> dict[str, Any]:
+    """The record after the tracker has taken the frame in.
+
+    Each region has the ``id`` of its track first, or null where that is not confirmed; what a track has is among the
+    ``polyps``, whatever its confidence. ``carried`` lists the regions that stand for tracks that the frame does not
+    show.
+    """
+    found = {id(one) for one in record["polyps"]}
+    regions = _regions(record)
+    followed = tracker.update(record["frame"], record["time"], regions, record["quality"]["poor"], jump)
+    polyps: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = []
+    for region, number, kept in zip(regions, followed.ids, followed.kept, strict=True):
+        (polyps if kept or id(region) in found else candidates).append({"id": number, **region})
+    return {**record, "polyps": polyps, "candidates": candidates, "carried": followed.carried}
+
+
+def numbers_of(record: Mapping[str, Any]) -> set[int]:
+    """The tracks that are drawn into a frame: those it shows and those that are carried over."""
+    return {one["id"] for one in (*record["polyps"], *record["carried"]) if one["id"] is not None}
+
+
+def recall(record: Mapping[str, Any], tracker: Tracker) -> None:
+    """Bring a tracker to where it was after a frame, by its record."""
+    quality = record["quality"]
+    tracker.update(record["frame"], record["time"], _regions(record), quality["poor"], quality["likeness"] < UNLIKE)
+
+
+def _regions(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All regions of a record in one order, whatever list they are in."""
+    return sorted(record["polyps"] + record["candidates"], key=lambda one: (-one["area"], one["box"]))
 
 
 def to_line(record: Mapping[str, Any]) -> str:
@@ -173,13 +223,15 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Answer:
-    """A frame on its way to the outputs: its record without ids, or its line where that was written before.
+    """A frame on its way to the outputs: its record before it was followed, or its line where that was written before.
 
-    ``average`` is the smoothed map after it, where that is to be stored.
+    ``jump`` is whether it shows another view than its predecessor; ``average`` the smoothed map after it, where that is
+    to be stored.
     """
 
     frame: Frame
     record: dict[str, Any] | None = None
+    jump: bool = False
     line: str | None = None
     average: Map | None = None
 
@@ -190,11 +242,11 @@ class _Run:
     def __init__(self, segmenter: Segmenter, reader: VideoReader, smoother: Smoother, batch_size: int) -> None:
         self.computed = 0
         self._segmenter, self._reader = segmenter, reader
-        self._smoother, self._tracker = smoother, Tracker()
+        self._smoother, self._tracker = smoother, Tracker.at(segmenter.operating_point)
         self._batch_size = batch_size
         self.settings = {
             "source": reader.path.name,
-            "source_bytes": reader.path.stat().st_size,
+            "source_sha256": sha256_file(reader.path),
             **made_with(segmenter, self._tracker),
             "smoothing": smoother.weight,
             "batch_size": batch_size,
@@ -203,23 +255,21 @@ class _Run:
     def through(self, outputs: VideoOutputs, progress: bool) -> dict[str, Any]:
         """Answer every frame and complete the outputs; the timeline."""
         outputs.start(self._reader.info)
-        known = outputs.finished
-        begin = self._where_to_begin(outputs)
         info = self._reader.info
-        bar = tqdm(total=info.frames, unit="frame", desc=self._reader.path.name, disable=None if progress else True)
+        done = len(outputs.finished)
+        hidden = None if progress else True
+        bar = tqdm(total=info.frames, initial=done, unit="frame", desc=self._reader.path.name, disable=hidden)
         with Stages() as stages, bar:
-            frames = stages.ahead(self._decode(begin, outputs.overlay is not None), _WAITING)
-            maps = stages.ahead(self._compute(frames, begin), _WAITING)
-            answers = stages.ahead(self._answer(maps, known), _WAITING)
             count, seconds = 0, 0.0
-            for answer in answers:
-                record = with_ids(answer.record or json.loads(answer.line or ""), self._tracker)
-                pixels = None if outputs.overlay is None else answer.frame.pixels
+            for answer in self._answers(outputs, stages):
+                record = self._followed(answer)
+                shown = outputs.overlay is not None and answer.frame.index >= outputs.drawn
+                pixels = answer.frame.pixels if shown else None
                 outputs.add(pixels, answer.frame.pts, record, to_line(record) if answer.line is None else None)
                 if answer.average is not None:
                     outputs.keep_state(answer.frame.index, answer.average)
                 count, seconds = count + 1, answer.frame.time
-                bar.update()
+                bar.update(answer.line is None)
         timeline = {
             "intended_use": INTENDED_USE,
             **self.settings,
@@ -233,6 +283,13 @@ class _Run:
         }
         outputs.complete(timeline)
         return timeline
+
+    def _followed(self, answer: _Answer) -> dict[str, Any]:
+        if answer.record is not None:
+            return follow(answer.record, self._tracker, answer.jump)
+        record: dict[str, Any] = json.loads(answer.line or "")
+        recall(record, self._tracker)
+        return record
 
     @property
     def _state_every(self) -> int:
@@ -250,9 +307,17 @@ class _Run:
         self._smoother.time = json.loads(outputs.finished[index])["time"]
         return index + 1
 
-    def _decode(self, begin: int, overlay: bool) -> Generator[Frame, None, None]:
+    def _answers(self, outputs: VideoOutputs, stages: Stages) -> Iterator[_Answer]:
+        begin = self._where_to_begin(outputs)
+        # Before these nothing is computed or drawn: their frames are decoded, as what follows rests on them.
+        needed = min(begin, outputs.drawn) if outputs.overlay is not None else begin
+        frames = stages.ahead(self._decode(min(needed, max(0, len(outputs.finished) - 1))), _WAITING)
+        maps = stages.ahead(self._compute(frames, begin), _WAITING)
+        return stages.ahead(self._answer(maps, outputs.finished), _WAITING)
+
+    def _decode(self, begin: int) -> Generator[Frame, None, None]:
         for frame in self._reader:
-            if overlay or frame.index >= begin:
+            if frame.index >= begin:
                 frame.pixels  # noqa: B018  (converts, here and not in a later thread)
             yield frame
 
@@ -271,15 +336,21 @@ class _Run:
             yield handed.popleft(), probability
 
     def _answer(self, maps: Iterator[tuple[Frame, Map | None]], known: list[str]) -> Generator[_Answer, None, None]:
+        meter = QualityMeter()
         for frame, probability in maps:
             smoothed = None if probability is None else self._smoother(probability, frame.time)
             if frame.index < len(known):
+                meter.recall(json.loads(known[frame.index])["quality"], frame.time)
+                if frame.index + 1 == len(known):
+                    meter.look_back(frame.pixels)
                 yield _Answer(frame, line=known[frame.index])
                 continue
             assert smoothed is not None
-            record = frame_record(
+            quality = meter.measure(frame.pixels, frame.time)
+            record = video_record(
                 self._segmenter.answer(smoothed, *frame.pixels.shape[:2], outside=outside_of(frame.pixels)),
+                quality, self._tracker.keep,
                 source=self._reader.path.name, model=self.settings["model"], index=frame.index, time=frame.time,
             )  # fmt: skip
             stored = self._smoother.weight and (frame.index + 1) % self._state_every == 0
-            yield _Answer(frame, record, average=smoothed if stored else None)
+            yield _Answer(frame, record, quality.jump, average=smoothed if stored else None)

@@ -112,7 +112,15 @@ export async function segment(blob, name, { accept = "application/json", patient
 
 // --- jobs ---
 
-export const jobs = () => json("v1/jobs");
+// All of them, page by page.
+export async function jobs() {
+  const found = [];
+  for (let page; !page || page.length; ) {
+    page = await json(`v1/jobs?limit=1000${found.length ? `&after=${found.at(-1).id}` : ""}`);
+    found.push(...page);
+  }
+  return found;
+}
 export const job = (id) => json(`v1/jobs/${encodeURIComponent(id)}`);
 
 // The first DELETE cancels what has not ended; one of what has ended removes it with its files.

@@ -1,0 +1,182 @@
+"""The state folder: for one process and one user alone, with the table of jobs in ``jobs.sqlite``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polypseg.errors import PolypsegError
+
+ENDED = ("done", "failed", "cancelled")
+STATES = ("queued", "running", *ENDED)
+COLUMNS = {
+    "id": "TEXT PRIMARY KEY", "state": "TEXT", "kind": "TEXT", "names": "TEXT", "smoothing": "REAL",
+    "settings": "TEXT", "files": "TEXT", "done": "INTEGER", "total": "INTEGER", "error": "TEXT", "created": "TEXT",
+    "starts": "INTEGER", "ended": "TEXT",
+}  # fmt: skip
+_OURS = {"jobs.sqlite", "jobs", "corrections", "temporary", "lost+found"}
+
+
+@dataclass
+class Job:
+    """A row of the table.
+
+    Attributes:
+        id: 32 hexadecimal digits.
+        state: one of ``STATES``.
+        kind: ``video`` for one video, ``batch`` for anything else.
+        names: of the uploads, without any path, told apart; results are called after them.
+        smoothing: as ``predict_video`` takes it.
+        settings: what its outputs so far were made with; None before it began.
+        files: its complete outputs: the name that is told, and the path below ``out/``.
+        done: frames that are finished.
+        total: frames in all, as far as the files say.
+        error: one line, or None.
+        created: ISO 8601, UTC.
+        starts: how often a process began it since it last got further.
+        ended: ISO 8601, UTC; None before.
+    """
+
+    id: str
+    state: str
+    kind: str
+    names: list[str]
+    smoothing: float
+    settings: dict[str, Any] | None
+    files: dict[str, str]
+    done: int
+    total: int | None
+    error: str | None
+    created: str
+    starts: int = 0
+    ended: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is told of it."""
+        told = ("id", "state", "kind", "names", "done", "total", "error", "created", "ended")
+        return {**{key: getattr(self, key) for key in told}, "files": list(self.files)}
+
+
+class Table:
+    """The table of jobs in a file that one process at a time may use. Thread-safe.
+
+    Raises:
+        PolypsegError: another process uses it, or it cannot be opened.
+    """
+
+    _AS_JSON = ("names", "settings", "files")
+
+    def __init__(self, file: Path) -> None:
+        self._lock = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._connection.execute("BEGIN EXCLUSIVE")
+            columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+            self._connection.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
+            there = {row["name"] for row in self._connection.execute("PRAGMA table_info(jobs)")}
+            for name in [name for name in COLUMNS if name not in there]:  # made by an earlier version
+                self._connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {COLUMNS[name]}")
+            self._connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                line = f"{file.parent}: another polypseg serve works in this folder; stop it or choose another --state"
+                raise PolypsegError(line) from error
+            raise PolypsegError(f"{file}: cannot be opened ({error}); choose another --state") from error
+        except sqlite3.DatabaseError as error:
+            raise PolypsegError(f"{file}: is no table of jobs ({error}); move it away") from error
+
+    def close(self) -> None:
+        """Let another process have it."""
+        with self._lock:
+            self._connection.close()
+
+    def add(self, job: Job) -> None:
+        """A new row."""
+        values = self._stored(vars(job))
+        self._execute(
+            f"INSERT INTO jobs ({', '.join(values)}) VALUES ({', '.join(f':{key}' for key in values)})", values
+        )
+
+    def change(self, identity: str, **values: Any) -> None:
+        """Change these columns of a row, if it is there."""
+        changes = ", ".join(f"{key} = :{key}" for key in values)
+        self._execute(f"UPDATE jobs SET {changes} WHERE id = :id", {**self._stored(values), "id": identity})
+
+    def remove(self, identity: str) -> None:
+        """Remove a row."""
+        self._execute("DELETE FROM jobs WHERE id = ?", (identity,))
+
+    def get(self, identity: str) -> Job | None:
+        """A row."""
+        return next(iter(self.select("WHERE id = ?", identity)), None)
+
+    def select(self, condition: str = "", *values: Any, order: str = "rowid", limit: int = -1) -> list[Job]:
+        """Rows, by default all and in the order in which they were added."""
+        rows = self._execute(f"SELECT * FROM jobs {condition} ORDER BY {order} LIMIT ?", (*values, limit))
+        return [Job(**{name: self._read(name, row[name]) for name in COLUMNS}) for row in rows]
+
+    def count(self, state: str) -> int:
+        """How many rows are in a state."""
+        return int(self._execute("SELECT COUNT(*) FROM jobs WHERE state = ?", (state,))[0][0])
+
+    def _execute(self, statement: str, values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    def _stored(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {key: json.dumps(value) if key in self._AS_JSON else value for key, value in values.items()}
+
+    def _read(self, name: str, value: Any) -> Any:
+        return json.loads(value) if name in self._AS_JSON else value
+
+
+def open_state(folder: Path) -> Table:
+    """Make the state folder, for this user alone, take it for this process, and only then empty its ``temporary/``.
+
+    Raises:
+        PolypsegError: another process works in it, others may read it and that cannot be changed, or it cannot be
+            written.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        table = Table(folder / "jobs.sqlite")
+    except OSError as error:
+        raise _state_error(folder, error) from error
+    try:
+        (folder / "jobs").mkdir(exist_ok=True)
+        shutil.rmtree(folder / "temporary", ignore_errors=True)
+        (folder / "temporary").mkdir(exist_ok=True)
+    except OSError as error:
+        table.close()
+        raise _state_error(folder, error) from error
+    return table
+
+
+def _make_private(folder: Path) -> None:
+    """Take a folder's rights from everybody else; one that holds other things is not touched but refused."""
+    if os.name == "nt" or not folder.stat().st_mode & 0o077:
+        return
+    advice = f"run chmod 700 '{folder}', or choose another --state"
+    if strangers := sorted({path.name for path in folder.iterdir()} - _OURS):
+        raise PolypsegError(f"{folder}: other users may read it, and it holds other files ({strangers[0]}); {advice}")
+    with contextlib.suppress(OSError):
+        folder.chmod(0o700)
+    if folder.stat().st_mode & 0o077:
+        raise PolypsegError(f"{folder}: other users may read it, and its mode cannot be changed; {advice}")
+
+
+def _state_error(folder: Path, error: OSError) -> PolypsegError:
+    return PolypsegError(f"{folder}: cannot be written ({error.strerror or error}); choose another --state")
