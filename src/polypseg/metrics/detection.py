@@ -347,8 +347,8 @@ class _Scorer:
 def _bounded(value: float, low: float, high: float, draws: int, share: bool, n: int) -> Interval:
     """The interval, with exact bounds where the draws saw no spread at the end of what is possible."""
     if draws >= 2 and np.isfinite(low):
-        if share and value in (0, 1):
-            low, high = exact_share(value == 1, draws)
+        if share and min(value, 1 - value) < 1e-9:
+            low, high = exact_share(value > 0.5, draws)
         elif not share and value == 0:
             low, high = exact_rate_of_none(draws)
     elif draws < 2:
