@@ -522,7 +522,7 @@ REFUSED: dict[str, Refused] = {
     ),
     "header that claims 1000×1000": Refused(  # a size that agrees with its mask's, and no pixels behind it
         lambda folder: (
-            header_that_claims(folder / "masks" / "odd.png", 1000, 1000)
+            save(folder / "masks" / "odd.png", Image.new("L", (1000, 1000)))
             and header_that_claims(folder / "images" / "odd.png", 1000, 1000)
         ),
         "damaged",
