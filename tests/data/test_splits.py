@@ -214,6 +214,15 @@ def test_pranet_of_both_data_sets(tmp_path: Path) -> None:
     assert Counter(table[table["split"] == "val"]["dataset"]) == {"kvasir-seg": 18, "cvc-clinicdb": 3}
 
 
+def test_pranet_with_a_data_set_that_its_lists_do_not_name(tmp_path: Path) -> None:
+    more = [f"m{k}" for k in range(50)]
+    both = Catalog.concatenate([catalog_of(FRAMES), catalog_of(more, "my-clinic")])
+    write_list(tmp_path / "pranet-kvasir-test.txt", FRAMES[:20])
+    table = make_split("pranet", both, lists=tmp_path, prints=prints_of(both))
+    assert names(table, "test") == FRAMES[:20]
+    assert Counter(table[table["dataset"] == "my-clinic"]["split"]) == {"train": 45, "val": 5}
+
+
 @pytest.mark.parametrize("files", [("medico-880-train.txt", "medico-120-val.txt"), ("train.txt", "val.txt")])
 def test_medico(tmp_path: Path, files: tuple[str, str]) -> None:
     catalog = catalog_of(FRAMES)

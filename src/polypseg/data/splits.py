@@ -50,7 +50,8 @@ def make_split(
     - ``grouped``: 70/15/15; near duplicates and sequences stay together; stratified by data set, centre and
       polyp area, frames without a polyp apart.
     - ``pranet``: the published test lists of PraNet (Fan et al., MICCAI 2020; 100 frames of Kvasir-SEG, 62 of
-      CVC-ClinicDB); a part of the published training set becomes val, by group.
+      CVC-ClinicDB); a part of the published training set becomes val, by group. Further data sets add to the
+      training set alone.
     - ``medico``: Kvasir-SEG's official lists of 880 and 120 (Medico 2020); the 120 are test, val as above.
     - ``kfold``: grouped and stratified folds; fold ``fold`` is test, the next one val.
 
@@ -277,7 +278,10 @@ def _published(name: str, catalog: Catalog, lists: Path | None) -> NDArray[np.ob
     frames = catalog.frames.reset_index(drop=True)
     split = np.full(len(frames), "train", dtype=object)
     known = _PRANET if name == "pranet" else {kvasir.NAME: None}
+    present = set(frames["dataset"])
     for dataset, rows in frames.groupby("dataset"):
+        if dataset not in known and name == "pranet" and present & set(known):
+            continue  # no published list names its frames: all of it is for training
         if dataset not in known:
             raise PolypsegError(f"{dataset}: the split {name} is for {' and '.join(known)} only; use grouped or seed")
         folder = Path(rows["image_path"].iloc[0]).parent.parent
