@@ -53,10 +53,13 @@ def test_sizes_end_at_a_last_size_below_the_networks(small_recipe: Callable[...,
 @pytest.mark.parametrize(
     ("frames", "wrong"),
     [
-        ({"size": 96, "last_size": 128}, r"frames\.last_size 128 is not a multiple of 32 up to frames\.size"),
-        ({"size": 96, "last_size": 50}, r"frames\.last_size 50 is not a multiple of 32 up to frames\.size"),
-        ({"size": 96, "last_size": 0}, r"frames\.last_size 0 is not a multiple of 32 up to frames\.size"),
-        ({"size": 96, "first_size": 96, "last_size": 64}, r"first_size 96 .* up to frames\.last_size"),
+        ({"size": 96, "last_size": 128}, r"frames\.last_size 128: must not be larger than frames\.size, 96"),
+        ({"size": 96, "last_size": 50}, r"frames\.last_size 50: must be a multiple of 32"),
+        ({"size": 96, "last_size": 0}, r"frames\.last_size 0: must be a multiple of 32 from 32"),
+        (
+            {"size": 96, "first_size": 96, "last_size": 64},
+            r"first_size 96: must not be larger than frames\.last_size, 64",
+        ),
     ],
 )
 def test_a_last_size_that_cannot_be(frames: dict[str, int], wrong: str, small_recipe: Callable[..., Any]) -> None:
@@ -71,9 +74,8 @@ def test_without_a_first_size_all_epochs_are_alike(small_recipe: Callable[..., A
 
 @pytest.mark.parametrize("first_size", [48, 33, 128, 0, -32])
 def test_a_first_size_that_cannot_be(first_size: int, small_recipe: Callable[..., Any]) -> None:
-    with pytest.raises(
-        UsageError, match=rf"frames\.first_size {first_size} is not a multiple of 32 up to frames\.last_size"
-    ):
+    trouble = r"not be larger than frames\.last_size, 96" if first_size == 128 else "be a multiple of 32 from 32"
+    with pytest.raises(UsageError, match=rf"frames\.first_size {first_size}: must {trouble}"):
         small_recipe(frames={"size": 96, "first_size": first_size})
 
 
