@@ -90,7 +90,7 @@ def test_a_frozen_network_learns_where_a_polyp_is_plausible_and_nothing_else(
 
 
 def test_a_frozen_network_without_anything_to_learn_is_refused(small_recipe: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match=r"model\.frozen leaves nothing to train"):
+    with pytest.raises(UsageError, match=r"model\.frozen: leaves nothing to train"):
         small_recipe(model={"frozen": True})
 
 

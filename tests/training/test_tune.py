@@ -340,7 +340,7 @@ def test_a_database_that_cannot_be_used_is_one_line(
         ("optimizer: {choices: [1]}", "is no field of a recipe"),
         ("optimizer.rate: {low: 1, high: 2}", "is no field of a recipe"),
         ("optimizer.name: {choices: [adam, sgd]}", "optimizer.name: cannot be searched ("),
-        ("frames.batch_size: {low: 0, high: 4}", "frames.batch_size 0 is less than 1"),
+        ("frames.batch_size: {low: 0, high: 4}", "frames.batch_size 0: must be a whole number from 1"),
         ("frames.batch_size: {low: 1.5, high: 4}", "frames.batch_size: cannot be searched ("),
         ("loss.bce: {low: 2, high: 1}", "A below B"),
         ("loss.bce: {low: 0, high: 1, log: true}", "A below B"),

@@ -122,7 +122,7 @@ def fit_temperature(predict: Callable[[float], Iterable[tuple[NDArray[np.float32
     """The temperature T > 0 with the least ``log_loss``, mean over frames.
 
     Guo, Pleiss, Sun & Weinberger, ICML 2017. T > 1 softens an over-confident model. Where a model parts the classes
-    without error T would go to 0; it stops at 0.05.
+    without error T would go to 0; it stops where 32 bits hold no difference any more, at 0.05 at the latest.
 
     Args:
         predict: from a temperature to each frame's probabilities and truth, as a model uses it: of a mean of several
