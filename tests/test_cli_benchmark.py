@@ -85,7 +85,7 @@ def test_what_stands_in_the_way_exits_with_1_and_one_line(
         assert error.startswith("polypseg: ") and says in error and len(error.strip().splitlines()) == 1
 
 
-def test_an_interrupt_exits_with_1(
+def test_an_interrupt_exits_with_130(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
@@ -93,5 +93,5 @@ def test_an_interrupt_exits_with_1(
 
     monkeypatch.setattr("polypseg.evaluation.speed.take_turns", interrupted)
     status, _, error = run(capsys, bundle, "--out", tmp_path / "out", "--frame_size", "80x60", "--runtimes", "openvino")
-    assert status == 1 and "interrupted" in error
+    assert status == 130 and "interrupted" in error
     assert list((tmp_path / "out").iterdir()) == []

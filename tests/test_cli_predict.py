@@ -58,7 +58,6 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
     [
         ("--min_confidence 2", "--min_confidence 2: must lie in 0..1"),
         ("--threshold -0.1", "--threshold -0.1: must lie in 0..1"),
-        ("--min_confidence nan", "--min_confidence nan: must lie in 0..1"),
         ("--min_area 1", "--min_area 1: must lie below 1, or no region is large enough"),
     ],
 )

@@ -82,10 +82,7 @@ class ModelConfig(Architecture):
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise UsageError(f"model: {error}") from error
+        """Nothing: the Recipe checks its fields by their whole names, and then the architecture."""
 
     @property
     def architecture(self) -> Architecture:
@@ -224,6 +221,10 @@ class Recipe:
         ):
             if wrong:
                 raise UsageError(message)
+        try:
+            _ = self.model.architecture
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         """Every field by its whole name, as ``frames.size``, and its value."""

@@ -311,7 +311,7 @@ def test_regions_below_the_least_confidence_are_drawn_faintly_and_not_counted(
     assert yellow(faint).sum() < 20 < before and (np.abs(faint.astype(int) - shown(page)).max(2) > 12).sum() > 20
     record = json.loads(kept(page, "JSON", tmp_path).read_text())
     assert record["polyps"] == [] and record["operating_point"]["min_confidence"] == 1
-    assert not read(kept(page, "Mask", tmp_path)).any()
+    assert not read(kept(page, "Mask (PNG)", tmp_path)).any()
     page.get_by_role("button", name="Back to the model's").click()
     page.locator("#polyps-text", has_text=f"{len(found)} polyp").wait_for()
 
