@@ -391,11 +391,13 @@ def test_keys_go_through_frames_and_views_and_can_be_turned_off(visit: Visit, fr
 def test_the_page_can_be_used_with_the_keyboard_alone(visit: Visit, frames: list[Path]) -> None:
     page = visit()
     give(page, *frames[:2])
-    reached = []
-    while "confidence" not in reached and len(reached) < 100:
+    reached: list[str] = []
+    # Where the focus starts is the browser's choice: it goes once round, from the page's first stop.
+    while len(reached) < 150 and not ("skip" in reached and "confidence" in reached[reached.index("skip") :]):
         page.keyboard.press("Tab")
         focus = page.evaluate("() => (({ id, className, name }) => id || className || name)(document.activeElement)")
         reached.append(focus)
+    reached = reached[reached.index("skip") :]
     above = ["skip", "help-button", "files", "folder", "camera", "item", "remove"]
     order = [*above, "next", "canvas", "compare", "opacity", "edit", "threshold", "confidence"]
     places = [reached.index(name) for name in order]
