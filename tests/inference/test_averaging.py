@@ -182,8 +182,7 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     # what is scored at the network's size is the mean too, not the first network
     catalog = read_all([phantom_folder])
     truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]
-    resize = both.preprocessing.resize_frame
-    maps = [both.probability(resize(catalog.frame(index))) for index in range(len(catalog))]
+    maps = [both.probability(catalog.frame(index)) for index in range(len(catalog))]
     by_hand = np.mean([dice(one > 0.5, mask) for one, mask in zip(maps, truth, strict=True) if mask.any()])
     scored, likewise = (score(one, catalog, LossConfig(), progress=False).summary for one in (both, listed))
     assert scored["dice_network_size"] == pytest.approx(by_hand, abs=1e-6)

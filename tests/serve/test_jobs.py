@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import sqlite3
 import threading
@@ -96,7 +97,7 @@ def ended(jobs: Jobs, job: Job, seconds: float = 30) -> Job:
 
 def files_of(state: Path, job: Job) -> set[str]:
     folder = state / "jobs" / job.id
-    return {path.name for path in folder.rglob("*") if path.is_file()}
+    return {name for _, _, names in os.walk(folder) for name in names}  # folders may vanish meanwhile
 
 
 def test_a_video_becomes_what_predict_makes_of_it(segmenter: Any, clip: Path, tmp_path: Path) -> None:

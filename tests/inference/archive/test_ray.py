@@ -60,7 +60,7 @@ def below(process: int) -> dict[int, str]:
     return found
 
 
-def wait_until(reached: Callable[[], Any], process: subprocess.Popen[Any] | None = None, seconds: float = 240) -> Any:
+def wait_until(reached: Callable[[], Any], process: subprocess.Popen[Any] | None = None, seconds: float = 600) -> Any:
     end = time.monotonic() + seconds
     while not (found := reached()):
         assert time.monotonic() < end and (process is None or process.poll() is None)
@@ -79,7 +79,8 @@ def test_the_same_files_as_by_the_local_engine(tmp_path: Path, run: Run, manifes
     status, printed, errors = run(*options, "--out", tmp_path / "ray", "--engine", "ray", "--workers", 2)
     assert status == 1
     # without Ray's own line on its log level, and progress, which is told where it takes more than a minute
-    told = [line for line in errors if " frames/s, " not in line and not line.startswith("[20")]
+    ignored = " frames/s, ", "names a place outside the manifest's folder"
+    told = [line for line in errors if not any(one in line for one in ignored) and not line.startswith("[20")]
     assert told == ["ray: 2 workers, 1 thread each", "3 of 60 frames could not be read; their rows say why"]
     assert f"{tmp_path / 'ray'}: 60 frames, " in printed
     check(tmp_path / "ray", named, broken)
@@ -115,7 +116,7 @@ def test_driver_and_worker_killed_each_frame_is_answered_once(
         (worker,) = (one for one, line in below(process.pid).items() if re.match(r"ray::.*_Actor", line))
         os.kill(worker, signal.SIGKILL)
         at_kill = len(committed())
-        printed, errors = process.communicate(timeout=240)
+        printed, errors = process.communicate(timeout=900)  # Ray's workers are niced
     assert at_kill < 60  # it was at work
     assert process.returncode == 1, errors
     assert errors.splitlines()[-1] == "6 of 600 frames could not be read; their rows say why"
