@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Literal
 
@@ -83,6 +84,7 @@ class FrameCache:
         stored = self._store[index]
         return stored[..., :3], stored[..., 3]
 
+    @cached_property  # beyond the budget every look decodes the frame
     def polyp_free(self) -> NDArray[np.bool_]:
         """Of each frame, whether its mask at the network's size shows no polyp; N bool."""
         return np.array([not self[index][1].any() for index in range(len(self))], dtype=bool)

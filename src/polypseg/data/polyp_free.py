@@ -84,10 +84,11 @@ def _covered(frame: Frame, region: Mask, taboo: Mask, rng: np.random.Generator) 
     # At the frame's edge, or that of the endoscope's view, there is no mucosa whose colour the piece could take on.
     if left == 0 or top == 0 or left + width == columns or top + height == rows:
         return None
-    if _is_dark(frame)[region > 0].mean() > _DARK_SHARE:
+    dark = _is_dark(frame)
+    if dark[region > 0].mean() > _DARK_SHARE:
         return None
     shape = region[top : top + height, left : left + width]
-    unfit = np.maximum(taboo, _is_dark(frame))
+    unfit = np.maximum(taboo, dark)
     best: tuple[float, int, int] | None = None
     for _ in range(_TRIES):
         x, y = int(rng.integers(0, columns - width + 1)), int(rng.integers(0, rows - height + 1))

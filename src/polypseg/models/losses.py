@@ -48,9 +48,10 @@ def segmentation_loss(
         parts: of a network that judges where a polyp is plausible, the map and the judgement that ``logits`` are joined
             from, N×1×H×W and N×1×H/16×W/16.
     """
-    loss = _sum_of_parts(logits, target, config, soft_dice_loss)
+    around = _around(target.float()) if config.boundary or config.background else None
+    loss = _sum_of_parts(logits, target, config, soft_dice_loss, around)
     if config.background:
-        loss = loss + config.background * background_loss(logits.float(), target.float())
+        loss = loss + config.background * background_loss(logits.float(), target.float(), around)
     if config.presence and parts is not None:
         alone, presence = parts
         loss = loss + config.presence * presence_loss(presence.float(), alone.detach().float(), target.float())
@@ -82,7 +83,7 @@ def presence_loss(presence: torch.Tensor, logits: torch.Tensor, target: torch.Te
     return mean(polyp) + mean((covered < 0.02).float())
 
 
-def background_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def background_loss(logits: torch.Tensor, target: torch.Tensor, around: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-entropy of the hardest hundredth of the pixels that have no polyp within reach, the mean over images.
 
     Within reach is what ``boundary_weight`` looks at, so that outlines are left alone. Mining of the hardest pixels:
@@ -90,10 +91,11 @@ def background_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits, target: N×1×H×W float32; the target 0..1.
+        around: the target's mean around each pixel, where it is known already.
     """
     from torch.nn.functional import softplus
 
-    away = (_around(target) < 1e-4).float()
+    away = ((_around(target) if around is None else around) < 1e-4).float()
     hardest = (softplus(logits) * away).flatten(1).topk(max(1, logits[0].numel() // 100)).values
     return hardest.mean()
 
@@ -120,7 +122,7 @@ def soft_dice_loss(
     return ((1.0 - dice) * present).mean()
 
 
-def boundary_weight(target: torch.Tensor, boundary: float) -> torch.Tensor:
+def boundary_weight(target: torch.Tensor, boundary: float, around: torch.Tensor | None = None) -> torch.Tensor:
     """``1 + boundary · |mean of the target around the pixel - target|``, around as wide as 31 pixels are in 352.
 
     As in the loss of PraNet (Fan et al., MICCAI 2020), which has it from F3Net (Wei et al., AAAI 2020). At the frame's
@@ -129,11 +131,12 @@ def boundary_weight(target: torch.Tensor, boundary: float) -> torch.Tensor:
     Args:
         target: N×1×H×W float32, 0..1.
         boundary: the factor.
+        around: as ``background_loss`` takes it.
 
     Returns:
         N×1×H×W float32, 1 or more.
     """
-    return 1.0 + boundary * (_around(target) - target).abs()
+    return 1.0 + boundary * ((_around(target) if around is None else around) - target).abs()
 
 
 def _around(target: torch.Tensor) -> torch.Tensor:
@@ -183,11 +186,12 @@ def _sum_of_parts(
     target: torch.Tensor,
     config: LossConfig,
     dice_loss: Callable[[torch.Tensor, torch.Tensor, bool, torch.Tensor | None], torch.Tensor],
+    around: torch.Tensor | None = None,
 ) -> torch.Tensor:
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     logits, target = logits.float(), target.float()
-    weight = boundary_weight(target, config.boundary) if config.boundary else None
+    weight = boundary_weight(target, config.boundary, around) if config.boundary else None
     loss = logits.new_zeros(())
     if config.bce:
         # A mean over each image's own weight: one with much outline weighs no more than others.

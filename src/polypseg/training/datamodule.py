@@ -88,7 +88,7 @@ class FramesDataModule(L.LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count, size = len(self.catalog.of_split(split)), self.recipe.frames.batch_size
         share = self.recipe.frames.polyp_free_share if split == "train" else None
-        kinds = None if share is None else Kinds(self.dataset(split).cache.polyp_free(), share)
+        kinds = None if share is None else Kinds(self.dataset(split).cache.polyp_free, share)
         batches = EpochBatches(
             count, size, split == "train", self.recipe.trainer.seed, rank, world_size, self._epoch, kinds
         )
