@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from polypseg.catalog import Catalog
 from polypseg.evaluation.evaluate import WORST, Report
 from polypseg.evaluation.predictions import Predictor
+from polypseg.evaluation.wording import interval, number, percent, share
 from polypseg.files import atomic_write, csv_cells, write_json
 from polypseg.visualization import charts
 from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
@@ -118,8 +119,8 @@ def _page(values: dict[str, Any], drawn: dict[str, str], pictures: dict[str, lis
     from jinja2 import Environment
 
     environment = Environment(autoescape=True)
-    environment.filters.update(number=_number, interval=_interval, percent=_percent, plain=_plain)
-    environment.filters.update(share=_share, bounds=_bounds, rate=_rate, words=CRITERIA_IN_WORDS.get)
+    environment.filters.update(number=number, interval=interval, percent=percent, plain=_plain)
+    environment.filters.update(share=share, bounds=_bounds, rate=_rate, words=CRITERIA_IN_WORDS.get)
     template = environment.from_string((resources.files(__package__) / "report.html.j2").read_text("utf-8"))
     return template.render(values=values, charts=drawn, **pictures)
 
@@ -130,44 +131,22 @@ def lines(numbers: dict[str, Any]) -> list[str]:
     free, detection, roc = numbers["polyp_free"], numbers["detection"], numbers["frames_roc"]
     if free["frames"]:
         found.append(
-            f"{'polyp-free marked':22} {_share(free['marked'])}  {free['marked_frames']} of {free['frames']} frames"
+            f"{'polyp-free marked':22} {share(free['marked'])}  {free['marked_frames']} of {free['frames']} frames"
         )
     for name, words in CRITERIA_IN_WORDS.items():
         one = detection[name]
         for key, what in (("found", "lesions found"), ("right", "regions right"), ("f1", "lesion F1")):
             if one[key]:
-                found.append(f"{what:22} {_share(one[key])}  {words}")
+                found.append(f"{what:22} {share(one[key])}  {words}")
         found.append(f"{'false regions a frame':22} {_rate(one['false_regions_per_frame'])}  {words}")
     if roc["auc"]:
         found.append(f"{'AUC of frames':22} {_rate(roc['auc'])}  with and without a polyp")
         for specificity, one in roc["sensitivity_at_specificity"].items():
-            found.append(f"{'sensitivity of frames':22} {_share(one)}  at {100 * float(specificity):g} % specificity")
+            found.append(f"{'sensitivity of frames':22} {share(one)}  at {100 * float(specificity):g} % specificity")
     for name, one in numbers["definitions"].items():
-        interval = "" if one.get("low") is None else f" ({one['low']:.4f} to {one['high']:.4f})"
-        found.append(f"{name:22} {_number(one['mean'])}{interval:19}  {one['definition']}")
+        bounds = "" if one.get("low") is None else f" ({one['low']:.4f} to {one['high']:.4f})"
+        found.append(f"{name:22} {number(one['mean'])}{bounds:19}  {one['definition']}")
     return found
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _interval(one: dict[str, Any]) -> str:
-    if one.get("low") is None:
-        return "–"
-    return f"{one['low']:.4f} to {one['high']:.4f}"
-
-
-def _share(one: dict[str, Any] | None) -> str:
-    """A share with its interval, in %."""
-    if one is None:
-        return "–"
-    bounds = "" if one.get("low") is None else f" ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
-    return f"{100 * one['mean']:.1f} %{bounds}"
 
 
 def _bounds(one: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import yaml
 from polypseg.bundle import ModelBundle
 from polypseg.data.download import DATASETS
 from polypseg.errors import PolypsegError
+from polypseg.evaluation.wording import interval, number, percent, share
 from polypseg.files import atomic_write
 from polypseg.metadata import METADATA_FILE
 
@@ -50,7 +51,7 @@ def _rendered(bundle: ModelBundle) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
-    environment.filters.update(number=_number, interval=_interval, percent=_percent, share=_share, cell=_cell)
+    environment.filters.update(number=number, interval=interval, percent=percent, share=share, cell=_cell)
     template = environment.from_string((resources.files(__package__) / "card.md.j2").read_text("utf-8"))
     metadata = bundle.metadata
     page = template.render(
@@ -95,26 +96,6 @@ def _data_set(name: str) -> dict[str, str]:
     if known is None:
         return {"name": name, "terms": "those of its publishers, whom to cite too", "citation": "", "homepage": ""}
     return {"name": known.title, "terms": known.terms, "citation": known.citation, "homepage": known.homepage}
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _share(one: dict[str, Any] | None) -> str:
-    """A share with its interval."""
-    if one is None:
-        return "–"
-    bounds = "" if one.get("low") is None else f" ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
-    return f"{_percent(one['mean'])}{bounds}"
-
-
-def _interval(one: dict[str, Any]) -> str:
-    return "–" if one.get("low") is None else f"{one['low']:.4f} to {one['high']:.4f}"
 
 
 def _cell(value: Any) -> str:
