@@ -14,7 +14,14 @@ RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"
 
 
 def test_there_are_these() -> None:
-    assert {path.stem for path in RECIPES} == {"seed", "realtime", "two-cores", "two-cores-second", "smoke"}
+    assert {path.stem for path in RECIPES} == {
+        "seed",
+        "realtime",
+        "realtime-second",
+        "two-cores",
+        "two-cores-second",
+        "smoke",
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -223,6 +223,23 @@ def test_pranet_with_a_data_set_that_its_lists_do_not_name(tmp_path: Path) -> No
     assert Counter(table[table["dataset"] == "my-clinic"]["split"]) == {"train": 45, "val": 5}
 
 
+def test_further_data_sets_leave_the_published_ones_as_they_are_split_without_them(tmp_path: Path) -> None:
+    """So that a model of these can be fine-tuned on more and chosen on frames that it never learnt from."""
+    known = catalog_of(FRAMES)
+    write_list(tmp_path / "pranet-kvasir-test.txt", FRAMES[:20])
+    alone = make_split("pranet", known, lists=tmp_path, prints=prints_of(known))
+    # Frames of the further set stand before the known ones, and join some of those into groups across the sets.
+    more = catalog_of([f"m{k}" for k in range(60)], "a-clinic", [f"kvasir-seg/{name}" for name in FRAMES[20:80]])
+    both = Catalog.concatenate([more, known])
+    table = make_split("pranet", both, lists=tmp_path, prints=prints_of(both))
+    again = table[table["dataset"] == "kvasir-seg"]
+    assert again.values.tolist() == alone.values.tolist()
+    split = dict(zip(alone["frame_id"], alone["split"], strict=True))
+    of_more = table[table["dataset"] == "a-clinic"]["split"].tolist()
+    assert of_more == [split[name] for name in FRAMES[20:80]]  # what is akin goes where its kin is
+    assert set(of_more) == {"train", "val"}
+
+
 @pytest.mark.parametrize("files", [("medico-880-train.txt", "medico-120-val.txt"), ("train.txt", "val.txt")])
 def test_medico(tmp_path: Path, files: tuple[str, str]) -> None:
     catalog = catalog_of(FRAMES)

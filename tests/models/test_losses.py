@@ -66,6 +66,10 @@ def test_the_boundary_weighs_as_pranets_does() -> None:
     assert found[1, 0, 150, 60] == pytest.approx(1 + 5 * 15 / 31)  # just within a straight outline
     half = boundary_weight(target[..., ::2, ::2].contiguous(), 5.0)
     assert half[1, 0, 75, 30] == pytest.approx(1 + 5 * 8 / 17)  # as wide in a frame half the size
+    edge = np.pad(target[0, 0].double().numpy(), 15)  # at the frame's edge the mean is of what lies within
+    sums, counts = uniform_filter(edge, 31), uniform_filter(np.pad(np.ones((352, 352)), 15), 31)
+    expected = 1 + 5 * np.abs((sums / counts)[15:-15, 15:-15] - target[0, 0].numpy())
+    np.testing.assert_allclose(found[0, 0], expected, atol=1e-5)
     assert (boundary_weight(torch.ones(1, 1, 32, 64), 5.0) == 1).all()  # beyond the frame's edge there is nothing
 
 

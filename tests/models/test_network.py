@@ -9,7 +9,7 @@ import torch
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.models.device import choose_device, gains_from_bf16
-from polypseg.models.network import build, dropout_argument, joined
+from polypseg.models.network import build, dropout_argument, finer_layers, joined
 
 
 def test_the_known_recipes_network() -> None:
@@ -18,6 +18,23 @@ def test_the_known_recipes_network() -> None:
     assert sum(value.numel() for value in network.parameters()) == pytest.approx(13.6e6, rel=0.01)  # FIELD.md E.1
     with torch.inference_mode():
         assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 1, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "stride", "last", "first_coarser"),
+    [
+        ("tu-tf_efficientnet_lite2", 4, "model.blocks.2.0.bn1", "model.blocks.2.0.conv_dw"),
+        ("efficientnet-b0", 2, "_blocks.1._bn0", "_blocks.1._depthwise_conv"),  # with squeeze and excitation before it
+        ("resnet18", 4, "layer1.1.bn2", "layer2.0.conv1"),
+    ],
+)
+def test_the_finer_layers_of_an_encoder(encoder: str, stride: int, last: str, first_coarser: str) -> None:
+    network = build(Architecture("Unet", encoder)).train()
+    names = {id(layer): name for name, layer in network.get_submodule("encoder").named_modules()}
+    found = [names[id(layer)] for layer in finer_layers(network, stride)]
+    own = [name for name in names.values() if name in found or name == first_coarser]
+    assert own[-1] == first_coarser and own[-2] == last
+    assert network.training
 
 
 def test_decoder_dropout_goes_where_smp_has_a_place() -> None:

@@ -14,7 +14,7 @@ import torch
 from polypseg import ModelBundle
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.models.losses import LossConfig
-from polypseg.models.network import build
+from polypseg.models.network import build, finer_layers
 from polypseg.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -87,6 +87,28 @@ def test_a_frozen_network_learns_where_a_polyp_is_plausible_and_nothing_else(
     assert judging and all(name.startswith("presence.") for name in judging)
     assert judging["presence.last.weight"].abs().max() > 0  # it began at 0
     assert made.architecture.presence
+
+
+def test_the_encoders_finer_layers_keep_weights_and_statistics(
+    start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    recipe = small_recipe(
+        model={"weights": str(start.folder), "presence": True, "frozen_stride": 4},
+        loss=LossConfig(presence=1.0),
+        optimizer={"learning_rate": 1e-3, "encoder_learning_rate": 1e-4, "presence_learning_rate": 1e-2},
+        trainer={"epochs": 1},
+    )  # fmt: skip
+    made = ModelBundle.load(train(recipe, [phantom_folder], tmp_path / "run"))
+    network = build(made.architecture)
+    encoder = network.get_submodule("encoder")
+    kept = {id(layer) for layer in finer_layers(network, 4)}
+    names = {f"encoder.{name}." for name, layer in encoder.named_modules() if id(layer) in kept}
+    before, after = start.weights(), made.weights()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    still = {name for name in before if name.rpartition(".")[0] + "." in names}
+    assert still and not changed & still
+    learnt = {name for name in before if name.startswith("encoder.") and name.endswith("weight")} - still
+    assert learnt and learnt <= changed
 
 
 def test_a_frozen_network_without_anything_to_learn_is_refused(small_recipe: Callable[..., Any]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import cv2
@@ -88,6 +88,16 @@ class Fingerprints:
 
     def __len__(self) -> int:
         return len(self.readable)
+
+    def take(self, indices: NDArray[np.int64]) -> Fingerprints:
+        """Those of some frames, in the order of their positions."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Fingerprints(
+            **{
+                name: [value[index] for index in indices] if isinstance(value, list) else value[indices]
+                for name, value in values.items()
+            }
+        )
 
 
 def fingerprints(catalog: Catalog, progress: bool = False, problems: list[Problem] | None = None) -> Fingerprints:

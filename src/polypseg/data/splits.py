@@ -89,13 +89,11 @@ def make_split(
     if published is not None and val_fraction == 0:
         return _table(catalog, published)
     prints = fingerprints(catalog) if prints is None else prints
+    if published is not None:
+        _carve_validation(published, catalog, prints, val_fraction, seed)
+        return _table(catalog, published)
     names, where = np.array(groups(catalog, prints)), _folder(catalog)
     strata = _strata(catalog, prints)
-    if published is not None:
-        train = np.flatnonzero(published == "train")
-        parts = _partition(names[train], strata[train], (1 - val_fraction, val_fraction), seed, where)
-        published[train[parts == 1]] = "val"
-        return _table(catalog, published)
     if name == "grouped":
         parts = _partition(names, strata, (0.70, 0.15, 0.15), seed, where)
         return _table(catalog, np.array(["train", "val", "test"], dtype=object)[parts])
@@ -271,6 +269,32 @@ def _partition(
         part[group] = growth.argmin()
         held[part[group]] += frames
     return part[codes]
+
+
+def _carve_validation(
+    split: NDArray[np.object_], catalog: Catalog, prints: Fingerprints, fraction: float, seed: int
+) -> None:
+    """Make a part of the training frames ``val``, by group: first of the published data sets, then of further ones.
+
+    So further data sets leave the published ones split as they are without them, and a model that was trained on those
+    alone can be fine-tuned and chosen on frames that it never learnt from.
+    """
+    known = catalog.frames["dataset"].isin([*_PRANET, kvasir.NAME]).to_numpy()
+    for whose in (np.flatnonzero(known), np.flatnonzero(~known)):
+        if not (split[whose] == "train").any():
+            continue
+        frames, those = Catalog(catalog.frames.iloc[whose]), prints.take(whose)
+        of_training = split[whose] == "train"
+        names, strata = np.array(groups(frames, those))[of_training], _strata(frames, those)[of_training]
+        parts = _partition(names, strata, (1 - fraction, fraction), seed, _folder(frames))
+        split[whose[of_training][parts == 1]] = "val"
+    if known.all() or not known.any():
+        return
+    # What is akin to a published frame goes where that is; of frames akin to several, validation comes first.
+    names = np.array(groups(catalog, prints))
+    for part in ("train", "val"):
+        akin = np.isin(names, names[known & (split == part)])
+        split[akin & ~known] = part
 
 
 def _published(name: str, catalog: Catalog, lists: Path | None) -> NDArray[np.object_]:

@@ -122,6 +122,41 @@ def joined(logits: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
     return torch.where(logits > 0, torch.maximum(logits + loss, 0.02 * logits), logits)
 
 
+def finer_layers(network: torch.nn.Module, stride: int) -> list[torch.nn.Module]:
+    """The layers of the encoder, in order, that come before the first whose output has a coarser stride.
+
+    Args:
+        network: of ``build``.
+        stride: rows of the frame to a row of a layer's output.
+
+    Returns:
+        Layers with weights of their own. A layer that pools to one value, as of squeeze and excitation, belongs to
+        those around it.
+    """
+    encoder: Any = network.get_submodule("encoder")
+    found: list[torch.nn.Module] = []
+    side, over = 256, False
+
+    def see(layer: torch.nn.Module, _: Any, output: Any) -> None:
+        nonlocal over
+        rows = output.shape[2] if isinstance(output, torch.Tensor) and output.ndim == 4 else 1
+        over = over or (rows > 1 and rows * stride < side)
+        if not over:
+            found.append(layer)
+
+    leaves = [one for one in encoder.modules() if next(one.parameters(recurse=False), None) is not None]
+    handles = [one.register_forward_hook(see) for one in leaves]
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, 3, side, side))
+    finally:
+        for handle in handles:
+            handle.remove()
+        network.train(was_training)
+    return found
+
+
 @lru_cache
 def weight_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the network's weights. No memory is taken for them, however large it would be.

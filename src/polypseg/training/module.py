@@ -15,7 +15,7 @@ from polypseg.data.dataset import Sample
 from polypseg.errors import PolypsegError
 from polypseg.models.depthwise import FasterDepthwise
 from polypseg.models.losses import distillation_loss, segmentation_loss
-from polypseg.models.network import joined
+from polypseg.models.network import finer_layers, joined
 from polypseg.training.recipe import Recipe
 from polypseg.training.teacher import Teacher
 
@@ -43,6 +43,9 @@ class SegmentationModule(L.LightningModule):
         if recipe.model.frozen:
             for name, value in network.named_parameters():
                 value.requires_grad_(name.startswith("presence."))
+        self._kept = [] if recipe.model.frozen_stride is None else finer_layers(network, recipe.model.frozen_stride)
+        for layer in self._kept:
+            layer.requires_grad_(False)
         self.memory_format = torch.channels_last if recipe.trainer.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         self._sums: dict[str, torch.Tensor] = {}
@@ -60,6 +63,8 @@ class SegmentationModule(L.LightningModule):
         if self.recipe.model.frozen:  # the statistics of its batch normalisation stay too
             self.network.eval()
             self.network.get_submodule("presence").train()
+        for layer in self._kept:
+            layer.eval()
 
     def training_step(self, batch: Sample, batch_index: int) -> torch.Tensor:
         answers = None if self.teacher is None else self.teacher(batch["image"])
@@ -140,12 +145,15 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.recipe.optimizer
-        trained = [(name, value) for name, value in self.network.named_parameters() if value.requires_grad]
-        encoder = [value for name, value in trained if name.startswith("encoder.")]
-        others = [value for name, value in trained if not name.startswith("encoder.")]
-        rate = settings.learning_rate
-        encoder_rate = rate if settings.encoder_learning_rate is None else settings.encoder_learning_rate
-        groups = [{"params": encoder, "lr": encoder_rate}, {"params": others, "lr": rate}]
+        rates = {"encoder.": settings.encoder_learning_rate, "presence.": settings.presence_learning_rate}
+        rates = {prefix: rate for prefix, rate in rates.items() if rate is not None}
+        parts: dict[str, list[torch.nn.Parameter]] = {"encoder.": [], **{prefix: [] for prefix in rates}, "": []}
+        for name, value in self.network.named_parameters():
+            if value.requires_grad:
+                parts[next(prefix for prefix in parts if name.startswith(prefix))].append(value)
+        groups = [
+            {"params": values, "lr": rates.get(prefix, settings.learning_rate)} for prefix, values in parts.items()
+        ]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
         optimizer = kind(groups, weight_decay=settings.weight_decay)
         if settings.schedule == "cosine":
@@ -155,7 +163,7 @@ class SegmentationModule(L.LightningModule):
             steps = self._steps_of_the_cycle()
             # Of few steps the first one alone warms up: PyTorch divides by the length of the warm-up.
             cycle = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=[encoder_rate, rate], total_steps=steps, pct_start=max(0.1, 1.1 / steps),
+                optimizer, max_lr=[group["lr"] for group in groups], total_steps=steps, pct_start=max(0.1, 1.1 / steps),
                 cycle_momentum=False,
             )  # fmt: skip
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
