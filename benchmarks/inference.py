@@ -40,11 +40,7 @@ import numpy as np
 from results import add_rows
 
 import polypseg
-from polypseg.bundle import Architecture, ModelBundle, Preprocessing
-from polypseg.data import phantom, read, read_all
-from polypseg.errors import PolypsegError
-from polypseg.evaluation.selection import select
-from polypseg.evaluation.speed import (
+from polypseg.benchmark.speed import (
     NAIVE,
     USUAL,
     Contender,
@@ -55,6 +51,10 @@ from polypseg.evaluation.speed import (
     table,
     take_turns,
 )
+from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+from polypseg.data import phantom, read, read_all
+from polypseg.errors import PolypsegError
+from polypseg.evaluation.selection import select
 from polypseg.export.run import export
 from polypseg.files import atomic_write, sha256_lines
 
@@ -276,7 +276,7 @@ class Bench:
         import av
 
         from polypseg.inference.segmenter import Segmenter
-        from polypseg.inference.video.predict import predict_video
+        from polypseg.pipeline.video import predict_video
 
         clips = []
         for path in sorted(Path(self.options.videos).glob("*.mp4")):

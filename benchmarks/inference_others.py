@@ -1,4 +1,4 @@
-"""Other ways of segmenting a frame, timed as ``polypseg.evaluation.speed`` times ours.
+"""Other ways of segmenting a frame, timed as ``polypseg.benchmark.speed`` times ours.
 
 ``inference.py`` runs this file in environments of their own, which hold no polypseg: of it, only the definition of the
 network is read. It speaks the protocol of a ``Worker``: its job is a line of JSON on standard input, then come
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# As in polypseg.evaluation.speed.
+# As in polypseg.benchmark.speed.
 WARM_UP = 2  # calls of each kind before the timed ones, in every turn
 AWAKE = 1.0  # seconds of work at the start of every turn
 
@@ -151,7 +151,7 @@ def export_ultralytics(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed(way: Any, frames: Sequence[NDArray[np.uint8]], repeats: int) -> dict[str, Any]:
-    """As ``polypseg.evaluation.speed.timed``, of what this way has."""
+    """As ``polypseg.benchmark.speed.timed``, of what this way has."""
     images = [way.prepare(frame) for frame in frames]
 
     start = time.perf_counter()

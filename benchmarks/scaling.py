@@ -35,7 +35,7 @@ from polypseg.bundle import ModelBundle, versions
 from polypseg.data import phantom
 from polypseg.errors import PolypsegError
 from polypseg.files import commit
-from polypseg.inference.archive.sources import Listing
+from polypseg.pipeline.archive.sources import Listing
 
 COLUMNS = (
     "date", "commit", "measure", "engine", "workers", "threads", "frames", "partition", "round", "wall_s",

@@ -37,11 +37,11 @@ import numpy as np
 from results import add_rows, processor
 
 import polypseg
-from polypseg.catalog import read_frame
 from polypseg.data import phantom, read
 from polypseg.files import commit
-from polypseg.inference.outputs import frame_record
 from polypseg.inference.runtimes import usable_cores
+from polypseg.io.outputs import frame_record
+from polypseg.io.pictures import read_frame
 
 IN_FLIGHT = 4
 AREA, CONFIDENCE = 0.01, 0.005  # share of the area, and difference, by which computing frames together may change them

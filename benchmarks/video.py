@@ -29,8 +29,8 @@ import polypseg
 from polypseg.data import read
 from polypseg.evaluation.video import VideoScores, score_video, steadiness
 from polypseg.files import commit, read_json
-from polypseg.inference.video.files import VideoInfo, VideoWriter
-from polypseg.inference.video.predict import predict_video
+from polypseg.io.video import VideoInfo, VideoWriter
+from polypseg.pipeline.video import predict_video
 
 FPS = 10
 

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from polypseg.catalog import MAX_PIXELS, Catalog, image_size, read_frame, read_mask
+from polypseg.catalog import Catalog
 from polypseg.cli import main
 from polypseg.data import read
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError
-from polypseg.masks import MaskError
+from polypseg.io.masks import MaskError
+from polypseg.io.pictures import MAX_PIXELS, image_size, read_frame, read_mask
 
 HEIGHT, WIDTH = 32, 48
 GOOD = 5

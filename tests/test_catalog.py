@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from polypseg.catalog import COLUMNS, Catalog, read_mask_values
+from polypseg.catalog import COLUMNS, Catalog
 from polypseg.errors import PolypsegError
+from polypseg.io.pictures import read_mask_values
 
 
 def rows(*names: str, dataset: str = "set", **values: Any) -> list[dict[str, Any]]:

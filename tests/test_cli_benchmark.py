@@ -91,7 +91,7 @@ def test_an_interrupt_exits_with_130(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("polypseg.evaluation.speed.take_turns", interrupted)
+    monkeypatch.setattr("polypseg.benchmark.speed.take_turns", interrupted)
     status, _, error = run(capsys, bundle, "--out", tmp_path / "out", "--frame_size", "80x60", "--runtimes", "openvino")
     assert status == 130 and "interrupted" in error
     assert list((tmp_path / "out").iterdir()) == []

@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 
 from polypseg import cli
+from polypseg.benchmark.speed import RUNTIMES
 from polypseg.cli import main
-from polypseg.evaluation.speed import RUNTIMES
-from polypseg.inference import predict as module
 from polypseg.inference.augmentation import VIEWS, Augmented
-from polypseg.inference.outputs import OUTPUTS
+from polypseg.io.outputs import OUTPUTS
+from polypseg.pipeline import predict as module
 
 
 @pytest.fixture

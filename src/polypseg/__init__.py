@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polypseg.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from polypseg.bundle import ModelBundle as ModelBundle
     from polypseg.catalog import Catalog as Catalog
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter as Segmenter
     from polypseg.segmentation import Polyp as Polyp
     from polypseg.segmentation import Segmentation as Segmentation
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Catalog": "polypseg.catalog",

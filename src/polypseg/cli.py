@@ -18,9 +18,9 @@ from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser
 
-from polypseg import __version__
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.training.recipe import Recipe
+from polypseg.version import __version__
 
 log = logging.getLogger("polypseg")
 # Options that may be given several times; --data in other verbs.
@@ -505,7 +505,7 @@ def predict(
         partition: archives only, frames of a partition: what is done again, for the most, after a crash.
         memory: archives only, what the frames in flight in one worker may take, MiB.
     """
-    from polypseg.inference.predict import predict as run
+    from polypseg.pipeline.predict import predict as run
 
     return run(
         sources, model=model or (), out=out, save=save, runtime=runtime, device=device, precision=precision,
@@ -542,8 +542,8 @@ def benchmark(
             slow to start) only on request.
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
+    from polypseg.benchmark import speed
     from polypseg.data import with_masks
-    from polypseg.evaluation import speed
 
     report = speed.benchmark(
         bundle, data=with_masks(data or (), masks), split=split, split_file=split_file, out=out, threads=threads,

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import polypseg.data
-from polypseg.catalog import read_frame, read_mask, read_mask_values
 from polypseg.data import phantom
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.io.pictures import read_frame, read_mask, read_mask_values
 
 SMALL = (72, 88)  # height and width: the same scenes, drawn faster
 

@@ -154,9 +154,9 @@ def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path)
 def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     exported: ModelBundle, phantom_folder: Path, tmp_path: Path
 ) -> None:
+    from polypseg.benchmark.speed import ways
     from polypseg.data import read_all
     from polypseg.evaluation.scoring import score
-    from polypseg.evaluation.speed import ways
     from polypseg.metrics.overlap import dice
     from polypseg.models.losses import LossConfig
 

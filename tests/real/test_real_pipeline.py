@@ -12,9 +12,10 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 import polypseg
-from polypseg.catalog import Catalog, read_frame
+from polypseg.catalog import Catalog
 from polypseg.data import read
 from polypseg.data.splits import make_split, write_split
+from polypseg.io.pictures import read_frame
 
 pytestmark = pytest.mark.real
 

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from polypseg.evaluation.video import score_video_files
-from polypseg.inference.video.files import VideoReader
-from polypseg.inference.video.predict import predict_video
+from polypseg.io.video import VideoReader
 from polypseg.operating_point import OperatingPoint
+from polypseg.pipeline.video import predict_video
 from polypseg.segmentation import Segmentation
 
 pytestmark = pytest.mark.real

@@ -99,7 +99,7 @@ def frames(phantom_folder: Path) -> list[Path]:
 
 def write_clip(path: Path, frames: int) -> Path:
     """A video of noise that drifts, 64×48, 25 frames a second."""
-    from polypseg.inference.video.files import VideoInfo, VideoWriter, finish_mp4
+    from polypseg.io.video import VideoInfo, VideoWriter, finish_mp4
 
     noise = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     still = np.asarray(cv2.resize(noise, (64, 48), interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -21,12 +21,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from polypseg.catalog import read_frame, read_mask
 from polypseg.data import read
 from polypseg.inference.field_of_view import outside_of
-from polypseg.inference.outputs import frame_record
+from polypseg.io.outputs import frame_record
+from polypseg.io.overlay import overlay
+from polypseg.io.pictures import read_frame, read_mask
 from polypseg.serve.app import preferred
-from polypseg.visualization.overlay import overlay
 
 
 def post(server: Any, path: Path | bytes, name: str = "frame.jpg", **options: Any) -> Any:

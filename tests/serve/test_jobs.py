@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 from starlette.exceptions import HTTPException
 
-from polypseg.catalog import read_frame
 from polypseg.errors import PolypsegError
 from polypseg.files import disk_error
-from polypseg.inference.outputs import frame_record, with_shapes
-from polypseg.inference.video.outputs import VideoOutputs
-from polypseg.inference.video.predict import predict_video
+from polypseg.io.outputs import frame_record, with_shapes
+from polypseg.io.pictures import read_frame
+from polypseg.io.video_outputs import VideoOutputs
+from polypseg.pipeline.video import predict_video
 from polypseg.serve import jobs as module
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.jobs import MOST_STARTS, Jobs

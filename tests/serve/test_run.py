@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from polypseg.cli import main
-from polypseg.inference.video.files import VideoReader
-from polypseg.inference.video.predict import predict_video
+from polypseg.io.video import VideoReader
+from polypseg.pipeline.video import predict_video
 from polypseg.serve import run
 from polypseg.serve.state import open_state
 

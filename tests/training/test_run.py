@@ -22,11 +22,12 @@ import yaml
 from PIL import Image
 
 import polypseg
-from polypseg.catalog import Catalog, read_frame
+from polypseg.catalog import Catalog
 from polypseg.data import read
 from polypseg.data.splits import hash_split, read_split, write_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import locked
+from polypseg.io.pictures import read_frame
 from polypseg.metrics.overlap import dice
 from polypseg.training import run as run_module
 from polypseg.training.checkpoints import SafeCheckpointIO

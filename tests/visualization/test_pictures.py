@@ -11,6 +11,7 @@ from PIL import Image
 
 from polypseg.data import phantom
 from polypseg.errors import PolypsegError
+from polypseg.io.overlay import PREDICTION, TRUTH, overlay
 from polypseg.visualization.curves import draw_curves
 from polypseg.visualization.gallery import (
     Panel,
@@ -19,7 +20,6 @@ from polypseg.visualization.gallery import (
     draw_predictions,
     load_panel,
 )
-from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
 
 
 def near(picture: np.ndarray, colour: tuple[int, int, int]) -> int:

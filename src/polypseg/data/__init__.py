@@ -15,7 +15,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import clinicdb, folder, kvasir, phantom, polypgen
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.masks import check_kind
+from polypseg.io.masks import check_kind
 
 READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, polypgen, folder)  # the first that recognises it reads it
 
@@ -30,7 +30,7 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
 
     Args:
         source: the data set's folder, which holds ``images/`` and ``masks/``. Before it may stand how its masks are
-            read (``colour:DIR``; ``polypseg.masks`` lists the kinds), and ``clinicdb:`` for a part of CVC-ClinicDB.
+            read (``colour:DIR``; ``polypseg.io.masks`` lists the kinds), and ``clinicdb:`` for a part of CVC-ClinicDB.
         problems: where given, every pairing problem is appended to it and the frames without one are
             returned; otherwise the first problem is raised.
 

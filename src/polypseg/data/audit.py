@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polypseg.catalog import Catalog, depth_doubt, image_header
+from polypseg.catalog import Catalog
 from polypseg.data import read
 from polypseg.data.duplicates import Fingerprints, exact_pairs, fingerprints, near_pairs
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError
+from polypseg.io.pictures import depth_doubt, image_header
 
 # A polyp below both is hardly drawn on purpose: the smallest of Kvasir-SEG and CVC-ClinicDB have 0.34 % and
 # 373 pixels.

@@ -6,9 +6,9 @@ import bisect
 from pathlib import Path
 from typing import Any
 
-from polypseg.catalog import image_size
 from polypseg.data.folder import IMAGE_SUFFIXES, Problem, pair
 from polypseg.errors import PolypsegError
+from polypseg.io.pictures import image_size
 
 NAME = "cvc-clinicdb"
 FRAMES = 612

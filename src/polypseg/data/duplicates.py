@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from polypseg.catalog import MASK_THRESHOLD, Catalog, read_frame, read_mask_values
+from polypseg.catalog import Catalog
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError
 from polypseg.files import sha256_of_file
-from polypseg.masks import BLACK, MaskError
+from polypseg.io.masks import BLACK, MaskError
+from polypseg.io.pictures import MASK_THRESHOLD, read_frame, read_mask_values
 
 SIDE = 48  # pixels; a signature is SIDE × SIDE
 # Chosen by eye on Kvasir-SEG: its 19 pairs above 0.75 all show the same scene, the weakest at 0.758; from

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polypseg.catalog import image_header, size_disagreement
+from polypseg.catalog import size_disagreement
 from polypseg.errors import PolypsegError
+from polypseg.io.pictures import image_header
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from polypseg.catalog import read_mask
 from polypseg.data.folder import Problem, pair
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write, disk_error, read_json, write_json
+from polypseg.io.pictures import read_mask
 
 NAME = "phantom"
 INDEX = "phantom.json"

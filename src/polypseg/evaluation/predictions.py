@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from polypseg.catalog import MAX_PIXELS, Catalog, open_image
-from polypseg.depth import deep_samples, is_deep
+from polypseg.catalog import Catalog
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.segmenter import Segmenter
+from polypseg.io.depth import deep_samples, is_deep
+from polypseg.io.pictures import MAX_PIXELS, open_image
 from polypseg.segmentation import Segmentation
 
 SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")

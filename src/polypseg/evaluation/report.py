@@ -18,8 +18,8 @@ from polypseg.evaluation.evaluate import WORST, Report
 from polypseg.evaluation.predictions import Predictor
 from polypseg.evaluation.wording import interval, number, percent, share
 from polypseg.files import atomic_write, csv_cells, write_json
+from polypseg.io.overlay import PREDICTION, TRUTH, overlay
 from polypseg.visualization import charts
-from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
 
 PICTURE_WIDTH = 480  # pixels
 FALSE = ("false_free", "false_beside")  # sections of false regions: in polyp-free frames, and beside polyps

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError
 from polypseg.files import read_json
-from polypseg.inference.video.tracking import Tracker, box_iou, pair_boxes
+from polypseg.inference.tracking import Tracker, box_iou, pair_boxes
 
 IOU_THRESHOLDS = (0.3, 0.5)
 CRITERIA = ("any", *(f"iou_{threshold}" for threshold in IOU_THRESHOLDS), "centre")

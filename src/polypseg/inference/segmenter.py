@@ -178,7 +178,7 @@ class Segmenter:
                 answer comes as soon as it can.
         """
         if isinstance(frames, str | Path):
-            from polypseg.inference.video.files import VideoReader
+            from polypseg.io.video import VideoReader
 
             with VideoReader(frames) as reader:
                 yield from self.stream((frame.pixels for frame in reader), batch_size)

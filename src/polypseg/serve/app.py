@@ -34,8 +34,9 @@ import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
-from polypseg.inference.outputs import frame_record
 from polypseg.inference.segmenter import Segmenter
+from polypseg.io.outputs import frame_record
+from polypseg.io.overlay import overlay
 from polypseg.operating_point import OperatingPoint
 from polypseg.serve import answers
 from polypseg.serve.corrections import Corrections
@@ -48,7 +49,6 @@ from polypseg.serve.observe import Metrics, Observed, without_values
 from polypseg.serve.settings import MIB, Settings
 from polypseg.serve.state import STATES, Table
 from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
-from polypseg.visualization.overlay import overlay
 
 log = logging.getLogger("polypseg.serve")
 

@@ -36,7 +36,7 @@ import polypseg
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write, read_json, sha256_file
 from polypseg.inference.field_of_view import outside_of
-from polypseg.inference.outputs import (
+from polypseg.io.outputs import (
     RUN_FILES,
     Output,
     frame_files,
@@ -45,7 +45,7 @@ from polypseg.inference.outputs import (
     write_frame,
     write_run,
 )
-from polypseg.inference.sources import kind_of
+from polypseg.pipeline.sources import kind_of
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.observe import without_values
 from polypseg.serve.settings import Settings
@@ -496,8 +496,8 @@ class _Work:
         return ("done" if self._files else "failed"), line
 
     def _video(self, path: Path, out: Path) -> None:
-        from polypseg.inference.video.outputs import whole_lines
-        from polypseg.inference.video.predict import predict_video
+        from polypseg.io.video_outputs import whole_lines
+        from polypseg.pipeline.video import predict_video
 
         limits = self._jobs._settings
         pixels, seconds = limits.max_pixels, limits.max_video_seconds

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from polypseg.catalog import MAX_PIXELS
 from polypseg.errors import UsageError
+from polypseg.io.pictures import MAX_PIXELS
 
 MIB = 1 << 20
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from starlette.exceptions import HTTPException
 
-from polypseg.catalog import read_frame, read_mask
 from polypseg.errors import PolypsegError
-from polypseg.inference.dicom import read_dicom
-from polypseg.inference.sources import kind_of
+from polypseg.io.dicom import read_dicom
+from polypseg.io.pictures import read_frame, read_mask
+from polypseg.pipeline.sources import kind_of
 
 if TYPE_CHECKING:
-    from polypseg.inference.dicom import DicomFrames
+    from polypseg.io.dicom import DicomFrames
 
 # Pillow reads more, some by programs that it starts.
 FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
@@ -189,7 +189,7 @@ def video_frames(path: Path, max_pixels: int) -> Iterator[Any]:
     Raises:
         PolypsegError: it cannot be read, or has larger frames.
     """
-    from polypseg.inference.video.files import VideoReader
+    from polypseg.io.video import VideoReader
 
     with VideoReader(path) as reader:
         yield reader.info
@@ -219,7 +219,7 @@ def count_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> 
 
 
 def _count_video_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> int | None:
-    from polypseg.inference.video.files import TooLargeError, probe
+    from polypseg.io.video import TooLargeError, probe
 
     try:
         info = probe(path, max_pixels)

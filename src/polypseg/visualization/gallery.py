@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polypseg.catalog import read_frame, read_mask
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
-from polypseg.visualization.overlay import PREDICTION, TRUTH, overlay
+from polypseg.io.overlay import PREDICTION, TRUTH, overlay
+from polypseg.io.pictures import read_frame, read_mask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -94,7 +94,7 @@ def frames(phantom_folder: Path, segmenter: Any, tmp_path_factory: pytest.TempPa
 def model(exported: Any, segmenter: Any, frames: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``exported`` with a threshold at which a tenth of the second frame, and more of the first, is polyp."""
     from polypseg.bundle import ModelBundle
-    from polypseg.catalog import read_frame
+    from polypseg.io.pictures import read_frame
 
     folder = tmp_path_factory.mktemp("model") / "bundle"
     shutil.copytree(exported.folder, folder)
@@ -106,7 +106,7 @@ def model(exported: Any, segmenter: Any, frames: list[Path], tmp_path_factory: p
 @pytest.fixture(scope="session")
 def film(frames: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seconds, ten frames each: a frame with polyps, darkness, and the frame again; the camera trembles."""
-    from polypseg.inference.video.files import VideoInfo, VideoWriter, finish_mp4
+    from polypseg.io.video import VideoInfo, VideoWriter, finish_mp4
 
     folder = tmp_path_factory.mktemp("film")
     frame = np.asarray(cv2.imread(str(frames[0])), np.uint8)[..., ::-1]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from polypseg.data import phantom, read_all
-from polypseg.inference.outputs import coco_segmentation
+from polypseg.io.outputs import coco_segmentation
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Segmentation
 
