@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +72,8 @@ def small_recipe() -> Callable[..., Any]:
 def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Any:
     """A ModelBundle of a small network that has seen phantom frames, in every export; not to be changed.
 
-    It takes a minute to make, so that processes that test beside each other share it.
+    It takes minutes to make, so that processes that test beside each other share it, and runs one after another where
+    ``POLYPSEG_TEST_CACHE`` names a folder that keeps it.
     """
     from filelock import FileLock
 
@@ -79,10 +82,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> 
     common = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         common = common.parent
+    common = Path(os.environ.get("POLYPSEG_TEST_CACHE", common))
     folder = common / "exported"
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
-            _export(tmp_path_factory.mktemp("unfinished"), phantom_folder).rename(folder)
+            shutil.move(_export(tmp_path_factory.mktemp("unfinished"), phantom_folder), folder)
     return ModelBundle.load(folder / "bundle")
 
 
@@ -124,3 +128,46 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
             # A network so little trained may lose more than a real one.
             export(bundle.folder, name, precision, data=[phantom_folder], max_drop=0.2, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An untrained network that finds something of every shape in most frames."""
+    import torch
+
+    from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+    from polypseg.models.network import build
+
+    torch.manual_seed(0)
+    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+    network = build(architecture)
+    with torch.no_grad():
+        for _ in range(5):
+            network.train()(torch.randn(4, 3, 64, 64))
+    preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return ModelBundle.save(
+        tmp_path_factory.mktemp("model") / "bundle", network.state_dict(), name="untrained",
+        architecture=architecture, preprocessing=preprocessing, threshold=0.565,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Callable[..., tuple[int, str, list[str]]]:
+    """Runs ``polypseg predict`` here; gives its status, what it printed, and the lines that it told of trouble."""
+
+    from polypseg.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, list[str]]:
+        caplog.clear()
+        status = main(["predict", *map(str, arguments), "--runtime", "torch", "--device", "cpu", "--precision", "fp32"])
+        captured = capsys.readouterr()
+        told = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
+        return (
+            status,
+            captured.out,
+            told + [line for line in captured.err.splitlines() if line.startswith("polypseg: ")],
+        )
+
+    return call
