@@ -14,11 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polypseg.catalog import Catalog
+from polypseg.drawing import PREDICTION, TRUTH, overlay
 from polypseg.evaluation.evaluate import WORST, Report
 from polypseg.evaluation.predictions import Predictor
 from polypseg.evaluation.wording import interval, number, percent, share
 from polypseg.files import atomic_write, csv_cells, write_json
-from polypseg.io.overlay import PREDICTION, TRUTH, overlay
 from polypseg.visualization import charts
 
 PICTURE_WIDTH = 480  # pixels

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
@@ -79,7 +80,7 @@ def run(
     if predictions is not None and corruptions:
         raise UsageError("--corruptions: needs a bundle, predictions cannot be made anew")
     show = sys.stderr.isatty() if progress is None else progress
-    opened = None if bundle is None else ModelBundle.load(bundle)
+    opened = None if bundle is None else zoo.open(bundle)
     whole = read_all(data)
     part = split or _usual_part(whole, split_file, opened)
     frames, provenance = select(whole, part, split_file, opened)

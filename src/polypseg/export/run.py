@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polypseg import zoo
 from polypseg.bundle import Export, ModelBundle, versions
 from polypseg.catalog import Catalog
 from polypseg.data import phantom, read_all
@@ -74,7 +75,7 @@ def export(
         raise UsageError("--precision int8: needs --data, to calibrate on training frames and to verify on validation")
     if calibration_frames < 1:
         raise UsageError(f"--calibration_frames {calibration_frames}: must be 1 or more")
-    opened = ModelBundle.load(bundle)
+    opened = zoo.open(bundle)
     opened.check_own()
     names = " ".join(str(one.folder) for one in opened.members)
     opened.check_single(f"export its members one by one: {names}")

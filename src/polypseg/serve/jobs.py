@@ -36,6 +36,7 @@ import polypseg
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write, read_json, sha256_file
 from polypseg.inference.field_of_view import outside_of
+from polypseg.io.kinds import kind_of
 from polypseg.io.outputs import (
     RUN_FILES,
     Output,
@@ -45,7 +46,6 @@ from polypseg.io.outputs import (
     write_frame,
     write_run,
 )
-from polypseg.pipeline.sources import kind_of
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.observe import without_values
 from polypseg.serve.settings import Settings

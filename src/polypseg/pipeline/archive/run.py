@@ -19,7 +19,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import polypseg
-from polypseg.bundle import INTENDED_USE, ModelBundle
+from polypseg import zoo
+from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.io.outputs import Output
 from polypseg.pipeline.archive import rows
@@ -110,7 +111,7 @@ def predict_archive(
         ray = started(address, max(1, threads) * workers, at_once=not (resume and store.exists(RUN)))
     with ray as ready:
         rows.import_arrow()
-        digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
+        digest = "+".join(zoo.open(one).hash for one in model or (None,))
         asked = dict(point or {})
         made_with: dict[str, Any] = {
             "sources": [plain(name) for name in sources],
