@@ -30,6 +30,7 @@ LAYERS = (
     ("evaluation",),
     ("benchmark", "export"),
     ("training",),
+    ("api",),
     ("serve",),
     ("cli",),
     ("__main__",),

@@ -70,9 +70,14 @@ def with_confidences(
     draw = ImageDraw.Draw(picture)
     size = max(10, round(max(frame.shape[:2]) / 32))
     font = ImageFont.load_default(size)
-    for (left, top, _, _), confidence in polyps:
+    taken: list[tuple[float, float]] = []  # left and top of each text
+    for (left, top, right, _), confidence in polyps:
         text = f"{confidence:.2f}"
-        x = max(0, min(left, picture.width - round(draw.textlength(text, font))))
-        y = max(top - round(1.5 * size), 0)
+        length = draw.textlength(text, font)
+        x = min(max(0.0, (left + right - length) / 2), max(0.0, picture.width - length))
+        y = max(0.0, top - 1.5 * size)
+        while any(abs(x - one) < length and abs(y - other) < size for one, other in taken):
+            y += size  # below the text that is there
+        taken.append((x, y))
         draw.text((x, y), text, PREDICTION, font, stroke_width=max(1, size // 12), stroke_fill=(0, 0, 0))
     return picture
