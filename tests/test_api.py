@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -156,7 +157,7 @@ def test_what_is_no_picture_names_the_remedy(model: Model, folder: Path) -> None
         model("none.png")
     with pytest.raises(PolypsegError, match=r"notes\.txt: is not an image"):
         model(folder / "notes.txt")
-    for other in (None, 3, {"a": 1}):
+    for other in (None, 3, {"a": 1}, b"pixels"):
         with pytest.raises(TypeError, match="a picture is a path, a PIL image, an array or a tensor"):
             model(other)
 
@@ -218,6 +219,16 @@ def test_what_is_no_stream_names_the_remedy(model: Model, folder: Path, tmp_path
     ):
         with pytest.raises(PolypsegError, match=remedy):
             next(model.stream(source))
+    with pytest.raises(TypeError, match="a picture is a path"):
+        next(model.stream(b"pixels"))  # whose bytes are numbers, but no cameras'
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_not_waited_for(model: Model, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for ask in (model, lambda source: next(model.stream(source))):
+        with pytest.raises(PolypsegError, match=r"pipe\.png: is neither a file nor a folder"):
+            ask(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
@@ -261,7 +272,7 @@ def test_a_result_saves_itself_as_predict_would(model: Model, folder: Path, tmp_
         folder / "frame-1.png", model=model.bundle.folder, out=tmp_path / "out", runtime="torch", device="cpu",
         precision="fp32", progress=False,
     )  # fmt: skip
-    assert done.complete and json.loads((done.folder / "frame-1.json").read_text()) == result.to_dict()
+    assert done.complete and json.loads((Path(done) / "frame-1.json").read_text()) == result.to_dict()
 
     for name, kind in (("one.png", "PNG"), ("one.jpg", "JPEG")):
         (file,) = result.save(tmp_path / name)
@@ -436,8 +447,8 @@ def test_the_verbs_give_objects(small_recipe: Callable[..., Any], phantom_folder
             polypseg.export(run, **options)
 
     done = polypseg.predict(phantom_folder, model=run, out=tmp_path / "found", save=["overlay", "csv"], progress=False)
-    assert done.complete and len(list(done.folder.glob("*.overlay.jpg"))) == 40
-    assert (done.folder / "predictions.csv").is_file()
+    assert done.complete and len(list(Path(done).glob("*.overlay.jpg"))) == 40
+    assert done.folder == tmp_path / "found" and (Path(done) / "predictions.csv").is_file()
     assert polypseg.load(run)(FRAME).mask.shape == FRAME.shape[:2]
 
 

@@ -233,11 +233,11 @@ class Predictions(os.PathLike[str]):
     """What ``predict`` wrote.
 
     Attributes:
-        folder: where.
+        folder: where; a text where it is the URL of an archive's results.
         complete: whether every source could be read; those that could not were named in a warning each.
     """
 
-    folder: Path
+    folder: Path | str
     complete: bool
 
     def __fspath__(self) -> str:
@@ -273,8 +273,9 @@ def predict(
     models = [os.fspath(one) for one in _places(model)]
     named = [str(sources)] if isinstance(sources, int) else [str(one) for one in _several(sources)]
     saved: Any = None if save is None else [save] if isinstance(save, str) else list(save)
-    status = run(named, model=models, out=Path(out), save=saved, **options)
-    return Predictions(Path(out), status == 0)
+    place = os.fspath(out)
+    status = run(named, model=models, out=place, save=saved, **options)
+    return Predictions(place if "://" in place else Path(place), status == 0)
 
 
 def _several(given: Any) -> list[Any]:

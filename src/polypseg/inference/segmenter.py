@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import cv2
 import numpy as np
@@ -24,6 +24,9 @@ from polypseg.inference.runtimes import Runtime
 from polypseg.io.frames import Frame, read_frames, read_picture
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
+
+if TYPE_CHECKING:
+    from polypseg.io.frames import Picture, Source
 
 Model = ModelBundle | str | os.PathLike[str]  # an opened bundle, or what ``polypseg.zoo.open`` takes
 Views = tuple[Sequence[NDArray[np.float32]], ...]  # a frame's logits, by network and size, then by view
@@ -177,8 +180,10 @@ class Segmenter:
     @overload
     def segment(self, picture: list[Any] | tuple[Any, ...], batch_size: int = 1) -> list[Segmentation]: ...
     @overload
-    def segment(self, picture: Any, batch_size: int = 1) -> Segmentation: ...
-    def segment(self, picture: Any, batch_size: int = 1) -> Segmentation | list[Segmentation]:
+    def segment(self, picture: Picture, batch_size: int = 1) -> Segmentation: ...
+    def segment(
+        self, picture: Picture | list[Any] | tuple[Any, ...], batch_size: int = 1
+    ) -> Segmentation | list[Segmentation]:
         """Segment a picture, or each of a list.
 
         Args:
@@ -205,7 +210,7 @@ class Segmenter:
 
     __call__ = segment
 
-    def stream(self, source: Any, batch_size: int = 1) -> Iterator[Segmentation]:
+    def stream(self, source: Source, batch_size: int = 1) -> Iterator[Segmentation]:
         """Segment the frames of a source one after another, in order, each as it is asked for.
 
         A result has its frame with it: who keeps the results of a long video keeps all its frames in memory.

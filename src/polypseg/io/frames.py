@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,12 @@ from polypseg.io.camera import camera_frames, camera_in, camera_name
 from polypseg.io.depth import bits_by_value, is_deep
 from polypseg.io.kinds import Kind, kind_of, readable, shown_path
 from polypseg.io.pictures import read_frame
+
+if TYPE_CHECKING:
+    import torch
+
+    Picture = str | os.PathLike[str] | Image.Image | NDArray[Any] | torch.Tensor
+    Source = Picture | int | Iterable[Any]  # an int is a camera's number
 
 log = logging.getLogger("polypseg")
 Pixels = NDArray[np.uint8]
@@ -49,7 +55,7 @@ class Frame:
     time: float | None = None
 
 
-def read_picture(picture: Any) -> Frame:
+def read_picture(picture: Picture) -> Frame:
     """One picture.
 
     Args:
@@ -75,7 +81,7 @@ def read_picture(picture: Any) -> Frame:
     )
 
 
-def read_frames(source: Any) -> Iterator[Frame]:
+def read_frames(source: Source) -> Iterator[Frame]:
     """The frames of a source, one after another, each read when it is asked for.
 
     Args:
@@ -88,17 +94,23 @@ def read_frames(source: Any) -> Iterator[Frame]:
             folder or a glob has nothing to read; or a camera cannot be opened or stops.
         ValueError, TypeError: as ``read_picture``.
     """
-    many = isinstance(source, np.ndarray) or _is_tensor(source)
     if isinstance(source, str | os.PathLike):
         yield from _of_name(os.fspath(source))
     elif isinstance(source, int) and not isinstance(source, bool):
         yield from _of_camera(source)
-    elif isinstance(source, Image.Image) or (many and source.ndim != 4) or not isinstance(source, Iterable):
-        yield read_picture(source)
-    else:
+    elif _is_many(source):
         for number, one in enumerate(source):
             for frame in read_frames(one):
                 yield replace(frame, index=number) if frame.path is None else frame
+    else:
+        yield read_picture(source)  # type: ignore[arg-type]
+
+
+def _is_many(source: Any) -> bool:
+    """Whether a source is iterated over, and is no picture itself."""
+    if isinstance(source, np.ndarray) or _is_tensor(source):
+        return bool(source.ndim == 4)
+    return isinstance(source, Iterable) and not isinstance(source, Image.Image | bytes | bytearray | memoryview)
 
 
 def _of_name(name: str) -> Iterator[Frame]:
@@ -113,9 +125,7 @@ def _of_name(name: str) -> Iterator[Frame]:
     elif not path.exists() and glob.has_magic(name):
         files, advice = [Path(one) for one in glob.glob(name, recursive=True)], "check the pattern"
     else:
-        files, advice, is_many = [path], "name one", False
-        if not path.exists():
-            raise PolypsegError(f"{shown_path(path)}: is missing; check the name")
+        files, advice, is_many = [_existing(path)], "name one", False
     known, unknown = readable(files) if is_many else ([(path, kind_of(path) or "image")], [])
     if not known:
         raise PolypsegError(f"{shown_path(path)}: has no image, video or DICOM file; {advice}")
@@ -163,8 +173,7 @@ def _of_path(name: str) -> Frame:
             raise UsageError(f"{shown}: is no file; download it first, or read a camera by stream(…)")
         if glob.has_magic(name):
             raise UsageError(f"{shown}: is a pattern; its files are read by stream({shown!r})")
-        raise PolypsegError(f"{shown}: is missing; check the name")
-    kind = kind_of(path) or "image"  # whose reader says what is wrong
+    kind = kind_of(_existing(path)) or "image"  # whose reader says what is wrong
     if kind == "video":
         raise UsageError(f"{shown}: is a video; its frames are read by stream({shown!r})")
     if kind == "dicom":
@@ -174,6 +183,18 @@ def _of_path(name: str) -> Frame:
         if count > 1:
             raise UsageError(f"{shown}: has {count} frames; they are read by stream({shown!r})")
     return next(_of_file(path, kind))
+
+
+def _existing(path: Path) -> Path:
+    """A file that is there; reading a pipe or a device may never end.
+
+    Raises:
+        PolypsegError: it is none.
+    """
+    if not path.is_file():
+        trouble = "is neither a file nor a folder" if path.exists() else "is missing; check the name"
+        raise PolypsegError(f"{shown_path(path)}: {trouble}")
+    return path
 
 
 def _of_image(image: Image.Image) -> Pixels:
