@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import re
 import sys
 import threading
 import time
@@ -21,13 +19,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from polypseg.bundle import INTENDED_USE
-from polypseg.errors import PolypsegError
 from polypseg.inference.quality import Quality, QualityMeter
 from polypseg.inference.tracking import Tracker
+from polypseg.io.camera import CameraGone, camera_frames, camera_name
 from polypseg.io.video import VideoInfo, VideoReader
 from polypseg.io.video_outputs import VideoOutputs
 from polypseg.pipeline.flow import Pixels, segmentation
@@ -42,10 +39,6 @@ if TYPE_CHECKING:
 _SILENCE = 10.0  # seconds without a frame after which a camera is taken for gone
 _REPORT_EVERY = 1.0  # seconds
 _JOIN = 2.0  # seconds that a driver gets to let go
-
-
-class CameraGone(PolypsegError):
-    """The camera sends no more frames."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ def run_live(
             refuses.
     """
     smoother = Smoother(options.smoothing)
-    name = _shown(camera)
+    name = camera_name(camera)
     frames = _frames_of(camera) if isinstance(camera, int | str) else iter(camera)
     first = next(frames, None)
     if first is None:
@@ -295,26 +288,10 @@ def _frames_of(camera: int | str) -> Iterator[Pixels]:
     Raises:
         CameraGone: it cannot be opened, or, but for a file, sends no more.
     """
-    is_index = isinstance(camera, int) or camera.isdecimal()
-    if not is_index and Path(str(camera)).is_file():
-        yield from _played(Path(str(camera)))
+    if isinstance(camera, str) and not camera.isdecimal() and Path(camera).is_file():
+        yield from _played(Path(camera))
         return
-    # The one line that matters is ours, not OpenCV's or its FFmpeg's.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    chatter = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    capture = cv2.VideoCapture(int(camera)) if is_index else cv2.VideoCapture(str(camera), cv2.CAP_FFMPEG)
-    try:
-        if not capture.isOpened():
-            raise CameraGone(f"{_shown(camera)}: cannot be opened; check its number or URL, and that it is connected")
-        while True:
-            whole, frame = capture.read()
-            if not whole:
-                raise CameraGone(f"{_shown(camera)}: stopped sending frames; check its cable or its network")
-            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-    finally:
-        capture.release()
-        cv2.utils.logging.setLogLevel(chatter)
+    yield from camera_frames(camera)
 
 
 def _played(path: Path) -> Iterator[Pixels]:
@@ -330,12 +307,3 @@ def _played(path: Path) -> Iterator[Pixels]:
             yield frame.pixels
         if reader.problem:
             raise CameraGone(reader.problem)
-
-
-def _shown(camera: int | str | Iterable[Pixels]) -> str:
-    """What a camera is called in messages and files: a URL without the password that it may hold."""
-    if isinstance(camera, int) or (isinstance(camera, str) and camera.isdecimal()):
-        return f"camera {camera}"
-    if not isinstance(camera, str):
-        return "camera"
-    return re.sub("//[^/@]*@", "//", camera) if "://" in camera else Path(camera).name

@@ -34,11 +34,11 @@ from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write, sha256_file
+from polypseg.io.kinds import kind_of
 from polypseg.io.outputs import RUN_FILES, Output, write_run
 from polypseg.pipeline.flow import Read
 from polypseg.pipeline.options import PredictOptions
 from polypseg.pipeline.plan import VIDEO_SUFFIXES
-from polypseg.pipeline.sources import kind_of
 from polypseg.pipeline.stills import Still, StillOutputs, stills_of
 from polypseg.pipeline.threads import Inline
 from polypseg.serve.decoding import Decoders

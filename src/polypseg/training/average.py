@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle, merge_frames
 from polypseg.data import read_all
 from polypseg.data.splits import write_split
@@ -83,7 +84,7 @@ def average(
     show = sys.stderr.isatty() if progress is None else progress
     if len(models) < 2:
         raise UsageError("--model: name two or more models to average")
-    bundles = [ModelBundle.load(model) for model in models]
+    bundles = [zoo.open(model) for model in models]
     first = bundles[0]
     for path, bundle in zip(models, bundles, strict=True):
         bundle.check_single()

@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
+from polypseg import zoo
 from polypseg.bundle import FrameRecord, ModelBundle, Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
@@ -294,7 +295,7 @@ def prepare(
         origin = load_encoder_weights(network.get_submodule("encoder"), recipe.model.encoder, _weights(recipe))
     teacher = None
     if recipe.teacher.bundle is not None:
-        bundle = ModelBundle.load(recipe.teacher.bundle)
+        bundle = zoo.open(recipe.teacher.bundle)
         _warn_of_another_split(recipe.teacher.bundle, bundle, catalog)
         teacher = Teacher(bundle, preprocessing, recipe.teacher.tta, recipe.trainer.threads)
     return SegmentationModule(network, recipe, teacher), frames, origin
@@ -317,7 +318,7 @@ def _try(cache: FrameCache) -> None:
 
 def _start(recipe: Recipe, path: str, catalog: Catalog) -> ModelBundle:
     """The bundle whose network training starts from."""
-    bundle = ModelBundle.load(path)
+    bundle = zoo.open(path)
     bundle.check_single("name one of its members as model.weights")
     check_weights(bundle)
     ours, theirs = recipe.model.architecture, bundle.architecture
@@ -542,7 +543,7 @@ def _bundle(
 def _frame_records(recipe: Recipe, catalog: Catalog) -> list[FrameRecord]:
     """The frames of this run, and of the bundle that it starts from, which has seen them too."""
     path = recipe.model.weights
-    start = None if path is None else ModelBundle.load(path).frames()
+    start = None if path is None else zoo.open(path).frames()
     return frame_records(catalog) + (start or [])
 
 

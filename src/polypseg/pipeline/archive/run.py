@@ -18,7 +18,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from polypseg.bundle import INTENDED_USE, ModelBundle
+from polypseg import zoo
+from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.io.outputs import Output
 from polypseg.pipeline.archive import rows
@@ -78,7 +79,7 @@ def predict_archive(sources: Sequence[str], out: str, options: PredictOptions, *
         ray = started(options.address, max(1, options.threads) * options.workers, at_once)
     with ray as ready:
         rows.import_arrow()
-        digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
+        digest = "+".join(zoo.open(one).hash for one in model or (None,))
         made_with: dict[str, Any] = {
             "sources": [plain(name) for name in sources], "model": digest,
             "runtime": options.runtime, "device": options.device, "precision": options.precision, "tta": options.tta,
