@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,6 @@ MAX_PIXELS = 80_000_000  # a frame larger than this is refused before it is deco
 MAX_SCANS = 100  # of a JPEG: editors make a dozen, and each costs a pass over the whole picture
 MAX_PAGES = 100  # are counted, of a TIFF: a hostile one has hundreds of thousands, and counting takes minutes
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither padding nor what stands within a scan
-
-# Pillow's own warning starts above our limit; we refuse such files ourselves, in one line.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
