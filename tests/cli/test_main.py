@@ -136,9 +136,13 @@ def test_no_abbreviations_of_a_recipes_fields(capsys: pytest.CaptureFixture[str]
 def test_the_demo_takes_every_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps: list[tuple[str, ...]] = []
     monkeypatch.setattr(demo, "_step", lambda *words: steps.append(words))
+    data = [tmp_path / "a", tmp_path / "b"]
+    for folder in data:
+        folder.mkdir()
     with pytest.raises(FileNotFoundError):  # no step was done, so that there are no scores
-        main(["demo", "a", "b", "--out", str(tmp_path)])
-    assert all(words[words.index("--data") + 1 :][:2] == ("a", "b") for words in steps) and len(steps) == 4
+        main(["demo", *map(str, data), "--out", str(tmp_path)])
+    named = [words[words.index("--data") + 1 :][:2] for words in steps]
+    assert named == [tuple(map(str, data))] * 4
 
 
 def test_version() -> None:

@@ -83,8 +83,8 @@ def build(verb: Verb) -> ArgumentParser:
     skip: set[str | int] = {"recipe"}
     if verb.positional is not None:
         name, default = verb.positional.name, signature(verb.run).parameters[verb.positional.name].default
-        default = None if default is REQUIRED else default
-        parser.add_argument(name, nargs=verb.positional.count, default=default, help=verb.positional.meaning)
+        given = {} if default is REQUIRED else {"default": default}
+        parser.add_argument(name, nargs=verb.positional.count, help=verb.positional.meaning, **given)
         skip.add(name)
     parser.add_function_arguments(verb.run, skip=skip)
     if verb.takes_recipe:
