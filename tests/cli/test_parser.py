@@ -1,4 +1,4 @@
-"""From the words of a command line to the arguments of a verb: what may stand where, and what is said of what may not."""
+"""From the words of a command line to the arguments of a verb: what may stand where, and what is said otherwise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def complaint(line: str) -> str:
         "train a b", "train --data a b", "train --data a --data b", "train --data=a --data b", "train a --data b",
         "train a --out there b", "data check a b", "data show --data a b", "data split --name grouped a b",
         "evaluate runs/x --data a b", "evaluate --data a b --predictions there", "calibrate runs/x --data a --data=b",
-        "average one two --data a b --out x", "export runs/x --data a b", "benchmark --data a b", "tune a b", "demo a b",
+        "average one two --data a b --out x", "export runs/x --data a b", "benchmark --data a b", "demo a b",
+        "tune a b",
     ],
 )  # fmt: skip
 def test_every_verb_takes_several_data_sets(line: str) -> None:
@@ -140,8 +141,9 @@ def test_hyphens_are_underscores_and_a_dash_ends_the_options() -> None:
 
 MISSING = [
     ["train", "nowhere"], ["train", ".", "--split", "no.csv"], ["train", ".", "--model.weights", "nowhere"],
-    ["tune", "nowhere"], ["average", "nowhere", "x", "--data", ".", "--out", "y"], ["evaluate", "nowhere", "--data", "."],
-    ["calibrate", "nowhere", "--data", "."], ["export", "nowhere"], ["benchmark", "nowhere"],
+    ["tune", "nowhere"], ["average", "nowhere", "x", "--data", ".", "--out", "y"],
+    ["evaluate", "nowhere", "--data", "."], ["calibrate", "nowhere", "--data", "."], ["export", "nowhere"],
+    ["benchmark", "nowhere"],
     ["predict", "x.png", "--model", "nowhere"], ["predict", "nowhere.png"], ["serve", "--model", "nowhere"],
     ["data", "check", "nowhere"], ["demo", "nowhere"], ["runs", "nowhere"], ["train", ".", "--config", "nowhere"],
 ]  # fmt: skip
