@@ -5,7 +5,6 @@ Importing this needs no torch, so that the command line can print and check a re
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import math
@@ -269,12 +268,6 @@ class Recipe:
         return values
 
 
-# Resolved here, once: to resolve annotations that are text, jsonargparse would import what stands under TYPE_CHECKING
-# in their modules, and that is torch.
-for _kind in (FramesConfig, ModelConfig, LossConfig, TeacherConfig, OptimizerConfig, TrainerConfig, Recipe):
-    vars(_kind)["__init__"].__annotations__ = get_type_hints(_kind)
-
-
 @dataclass(frozen=True)
 class _Range:
     """The values of a field of numbers, or of each number of a list.
@@ -475,9 +468,11 @@ def shipped_recipe(name: str) -> Path:
     """
     recipes = shipped_recipes()
     if name not in recipes:
+        import difflib
+
         near = difflib.get_close_matches(name.lower(), recipes, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{name}: is no recipe file, nor one that ships; choose {_listed(list(recipes))}{hint}")
+        raise UsageError(f"{name}: is no recipe file, nor one that ships; choose {', '.join(recipes)}{hint}")
     return recipes[name]
 
 
@@ -519,3 +514,9 @@ def first_difference(
         elif old != new and name not in may_differ:
             return f"{name}: {old} then, {new} now"
     return None
+
+
+# Resolved here, once: to resolve annotations that are text, jsonargparse would import what stands under TYPE_CHECKING
+# in their modules, and that is torch.
+for _kind in (FramesConfig, ModelConfig, LossConfig, TeacherConfig, OptimizerConfig, TrainerConfig, Recipe):
+    vars(_kind)["__init__"].__annotations__ = get_type_hints(_kind)

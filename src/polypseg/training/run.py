@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -418,6 +419,9 @@ def _trainer(
     precision: Any = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if gains_from_bf16("cuda" if on_gpu else "cpu") else "32-true"
+    # What Lightning warns of here is chosen on purpose: few workers on a CPU, logging each epoch only.
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     if "fsdp" in settings.strategy and (recipe.optimizer.ema_decay is not None or recipe.optimizer.gradient_clip):
         raise UsageError("trainer.strategy fsdp goes neither with optimizer.ema_decay nor with optimizer.gradient_clip")
     _check_cores(recipe, on_gpu)
