@@ -6,7 +6,6 @@ import io
 import itertools
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -27,9 +26,6 @@ MAX_PIECES = 10_000  # of a PNG or JPEG, or one a KiB: Pillow takes 5 µs for ea
 MAX_PAGES = 100  # are counted, of a TIFF: a hostile one has hundreds of thousands, and counting takes minutes
 _JPEG_SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xF0), 0xFE} - {0xC8}  # the markers with a length behind them
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither padding nor what stands within a scan
-
-# Pillow's own warning starts above our limit; we refuse such files ourselves, in one line.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:

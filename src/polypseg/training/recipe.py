@@ -452,17 +452,37 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that polypseg comes with, by name: in the installed package, or in the source tree."""
+    package = Path(__file__).resolve().parents[1]
+    folders = (package / "recipes", package.parents[1] / "recipes")
+    folder = next((one for one in folders if one.is_dir()), folders[0])
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
 def shipped_recipe(name: str) -> Path:
-    """The file of a recipe that polypseg comes with, as ``smoke``: in the installed package, or in the source tree.
+    """The file of a recipe that polypseg comes with, as ``smoke``.
 
     Raises:
         UsageError: there is none of that name.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "recipes", package.parents[1] / "recipes"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise UsageError(f"polypseg comes with no recipe called {name!r}")
+    recipes = shipped_recipes()
+    if name not in recipes:
+        import difflib
+
+        near = difflib.get_close_matches(name.lower(), recipes, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{name}: is no recipe file, nor one that ships; choose {', '.join(recipes)}{hint}")
+    return recipes[name]
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file that a recipe's name or path means: the file of that path, else the shipped recipe of that name.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    return Path(name) if Path(name).is_file() else shipped_recipe(str(name))
 
 
 # These say where and how fast a run computes, not what; they may differ when it is resumed.
@@ -494,3 +514,9 @@ def first_difference(
         elif old != new and name not in may_differ:
             return f"{name}: {old} then, {new} now"
     return None
+
+
+# Resolved here, once: to resolve annotations that are text, jsonargparse would import what stands under TYPE_CHECKING
+# in their modules, and that is torch.
+for _kind in (FramesConfig, ModelConfig, LossConfig, TeacherConfig, OptimizerConfig, TrainerConfig, Recipe):
+    vars(_kind)["__init__"].__annotations__ = get_type_hints(_kind)
