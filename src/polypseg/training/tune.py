@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from polypseg.catalog import Catalog
 from polypseg.data.splits import hash_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write, csv_cell, disk_error
+from polypseg.training.fit import fit, make_trainer, quiet_lightning
+from polypseg.training.folder import CONFIG, LOG, logging_to, write_yaml
+from polypseg.training.prepare import Frames, prepare, split_frames
 from polypseg.training.recipe import Recipe, first_difference, with_values
-from polypseg.training.run import fit, logging_to, split_frames
 
 if TYPE_CHECKING:
     import optuna
@@ -130,24 +132,46 @@ def tune(
     study = study or recipe.name
     folder = Path(out) if out is not None else Path("runs") / f"{study}-tune"
     # No folder of a run of theirs is ever read, so that nothing is resumed.
-    catalog, split_name = split_frames(recipe, data, folder, resume=False)
-    hashes = {"split": hash_split(catalog.frames), "data": catalog.hash()}
-    catalog = Catalog(catalog.frames[catalog.frames["split"] != "test"].reset_index(drop=True))
+    whole = split_frames(recipe, data, folder, resume=False)
+    table = whole.catalog.frames
+    hashes = {"split": hash_split(table), "data": whole.catalog.hash()}
+    frames = Frames(Catalog(table[table["split"] != "test"].reset_index(drop=True)), whole.split)
     for part in ("train", "val"):
-        catalog.of_split(part)  # raises where it is empty
+        frames.catalog.of_split(part)  # raises where it is empty
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
-    with logging_to(folder / "log.txt"):
+    with logging_to(folder / LOG):
         url = storage or f"sqlite:///{(folder / 'tune.db').resolve()}"
-        log.info("study %s, split %s: %d frames without the test's", study, split_name, len(catalog))
+        log.info("study %s, split %s: %d frames without the test's", study, frames.split, len(frames.catalog))
         identity = {
             "recipe": recipe.to_dict(),
             "space": {name: asdict(one) for name, one in ranges.items()},
             **hashes,
         }
-        return _Search(recipe, catalog, ranges, trials, folder, url, study, identity).run()
+        return _Search(recipe, frames, ranges, trials, folder, url, study, identity).run()
+
+
+def train_alone(recipe: Recipe, frames: Frames, folder: Path, callbacks: Sequence[Callback] = ()) -> float:
+    """Prepare and fit: ``metrics.csv`` and checkpoints, but no bundle and no test.
+
+    Args:
+        recipe: what to do.
+        frames: those of training and validation.
+        folder: where the files go.
+        callbacks: further ones for Lightning's Trainer.
+
+    Returns:
+        The best validation Dice of an epoch, 0..1.
+
+    Raises:
+        PolypsegError: as ``train``.
+    """
+    with quiet_lightning():
+        prepared = prepare(recipe, frames, folder)
+        write_yaml(folder / CONFIG, recipe.to_dict())
+        return fit(make_trainer(recipe, folder, False, callbacks), prepared)
 
 
 def read_space(path: str | Path | None, recipe: Recipe) -> dict[str, Range]:
@@ -211,7 +235,7 @@ class _Search:
     def __init__(
         self,
         recipe: Recipe,
-        catalog: Catalog,
+        frames: Frames,
         ranges: Mapping[str, Range],
         wanted: int,
         folder: Path,
@@ -220,7 +244,7 @@ class _Search:
         identity: dict[str, Any],
     ) -> None:
         self.recipe = recipe
-        self.catalog = catalog
+        self.frames = frames
         self.ranges = ranges
         self.wanted = wanted
         self.folder = folder
@@ -338,7 +362,7 @@ class _Search:
         shutil.rmtree(place, ignore_errors=True)
         log.info("trial %d: %s", trial.number, "  ".join(f"{name} {_short(one)}" for name, one in values.items()))
         try:
-            found = fit(with_values(self.recipe, values), self.catalog, place, [_Report(trial)])
+            found = train_alone(with_values(self.recipe, values), self.frames, place, [_Report(trial)])
         except PolypsegError as error:
             log.info("trial %d failed: %s", trial.number, error)
             trial.set_user_attr("error", str(error))
