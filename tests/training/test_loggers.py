@@ -71,7 +71,7 @@ def test_each_training_is_a_run_of_wandb(
     make_loggers(recipe, tmp_path)
     assert [one["project"] for one in started] == ["polypseg", "polypseg", "ours"]
     for one in started:
-        assert (one["name"], one["dir"], one["config"]) == ("small", tmp_path, recipe.to_dict())
+        assert (one["name"], one["dir"], one["config"]) == ("small", str(tmp_path), recipe.to_dict())
 
 
 def test_wandb_that_cannot_start_is_one_line(

@@ -25,7 +25,8 @@ from polypseg.data.splits import make_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.training import tune as module
 from polypseg.training.recipe import Recipe, load_recipe, with_values
-from polypseg.training.tune import DEFAULT_SPACE, read_space, tune
+from polypseg.training.space import DEFAULT_SPACE, read_space
+from polypseg.training.tune import tune
 
 optuna = pytest.importorskip("optuna", reason="needs the extra: pip install 'polypseg[tune]'")
 SPACE = {

@@ -74,42 +74,54 @@ def train(
             if trainer.is_global_zero:
                 held.enter_context(taken(folder, recipe.to_dict(), (*recipe.inputs, *data), resume, overwrite))
         started = time.monotonic()
-        last = folder / "checkpoints" / "last.ckpt"
-        resume = from_first(resume and last.is_file())
-
-        with together():  # whatever may be wrong with the data or the network is met before anything is written
-            frames = split_frames(recipe, data, folder, resume, split)
-            prepared = prepare(recipe, frames, folder, last if resume else None, show and trainer.is_global_zero)
-        agree(
-            hash_split(frames.catalog.frames),
-            f"{', '.join(map(str, data))}: {socket.gethostname()} finds other frames or another split there than the "
-            "first machine; give all the same data",
-        )
-        with together():
-            if trainer.is_global_zero:
-                _start_folder(folder, prepared, trainer)
+        prepared = _begin(recipe, data, folder, resume, split, show, trainer)
         with logging_to(folder / LOG if trainer.is_global_zero else None):
             _announce(prepared, trainer)
             fit(trainer, prepared)
             if not trainer.is_global_zero:
                 return folder
+            catalog = prepared.frames.catalog
             chosen = Chosen(Segmenter(write_bundle(folder, prepared)))
             if recipe.threshold is None:
-                chosen = choose(chosen.segmenter, frames.catalog, show)
-            test(chosen, recipe.loss, frames.catalog, folder, show)
+                chosen = choose(chosen.segmenter, catalog, show)
+            test(chosen, recipe.loss, catalog, folder, show)
             draw_curves(chosen.segmenter, folder)
-            draw_examples(chosen.segmenter, frames.catalog, folder)
+            draw_examples(chosen.segmenter, catalog, folder)
             shutil.rmtree(folder / CACHE, ignore_errors=True)
             log.info("done in %.0f s: %s", time.monotonic() - started, folder)
     return folder
 
 
-def _start_folder(folder: Path, prepared: Prepared, trainer: L.Trainer) -> None:
-    """Write what is known before training starts; an earlier run that is not resumed makes room for it."""
-    recipe, origin = prepared.recipe, prepared.origin
-    with replacing(folder) if prepared.checkpoint is None else contextlib.nullcontext():
-        write_start(folder, recipe.to_dict(), prepared.frames.catalog, origin and origin.to_dict())
-        trainer.loggers = make_loggers(recipe, folder)
+def _begin(
+    recipe: Recipe,
+    data: Sequence[str | Path],
+    folder: Path,
+    resume: bool,
+    split: tuple[str, pd.DataFrame] | None,
+    show: bool,
+    trainer: L.Trainer,
+) -> Prepared:
+    """Prepare in every process, see that all have the same frames, and write what is known before training starts.
+
+    Whatever may be wrong is met before anything is written; an earlier run that is not resumed stands until then.
+    """
+    first, last = trainer.is_global_zero, folder / "checkpoints" / "last.ckpt"
+    checkpoint = last if from_first(resume and last.is_file()) else None
+    with together():
+        frames = split_frames(recipe, data, folder, checkpoint is not None, split)
+        prepared = prepare(recipe, frames, folder, checkpoint, show and first)
+    agree(
+        hash_split(frames.catalog.frames),
+        f"{', '.join(map(str, data))}: {socket.gethostname()} finds other frames or another split there than the "
+        "first machine; give all the same data",
+    )
+    with together():
+        if first:
+            with replacing(folder) if checkpoint is None else contextlib.nullcontext():
+                origin = None if prepared.origin is None else prepared.origin.to_dict()
+                write_start(folder, recipe.to_dict(), frames.catalog, origin)
+                trainer.loggers = make_loggers(recipe, folder)
+    return prepared
 
 
 def _announce(prepared: Prepared, trainer: L.Trainer) -> None:
