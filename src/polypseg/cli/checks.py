@@ -23,9 +23,9 @@ def check_models(names: Iterable[str | None]) -> None:
     """Raise ``PolypsegError`` where a folder or a shipped name holds no model; None and ``hf://`` are not looked at."""
     for name in names:
         if name is not None and not name.startswith("hf://") and not holds_model(name):
-            from polypseg.bundle import ModelBundle
+            from polypseg import zoo
 
-            ModelBundle.load(name)
+            zoo.open(name)
 
 
 def check_split(file: str | None) -> None:
