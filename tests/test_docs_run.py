@@ -50,16 +50,16 @@ NOT_HERE = {
     r"^export POLYPSEG_TOKEN|--host 0\.0\.0\.0|server:8000|jobs/ID": "for other computers, or an id that only the "
     "answer tells: tests/serve",
     r"PolypGen|PolypFree|some-of-it|clinicdb:": "a data set that is fetched by hand: tests/data/test_readers.py",
-    r"--name (pranet|medico)|--split medico": "lists that are fetched by hand: tests/data/test_splits.py",
 }
 # Exports take minutes to make: one page makes them, and tests/export looks at them closely.
 EXPORTS = "docs/how-to/export.md"
 # The same of Python, by what the block imports or names.
 NOT_HERE_IN_PYTHON = {
     r"push_to_hub": "a network: tests/test_hub.py",
-    r"train_folds|tune\(": "a dozen trainings: tests/training",
 }
-# Options of a training that decide only how long it takes.
+# Each block there is an example by itself; tests/test_docs.py checks that they parse and that their imports resolve.
+BY_THEMSELVES = {"docs/reference/command-line.md", "docs/reference/python.md"}
+# Options that decide how long a verb takes, and what a network that has learnt nothing may lose when it is exported.
 SMALLER = {
     "train": {
         "--trainer.epochs": "1",
@@ -69,8 +69,13 @@ SMALLER = {
     },
     "tune": {"--trials": "2", "--trainer.epochs": "1"},
     "data": {"--count": "24"},
-    "benchmark": {"--repeats": "1", "--frame_size": "96x64", "--runtimes": "openvino"},
+    "benchmark": {"--repeats": "1", "--frame_size": "96x64", "--runtimes": "torch"},
+    "export": {"--max_drop": "0.5"},
 }
+SHIPPED = (
+    *("--model.name", "UnetPlusPlus", "--model.encoder", "tu-tf_efficientnet_lite2", "--model.output_stride", "4"),
+    *("--model.decoder_channels", "[64, 48, 32, 16, 8]"),
+)
 
 
 def name_of(page: Path) -> str:
@@ -78,9 +83,9 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of the fenced blocks of commands and of Python, in order; indented ones too."""
+    """(language, text) of the fenced blocks of commands, Python and YAML, in order; indented ones too."""
     text = page.read_text(encoding="utf-8")
-    found = re.findall(r"^( *)```(bash|python)\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^( *)```(bash|python|yaml)\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
     return [(language, re.sub(rf"(?m)^{indent}", "", block)) for indent, language, block in found]
 
 
@@ -118,12 +123,13 @@ def small_recipes(folder: Path) -> None:
         (folder / file.name).write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
-def rename(source: Path, target: Path, name: Callable[[int], str]) -> None:
-    """A data set's frames and masks under other names, as JPEG and PNG."""
+def mirror(source: Path, target: Path, count: int, axis: int, name: Callable[[int], str]) -> None:
+    """A data set of other frames: the first ones of a drawn one, mirrored, under other names."""
     for kind, ending in (("images", ".jpg"), ("masks", ".png")):
         (target / kind).mkdir(parents=True)
-        for number, file in enumerate(sorted((source / kind).iterdir())):
-            shutil.copyfile(file, target / kind / f"{name(number)}{ending}")
+        for number, file in enumerate(sorted((source / kind).iterdir())[:count]):
+            picture = cv2.flip(cv2.imread(str(file), cv2.IMREAD_UNCHANGED), axis)
+            cv2.imwrite(str(target / kind / f"{name(number)}{ending}"), picture)
 
 
 def write_video(path: Path, frames: list[Path]) -> None:
@@ -140,17 +146,18 @@ def write_video(path: Path, frames: list[Path]) -> None:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Path:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the pages name; each page gets a copy."""
+    from polypseg.data import phantom
+
     folder = tmp_path_factory.mktemp("world")
     data = folder / "data"
-    shutil.copytree(phantom_folder, data / "phantom")
-    names = {0: "cju0qkwl35piu0993l0dewei2"}
-    rename(phantom_folder, data / "Kvasir-SEG", lambda number: names.get(number, f"cju{number:04}"))
-    rename(phantom_folder, data / "CVC-ClinicDB", str)
-    rename(phantom_folder, data / "my-clinic", lambda number: f"{number:04}")
-    rename(phantom_folder, data / "spare", lambda number: f"spare-{number:02}")
-    frames = sorted((phantom_folder / "images").iterdir())
+    drawn = phantom.write(data / "phantom", 80, seed=3, height=72, width=88)  # enough for calibrate --alpha 0.1
+    mirror(drawn, data / "Kvasir-SEG", 80, 0, lambda number: f"cju{number:04}")
+    mirror(drawn, data / "CVC-ClinicDB", 20, 1, lambda number: str(number + 1))
+    mirror(drawn, data / "my-clinic", 20, -1, lambda number: f"{number:04}")
+    write_lists(data / "splits")
+    frames = sorted((drawn / "images").iterdir())
     for name in ("frame.jpg", "a.jpg", "b.jpg"):
         shutil.copyfile(frames[0], folder / name)
     for name, first in (("frames", 0), ("exam-1", 3), ("more", 6)):
@@ -164,7 +171,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Pat
     (folder / "exam-boxes.json").write_text(json.dumps(boxes))
     (folder / "manifest.csv").write_text("path\n" + "".join(f"frames/{file.name}\n" for file in frames[:3]))
     shutil.copytree(data / "Kvasir-SEG" / "masks", folder / "other-model")
-    (folder / "space.yaml").write_text("optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}\n")
     write_dicom(folder)
     small_recipes(folder / "recipes")
     (folder / "runs").mkdir()
@@ -172,6 +178,20 @@ def world(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Pat
         given = ["train", "--config", "recipes/seed.yaml", "--data", "data/Kvasir-SEG", "--split", "grouped"]
         assert main([*given, "--out", "trained"]) == 0
     return folder
+
+
+def write_lists(folder: Path) -> None:
+    """The lists of the published splits, for as many frames as there are."""
+    folder.mkdir()
+    kvasir = [f"cju{number:04}" for number in range(80)]
+    lists = {
+        "pranet-kvasir-test.txt": kvasir[::8],
+        "pranet-clinicdb-test.txt": [str(number) for number in range(1, 20, 8)],
+        "medico-880-train.txt": kvasir[:64],
+        "medico-120-val.txt": kvasir[64:],
+    }
+    for name, frames in lists.items():
+        (folder / name).write_text("\n".join(frames), encoding="utf-8")
 
 
 def write_dicom(folder: Path) -> None:
@@ -188,8 +208,11 @@ def prepare(world: Path, folder: Path, page: Path) -> None:
     """What a page takes for granted: the world, and the runs that it names before it trains them."""
     shutil.copytree(world, folder, ignore=shutil.ignore_patterns("trained"), dirs_exist_ok=True)
     text = "\n".join(block for _, block in blocks(page))
-    if "download phantom" in text or 'phantom.write("data/phantom"' in text:
+    if "download phantom" in text:
         shutil.rmtree(folder / "data" / "phantom")
+    if "polypseg-state/corrections" in text:  # what somebody corrected on the page
+        shutil.copytree(folder / "data" / "my-clinic", folder / "polypseg-state" / "corrections")
+        (folder / "polypseg-state").chmod(0o700)
     for run in set(re.findall(r"runs/[a-z0-9-]+", text)):
         made = re.search(rf"--out {run}(?![\w-])|out=\"{run}\"", text)
         used = re.search(rf"(?<!--out ){run}(?![\w-])", text)
@@ -226,8 +249,10 @@ class Page:
 
     def polypseg(self, words: list[str], target: str | None) -> None:
         for option, value in SMALLER.get(words[0], {}).items():
-            if option in words or words[0] in ("tune", "benchmark"):
+            if option in words or words[0] in ("tune", "benchmark", "export"):
                 words = [*words, option, value]
+        if "--model.weights polypseg-realtime" in shlex.join(words):  # the recipes here have another network
+            words = [*words, *SHIPPED]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             try:
                 status = main(words)
@@ -276,7 +301,7 @@ def quiet() -> Iterator[None]:
     log.setLevel(before)
 
 
-WITH_BLOCKS = [page for page in PAGES if blocks(page)]
+WITH_BLOCKS = [page for page in PAGES if blocks(page) and name_of(page) not in BY_THEMSELVES]
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
@@ -294,6 +319,8 @@ def test_what_a_page_tells_to_type_works(
                 for line in lines(block):
                     if reason(line, page) is None:
                         running.run(line)
+            elif language == "yaml":  # what the page calls so
+                Path("space.yaml").write_text(block, encoding="utf-8")
             elif not any(re.search(pattern, block) for pattern in NOT_HERE_IN_PYTHON):
                 running.code(block)
     finally:
