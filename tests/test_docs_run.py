@@ -8,6 +8,7 @@ networks and frames, and numbers in ``SMALLER``. What cannot run stands in ``NOT
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -174,10 +175,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dicom(folder)
     small_recipes(folder / "recipes")
     (folder / "runs").mkdir()
-    with contextlib.chdir(folder):
-        given = ["train", "--config", "recipes/seed.yaml", "--data", "data/Kvasir-SEG", "--split", "grouped"]
-        assert main([*given, "--out", "trained"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(world: Path) -> Callable[[], Path]:
+    """A run folder, trained when it is first asked for."""
+
+    @functools.cache
+    def run() -> Path:
+        with contextlib.chdir(world):
+            given = ["train", "--config", "recipes/seed.yaml", "--data", "data/Kvasir-SEG", "--split", "grouped"]
+            assert main([*given, "--out", "trained"]) == 0
+        return world / "trained"
+
+    return run
 
 
 def write_lists(folder: Path) -> None:
@@ -204,7 +216,7 @@ def write_dicom(folder: Path) -> None:
             shutil.copyfile(str(get_testdata_file("examples_rgb_color.dcm", download=False)), folder / name)
 
 
-def prepare(world: Path, folder: Path, page: Path) -> None:
+def prepare(world: Path, trained: Callable[[], Path], folder: Path, page: Path) -> None:
     """What a page takes for granted: the world, and the runs that it names before it trains them."""
     shutil.copytree(world, folder, ignore=shutil.ignore_patterns("trained"), dirs_exist_ok=True)
     text = "\n".join(block for _, block in blocks(page))
@@ -217,7 +229,7 @@ def prepare(world: Path, folder: Path, page: Path) -> None:
         made = re.search(rf"--out {run}(?![\w-])|out=\"{run}\"", text)
         used = re.search(rf"(?<!--out ){run}(?![\w-])", text)
         if used and not (made and made.start() < used.start()):
-            shutil.copytree(world / "trained", folder / run)
+            shutil.copytree(trained(), folder / run)
 
 
 # --- to run what is written ---
@@ -307,9 +319,9 @@ WITH_BLOCKS = [page for page in PAGES if blocks(page) and name_of(page) not in B
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
 @pytest.mark.usefixtures("quiet")
 def test_what_a_page_tells_to_type_works(
-    page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, world: Path, trained: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(world, tmp_path, page)
+    prepare(world, trained, tmp_path, page)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     running = Page(page)
