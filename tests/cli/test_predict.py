@@ -19,6 +19,7 @@ from polypseg.cli.predict import Saved
 from polypseg.inference.augmentation import VIEWS, Augmented
 from polypseg.io.outputs import OUTPUTS
 from polypseg.pipeline import predict as module
+from polypseg.pipeline.options import PredictOptions
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What ``predict`` is called with, instead of doing it; it then answers 1."""
     calls: list[dict[str, Any]] = []
 
-    def stand_in(sources: list[str], **options: Any) -> int:
-        calls.append({"sources": sources, **options})
+    def stand_in(sources: list[str], out: str, options: PredictOptions, *, model: Any) -> int:
+        calls.append({"sources": sources, "out": out, "model": model, **vars(options)})
         return 1
 
     monkeypatch.setattr(module, "predict", stand_in)
@@ -50,7 +51,7 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
             "runtime": "auto", "device": "auto", "precision": "auto", "threads": 0, "tta": None,
             "threshold": None, "min_confidence": None, "min_area": None, "fill_holes": None, "batch_size": None,
             "smoothing": 0.0, "resume": False, "overwrite": False, "live": False, "engine": None, "address": None,
-            "workers": 0, "partition": 128, "memory": 512,
+            "workers": 0, "partition": 128, "memory": 512, "progress": True,
         }
     ]  # fmt: skip
 

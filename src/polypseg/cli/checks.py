@@ -23,9 +23,9 @@ def check_models(names: Iterable[str | None]) -> None:
     """Raise ``PolypsegError`` where a folder or a shipped name holds no model; None and ``hf://`` are not looked at."""
     for name in names:
         if name is not None and not name.startswith("hf://") and not holds_model(name):
-            from polypseg.bundle import ModelBundle
+            from polypseg import zoo
 
-            ModelBundle.load(name)
+            zoo.open(name)
 
 
 def check_split(file: str | None) -> None:
@@ -38,7 +38,8 @@ def check_split(file: str | None) -> None:
 
 def holds_model(name: str) -> bool:
     """Whether a word names a bundle's or a run's folder, a shipped model or one of the hub."""
-    from polypseg.bundle import METADATA_FILE, shipped_names
+    from polypseg.bundle import METADATA_FILE
+    from polypseg.zoo import shipped_names
 
     places = (os.path.join(name, METADATA_FILE), os.path.join(name, "bundle", METADATA_FILE))
     return name.startswith("hf://") or any(map(os.path.isfile, places)) or name in shipped_names()

@@ -73,14 +73,16 @@ def predict(
         memory: archives only, what the frames in flight in one worker may take, MiB.
     """
     check_models(model or ())
+    from polypseg.pipeline.options import PredictOptions
     from polypseg.pipeline.predict import predict as run
 
-    return run(
-        sources, model=model or (), out=out, save=save, runtime=runtime, device=device, precision=precision,
-        threads=threads, tta=tta, threshold=threshold, min_confidence=min_confidence, min_area=min_area,
-        fill_holes=fill_holes, batch_size=batch_size, smoothing=smoothing, resume=resume, overwrite=overwrite,
-        live=live, engine=engine, address=address, workers=workers, partition=partition, memory=memory,
+    options = PredictOptions(
+        save=save, runtime=runtime, device=device, precision=precision, threads=threads, tta=tta, threshold=threshold,
+        min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes, batch_size=batch_size,
+        smoothing=smoothing, resume=resume, overwrite=overwrite, live=live, engine=engine, address=address,
+        workers=workers, partition=partition, memory=memory,
     )  # fmt: skip
+    return run(sources, out, options, model=model or ())
 
 
 VERB = Verb(

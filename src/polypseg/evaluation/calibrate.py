@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
@@ -79,7 +80,7 @@ def calibrate(
         raise UsageError(f"--alpha {alpha:g}: must lie between 0 and 1")
     check_objective(objective, max_false_per_frame)
     show = sys.stderr.isatty() if progress is None else progress
-    opened = ModelBundle.load(bundle)
+    opened = zoo.open(bundle)
     opened.check_own()
     opened.check_single("its threshold was chosen on frames that its members had not seen; calibrate a single network")
     whole = read_all(data)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polypseg.drawing import PREDICTION, TRUTH, overlay
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
-from polypseg.io.overlay import PREDICTION, TRUTH, overlay
 from polypseg.io.pictures import read_frame, read_mask
 
 if TYPE_CHECKING:
