@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import polypseg
 from polypseg.cli import parser
 from polypseg.cli.verbs import VERBS
 from polypseg.errors import UsageError
@@ -20,6 +22,13 @@ from polypseg.training.recipe import Recipe
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+BESIDE = [ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")]
+GENERATED = {"docs/reference/command-line.md", "docs/reference/python.md"}  # in the words of the code
+# Words of our own in place of the field's: prediction, student, baseline recipe, continue, FROC, polyp-free, view.
+NOT_THE_FIELDS = (
+    r"pupil|known recipe|gone on with|free response|clean frame|\bparted\b|one look|two looks|second look"
+    r"|(its|the|of) answers\b|whole answers|answers like|learns? .* answers|is told|are told of"
+)
 
 
 def name_of(page: Path) -> str:
@@ -122,7 +131,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *BESIDE], ids=name_of)
 def test_every_relative_link_resolves(page: Path) -> None:
     text = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text(encoding="utf-8"))
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
@@ -140,3 +149,28 @@ def test_every_page_is_reached_from_the_index() -> None:
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     missing = [name_of(page) for page in PAGES[2:] if f"({page.relative_to(DOCS).as_posix()})" not in index]
     assert PAGES[1] == DOCS / "README.md" and not missing
+
+
+def test_the_readme_is_short_and_begins_with_what_it_says() -> None:
+    """One screen to the first result: the first command shows polyps outlined, the second runs the tests."""
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert [line.split("#")[0].strip() for line in blocks(PAGES[0], "bash")[0].splitlines()] == [
+        "make demo",
+        "make test",
+    ]
+    assert "not a medical device" in text.partition("## ")[0].lower()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in GENERATED], ids=name_of)
+def test_the_words_are_the_fields(page: Path) -> None:
+    text = re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8"))
+    assert re.findall(rf"(?i).{{0,30}}(?:{NOT_THE_FIELDS}).{{0,30}}", text) == []
+
+
+def test_versions_of_the_changelog_and_the_citation() -> None:
+    """The version that is installed has a section; what is cited is one that was released."""
+    sections = dict(re.findall(r"(?m)^## \[(.+?)\] - (.+)$", BESIDE[0].read_text(encoding="utf-8")))
+    assert polypseg.__version__ in sections
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert sections[cited["version"]] == str(cited["date-released"]) and cited["license"] == "Apache-2.0"

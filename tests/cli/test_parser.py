@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def test_recipes_by_name_and_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "did you mean realtime?" in complaint("train x --config realtme")
     assert "choose" in complaint("train x --config mine.yml") and "mine.yml" in complaint("train x --config mine.yml")
     assert complaint("predict x --config no.yaml").startswith("--config no.yaml: is no file")
+
+
+def test_a_wheel_has_the_recipes_where_they_are_looked_for() -> None:
+    root = Path(__file__).resolve().parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"recipes": "polypseg/recipes"}
+    assert {file.stem for file in (root / "recipes").glob("*.yaml")} == set(shipped_recipes())
 
 
 def test_without_a_recipe_it_is_the_one_that_works_offline() -> None:

@@ -32,6 +32,7 @@ from polypseg.training.run import train
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+PLAIN = Path(__file__).with_name("plain.yaml")  # a recipe of defaults alone
 PAGE = ROOT / "docs" / "how-to" / "several-machines.md"
 EPOCHS, BATCH = 6, 3
 SETTINGS = {
@@ -56,7 +57,7 @@ def launchers(option: str) -> list[str]:
 def options(out: Path, data: Path, *more: str) -> str:
     """What ``polypseg train`` is given, as ``recipe`` has it."""
     words = [
-        "--data", str(data), "--out", str(out), "--name", "small", "--model.name", "Unet",
+        "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
         "--model.encoder", "mobilenet_v2", "--model.decoder_channels", "[32,16,16,8,8]",
         "--model.encoder_weights", "none", "--frames.size", "64", "--frames.workers", "0", "--trainer.loggers", "[]",
         "--frames.batch_size", str(BATCH), "--optimizer.name", "adamw", "--optimizer.learning_rate", "1e-3",

@@ -39,6 +39,7 @@ from polypseg.training.tune import train_alone
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+PLAIN = Path(__file__).with_name("plain.yaml")  # a recipe of defaults alone
 STRICT = {"precision": "32-true", "threads": 1, "epochs": 4}  # one thread: sums in one order
 
 
@@ -199,7 +200,7 @@ def test_seeded_runs_repeat_whatever_the_workers_and_the_cache(
 def start_training(out: Path, data: Path, *options: str) -> subprocess.Popen[str]:
     """The command line's training in a process of its own, with a small network."""
     arguments = [
-        "train", "--data", str(data), "--out", str(out), "--name", "small", "--model.name", "Unet",
+        "train", "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
         "--model.encoder", "mobilenet_v2", "--model.decoder_channels", "[32,16,16,8,8]",
         "--model.encoder_weights", "none", "--frames.size", "64", "--frames.batch_size", "8", "--frames.workers", "0",
         "--trainer.loggers", "[]", "--trainer.threads", "1", "--trainer.precision", "32-true", *options,

@@ -111,6 +111,29 @@ def test_the_encoders_finer_layers_keep_weights_and_statistics(
     assert learnt and learnt <= changed
 
 
+def test_a_share_of_the_start_stays_in_the_result(
+    start: ModelBundle, tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
+) -> None:
+    """By changing the share alone, the same run gives the other mixture when it is resumed."""
+    settings: dict[str, Any] = {"weights": str(start.folder), "presence": True}
+    recipe = small_recipe(model=settings, trainer={"epochs": 1})
+    trained = ModelBundle.load(train(recipe, [phantom_folder], tmp_path / "run")).weights()
+    mixed = small_recipe(model=settings, trainer={"epochs": 1, "start_share": 0.25})
+    after = ModelBundle.load(train(mixed, [phantom_folder], tmp_path / "run", resume=True)).weights()
+    before = start.weights()
+    assert any(not torch.equal(before[name], trained[name]) for name in before)
+    for name, value in after.items():
+        if name not in before or not value.is_floating_point():
+            assert torch.equal(value, trained[name])
+        else:
+            torch.testing.assert_close(value, 0.25 * before[name] + 0.75 * trained[name])
+
+
+def test_a_share_of_no_start_is_refused(small_recipe: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=r"trainer\.start_share 0\.5: there is no start"):
+        small_recipe(trainer={"start_share": 0.5})
+
+
 def test_a_frozen_network_without_anything_to_learn_is_refused(small_recipe: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match=r"model\.frozen: leaves nothing to train"):
         small_recipe(model={"frozen": True})

@@ -38,7 +38,8 @@ def check_split(file: str | None) -> None:
 
 def holds_model(name: str) -> bool:
     """Whether a word names a bundle's or a run's folder, a shipped model or one of the hub."""
-    from polypseg.bundle import METADATA_FILE, shipped_names
+    from polypseg.bundle import METADATA_FILE
+    from polypseg.zoo import shipped_names
 
     places = (os.path.join(name, METADATA_FILE), os.path.join(name, "bundle", METADATA_FILE))
     return name.startswith("hf://") or any(map(os.path.isfile, places)) or name in shipped_names()

@@ -148,7 +148,8 @@ def _read(verb: Verb, words: Sequence[str]) -> list[str]:
     if verb.takes_data and plain:
         lists["--data"], plain = plain + lists.get("--data", []), []
     _settle(verb, lists, further, plain)
-    if len(plain) > {None: 1, "?": 1}.get(verb.positional.count, len(plain)) if verb.positional else plain:
+    most = 0 if verb.positional is None else len(plain) if verb.positional.count in ("+", "*") else 1
+    if len(plain) > most:
         raise UsageError(f"{plain[-1]}: is one word too many; an option begins with --")
     return [
         *configs, *single, *(f"{name}={json.dumps(values)}" for name, values in lists.items()),

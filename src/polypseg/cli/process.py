@@ -14,6 +14,3 @@ def set_up() -> None:
     # Pillow's warning of a large picture starts above our own limit, which refuses it in one line. The category by its
     # message: importing Pillow here would cost `polypseg --help` a tenth of a second.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
-    # Few workers on a CPU, metrics logged each epoch only.
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")

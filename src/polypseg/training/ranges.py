@@ -65,6 +65,7 @@ RANGES: dict[str, Range] = {
     "optimizer.accumulate": Range(1, 65536),
     "trainer.epochs": Range(1, 1_000_000),
     "trainer.patience": Range(0, 1_000_000),
+    "trainer.start_share": Range(0, 1, below=True),
     "trainer.devices": Range(0, 4096),
     "trainer.num_nodes": Range(1, 4096),
     "trainer.threads": Range(0, 1024),

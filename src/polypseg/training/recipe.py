@@ -146,6 +146,9 @@ class TrainerConfig:
         epochs: passes over the training frames.
         patience: epochs without a better validation Dice before training stops; null trains them all.
         keep: the epoch whose weights become the bundle, best (on validation) or last (as for an average of models).
+        start_share: share of the weights that training started from (model.weights) in the result, 0 to below 1: the
+            rest is what was trained. Between the two lies what fits new data and still generalises (Wortsman et al.,
+            Robust fine-tuning of zero-shot models, CVPR 2022).
         precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16-mixed where the device gains from it.
         channels_last: memory layout that is faster for convolutions.
         accelerator: auto, cpu, gpu or mps.
@@ -160,6 +163,7 @@ class TrainerConfig:
     epochs: int = 25
     patience: int | None = None
     keep: Literal["best", "last"] = "best"
+    start_share: float = 0.0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     channels_last: bool = True
     accelerator: str = "auto"
@@ -222,6 +226,10 @@ class Recipe:
             (
                 self.model.frozen and not (self.model.presence and self.model.weights),
                 "model.frozen: leaves nothing to train; set model.presence, and model.weights to start from",
+            ),
+            (
+                self.trainer.start_share and not self.model.weights,
+                f"trainer.start_share {self.trainer.start_share:g}: there is no start to share; set model.weights",
             ),
         ):
             if is_wrong:
@@ -383,7 +391,8 @@ def recipe_file(name: str | Path) -> Path:
 # These say where and how fast a run computes, not what; they may differ when it is resumed.
 _MAY_DIFFER = {
     "frames.workers", "frames.cache", "frames.cache_gb", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
-    "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.patience", "trainer.keep", "split",
+    "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.patience", "trainer.keep", "trainer.start_share",
+    "split",
 }  # fmt: skip
 
 

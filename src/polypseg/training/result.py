@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle
 from polypseg.data.splits import hash_split
 from polypseg.files import commit
@@ -35,9 +37,12 @@ def write_bundle(folder: Path, prepared: Prepared) -> ModelBundle:
     recipe, teacher = prepared.recipe, prepared.module.teacher
     taught: dict[str, Any] = {} if teacher is None else {"taught_by": teacher.bundle.lineage()}
     checkpoint = read_checkpoint(folder / "checkpoints" / f"{recipe.trainer.keep}.ckpt")
+    trained = {
+        name.removeprefix(_PREFIX): one for name, one in checkpoint["state_dict"].items() if name.startswith(_PREFIX)
+    }
     bundle = ModelBundle.save(
         folder / "bundle",
-        {name.removeprefix(_PREFIX): one for name, one in checkpoint["state_dict"].items() if name.startswith(_PREFIX)},
+        _with_start(trained, recipe) if recipe.trainer.start_share else trained,
         name=recipe.name,
         architecture=recipe.model.architecture,
         preprocessing=prepared.batches.preprocessing,
@@ -49,6 +54,17 @@ def write_bundle(folder: Path, prepared: Prepared) -> ModelBundle:
         **provenance(recipe, prepared.frames),
     )
     return bundle.record_frames(prepared.records)
+
+
+def _with_start(trained: Mapping[str, torch.Tensor], recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The weights between those that training started from and those it came to; what the start has not got stays."""
+    start, share = zoo.open(recipe.model.weights).weights(), recipe.trainer.start_share
+    return {
+        name: value.lerp(start[name].to(value.dtype), share)
+        if name in start and value.is_floating_point() and start[name].shape == value.shape
+        else value
+        for name, value in trained.items()
+    }
 
 
 def provenance(recipe: Recipe, frames: Frames) -> dict[str, Any]:
