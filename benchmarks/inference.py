@@ -296,7 +296,7 @@ class Bench:
                 frames, seconds, polyps = 0, 0.0, 0
                 for clip in clips:
                     out = self.folder / "video"
-                    summary = predict_video(segmenter, clip, out, overlay=overlay, overwrite=True)
+                    summary = predict_video(segmenter, clip, out, save=["overlay"] if overlay else (), overwrite=True)
                     frames, seconds = frames + summary.frames, seconds + summary.seconds
                     lines = (out / f"{clip.stem}.jsonl").read_text(encoding="utf-8").splitlines()
                     polyps += sum(len(json.loads(line)["polyps"]) for line in lines)

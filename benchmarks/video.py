@@ -80,7 +80,7 @@ def predicted(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The lines of a clip, and the tracker's thresholds."""
     out = folder / "out"
-    made = predict_video(segmenter, clip, out, overlay=False, overwrite=True, smoothing=smoothing)
+    made = predict_video(segmenter, clip, out, save=(), overwrite=True, smoothing=smoothing)
     lines = (out / f"{clip.stem}.jsonl").read_text(encoding="utf-8").splitlines()
     point = segmenter.operating_point
     thresholds = {"confidence": point.confidence, "min_confidence": point.min_confidence}

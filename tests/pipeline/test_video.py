@@ -480,7 +480,7 @@ def test_interrupted_twice(clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_and_interrupt(clip, out, lambda process: process.kill())
     run_and_interrupt(clip, out, lambda process: process.kill(), frames=20, resume=True)
-    assert check_partial(tmp_path / "reference" / "exam.jsonl", out, save=()) >= 20
+    assert check_partial(tmp_path / "reference" / "exam.jsonl", out, overlay=False) >= 20
     predict(clip, out, resume=True)
     assert (out / "exam.jsonl").read_bytes() == (tmp_path / "reference" / "exam.jsonl").read_bytes()
     check_overlay(out / "exam.mp4")
