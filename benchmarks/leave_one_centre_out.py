@@ -1,11 +1,11 @@
 """What generalises to a hospital that was not trained on: PolypGen's centres, left out in turn.
 
-Every variant changes one thing of ``recipes/realtime-second.yaml`` at a small budget, is trained on all frames but those
-of the centres left out (and but PraNet's test frames), chooses its operating point on validation frames of the others,
-and is scored on the centres left out, which neither its training nor the model it starts from has met. A row tells, with
-intervals, the Dice of the frames with a polyp, the lesions found, the regions right, and the polyp-free frames marked;
-and the share of these that is marked where just so many lesions are found as ``--found`` asks for. One run a row:
-another seed moves the figures too.
+Every variant changes one thing of ``recipes/realtime-second.yaml`` at a small budget. It is trained on all frames but
+those of the centres left out, and but PraNet's test frames. Its operating point is chosen on validation frames of the
+others. It is scored on the centres left out, which neither its training nor the model it starts from has met. A row
+holds, with intervals, the Dice of the frames with a polyp, the lesions found, the regions right, the polyp-free frames
+marked; and the share of these that is marked where just so many lesions are found as ``--found`` asks for. A row is one
+run: another seed moves the figures too.
 
 Centres joined by a comma are left out together, which is harder than one by one, and scored each by itself. Runs are
 kept in ``--runs``; what is interrupted goes on, what is done is not done again.

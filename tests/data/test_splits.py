@@ -233,7 +233,7 @@ def test_further_data_sets_leave_the_published_ones_as_they_are_split_without_th
     both = Catalog.concatenate([more, known])
     table = make_split("pranet", both, lists=tmp_path, prints=prints_of(both))
     again = table[table["dataset"] == "kvasir-seg"]
-    assert again.values.tolist() == alone.values.tolist()
+    assert again.to_dict("list") == alone.to_dict("list")
     split = dict(zip(alone["frame_id"], alone["split"], strict=True))
     of_more = table[table["dataset"] == "a-clinic"]["split"].tolist()
     assert of_more == [split[name] for name in FRAMES[20:80]]  # what is akin goes where its kin is

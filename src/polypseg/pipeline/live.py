@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polypseg.bundle import INTENDED_USE
-from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.quality import Quality, QualityMeter
 from polypseg.inference.tracking import Tracker
 from polypseg.io.camera import CameraGone, camera_frames, camera_name
 from polypseg.io.video import VideoInfo, VideoReader
 from polypseg.io.video_outputs import VideoOutputs
+from polypseg.pipeline.flow import Pixels, segmentation
+from polypseg.pipeline.options import PredictOptions
 from polypseg.pipeline.threads import Stages
 from polypseg.pipeline.video import Smoother, follow, made_with, numbers_of, to_line, video_record
 from polypseg.segmentation import Segmentation
@@ -36,7 +36,6 @@ from polypseg.segmentation import Segmentation
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
 
-Pixels = NDArray[np.uint8]
 _SILENCE = 10.0  # seconds without a frame after which a camera is taken for gone
 _REPORT_EVERY = 1.0  # seconds
 _JOIN = 2.0  # seconds that a driver gets to let go
@@ -66,28 +65,24 @@ def run_live(
     segmenter: Segmenter,
     camera: int | str | Iterable[Pixels],
     out_dir: str | Path | None = None,
-    *,
-    overlay: bool = True,
-    smoothing: float = 0.0,
+    options: PredictOptions = PredictOptions(),  # noqa: B008  (frozen)
 ) -> LiveSummary:
     """Segment what a camera sees until Ctrl-C, or until it ends; print latency once a second.
 
-    With ``out_dir`` it writes there ``live-<date>-<time>.jsonl``, ``.timeline.json`` and, if ``overlay``, ``.mp4``, as
-    ``predict_video`` does, of the frames that were answered; times count from the first.
+    With ``out_dir`` it writes there ``live-<date>-<time>.jsonl``, ``.timeline.json`` and, unless ``save`` leaves
+    ``overlay`` out, ``.mp4``, as ``predict_video`` does, of the frames that were answered; times count from the first.
 
     Args:
         segmenter: the model.
         camera: its number; its URL; a video file, played at its own pace; or H×W×3 uint8 RGB frames as they arrive.
         out_dir: folder for the outputs; None writes nothing.
-        overlay: whether to write the mp4.
-        smoothing: as in ``predict_video``.
+        options: ``save`` and ``smoothing`` are heeded.
 
     Raises:
         PolypsegError: there is no such camera; or, with all outputs complete, it stopped sending frames; or the disk
             refuses.
-        UsageError: ``smoothing`` is out of its range.
     """
-    smoother = Smoother(smoothing)
+    smoother = Smoother(options.smoothing)
     name = camera_name(camera)
     frames = _frames_of(camera) if isinstance(camera, int | str) else iter(camera)
     first = next(frames, None)
@@ -95,11 +90,11 @@ def run_live(
         raise CameraGone(f"{name}: sends no frame; check its cable, and that no other program uses it")
     height, width = first.shape[:2]
     tracker, meter, mailbox = Tracker.at(segmenter.operating_point), _Meter(), _Mailbox(name)
-    settings = {"source": name, **made_with(segmenter, tracker), "smoothing": smoothing}
+    settings = {"source": name, **made_with(segmenter, tracker), "smoothing": options.smoothing}
     outputs = None
     if out_dir is not None:
         stem = datetime.now().strftime("live-%Y%m%d-%H%M%S")
-        outputs = VideoOutputs(Path(out_dir), stem, settings, overlay=overlay)
+        outputs = VideoOutputs(Path(out_dir), stem, settings, overlay=options.overlay)
     gone: CameraGone | None = None
     try:
         if outputs is not None:
@@ -169,10 +164,10 @@ def _answers(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Gen
         since = since if last is None else max(since, round(last + 0.001, 3))
         last = since
         probability = smoother(next(segmenter.probabilities([pixels])), since)
-        segmentation = segmenter.answer(probability, *pixels.shape[:2], outside=outside_of(pixels))
-        _ = segmentation.polyps  # part of the answer, and computed when first asked for
+        found = segmentation(segmenter, pixels, probability)
+        _ = found.polyps  # part of the answer, and computed when first asked for
         quality = measured.measure(pixels, since)
-        yield _Answer(pixels, since, segmentation, quality, time.perf_counter() - arrived)
+        yield _Answer(pixels, since, found, quality, time.perf_counter() - arrived)
 
 
 class _Mailbox:
