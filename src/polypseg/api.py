@@ -143,12 +143,10 @@ def train(
 
 def _recipe(recipe: Recipe | Place, fields: Mapping[str, Any]) -> Recipe:
     """A recipe by name, file or itself, with other values of some fields."""
-    from polypseg.training.recipe import Recipe, load_recipe, shipped_recipe, with_values
+    from polypseg.training.recipe import Recipe, load_recipe, recipe_file, with_values
 
     if not isinstance(recipe, Recipe):
-        name = os.fspath(recipe)
-        is_name = not Path(name).is_file() and Path(name).name == name and not Path(name).suffix
-        recipe = load_recipe(shipped_recipe(name) if is_name else name)
+        recipe = load_recipe(recipe_file(os.fspath(recipe)))
     return with_values(recipe, _whole_names(recipe, fields)) if fields else recipe
 
 

@@ -93,7 +93,7 @@ class Segmenter:
             threshold=threshold, min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes
         )
         self._own_temperature = temperature
-        self._options = {
+        self._options: dict[str, Any] = {
             "runtime": runtime, "device": device, "precision": precision, "threads": threads, "tta": tta,
             "compile": compile, "channels_last": channels_last, "temperature": temperature, "threshold": threshold,
             "min_confidence": min_confidence, "min_area": min_area, "fill_holes": fill_holes,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +103,10 @@ def read_frames(source: Source) -> Iterator[Frame]:
             for frame in read_frames(one):
                 yield replace(frame, index=number) if frame.path is None else frame
     else:
-        yield read_picture(source)  # type: ignore[arg-type]
+        yield read_picture(cast("Picture", source))  # or what it refuses
 
 
-def _is_many(source: Any) -> bool:
+def _is_many(source: Any) -> TypeGuard[Iterable[Any]]:
     """Whether a source is iterated over, and is no picture itself."""
     if isinstance(source, np.ndarray) or _is_tensor(source):
         return bool(source.ndim == 4)

@@ -30,7 +30,6 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-import polypseg
 from polypseg.bundle import INTENDED_USE
 from polypseg.drawing import overlay
 from polypseg.errors import PolypsegError
@@ -49,6 +48,7 @@ from polypseg.serve.observe import Metrics, Observed, without_values
 from polypseg.serve.settings import MIB, Settings
 from polypseg.serve.state import STATES, Table
 from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
+from polypseg.version import __version__
 
 log = logging.getLogger("polypseg.serve")
 
@@ -120,7 +120,7 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
             pool.shutdown()
 
     app = FastAPI(
-        title="polypseg", version=polypseg.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="polypseg", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description=f"Polyp segmentation in colonoscopy frames and videos. {INTENDED_USE}",
     )  # fmt: skip
 
@@ -188,7 +188,7 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
             device=segmenter.device,
             precision=segmenter.precision,
             reason=segmenter.reason,
-            version=polypseg.__version__,
+            version=__version__,
             intended_use=INTENDED_USE,
             limits=answers.Limits(
                 max_bytes=settings.max_bytes,

@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polypseg
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.serve.settings import Settings
 
@@ -58,6 +57,7 @@ def serve(
     """
     if missing := [name for module, name in NEEDED.items() if find_spec(module) is None]:
         raise PolypsegError(f"serve: needs {', '.join(missing)}; install the extra: pip install 'polypseg[serve]'")
+    from polypseg.inference.segmenter import Segmenter
     from polypseg.serve.app import create_app
     from polypseg.serve.state import open_state
 
@@ -66,7 +66,7 @@ def serve(
         table = open_state(settings.state)
         _keep_temporary_files_in(settings.state / "temporary")
         _log_as_json()
-        segmenter = polypseg.load(model, runtime, device, precision, threads, tta)
+        segmenter = Segmenter(model, runtime, device, precision, threads, tta)
         app = create_app(segmenter, settings, table)
         # What is loaded by now stays for good: looking through it again and again would hold requests up.
         gc.collect()
