@@ -3,7 +3,7 @@
 Every variant changes one thing of ``recipes/realtime-second.yaml`` at a small budget. It is trained on all frames but
 those of the centres left out, and but PraNet's test frames. Its operating point is chosen on validation frames of the
 others. It is scored on the centres left out, which neither its training nor the model it starts from has met. A row
-holds, with intervals, the Dice of the frames with a polyp, the lesions found, the regions right and the polyp-free frames
+holds, with intervals, the Dice of the frames with a polyp, the lesions found, the regions right, the polyp-free frames
 marked; and the share of these that is marked where just so many lesions are found as ``--found`` asks for. A row is one
 run: another seed moves the figures too.
 
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polypseg.bundle import ModelBundle
+from polypseg import zoo
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.data.splits import make_split, read_split, write_split
@@ -106,7 +106,7 @@ def trained(variant: str, seed: int, left_out: str, split: Path, options: argpar
     run = options.runs / left_out / f"{variant.replace(' ', '-')}-{seed}"
     if variant == START and not (run / "bundle").exists():
         start = run.with_name(f"{run.name}-start")
-        shutil.copytree(ModelBundle.load(load_recipe(RECIPE).model.weights).folder, start, dirs_exist_ok=True)
+        shutil.copytree(zoo.open(load_recipe(RECIPE).model.weights).folder, start, dirs_exist_ok=True)
         shutil.rmtree(start / "openvino", ignore_errors=True)
         calibrate(start, options.data, split_file=split, tta="none")
         run.mkdir(parents=True, exist_ok=True)

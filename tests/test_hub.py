@@ -24,6 +24,7 @@ import torch
 
 import polypseg
 from polypseg import hub as module
+from polypseg import zoo
 from polypseg.bundle import SCHEMA_VERSION, Architecture, ModelBundle, Preprocessing
 from polypseg.cli import main
 from polypseg.errors import PolypsegError, UsageError
@@ -205,7 +206,7 @@ def with_exports(bundle: ModelBundle, **files: bytes) -> ModelBundle:
 
 def refused(reference: str, *parts: str, kind: type[PolypsegError] = PolypsegError) -> str:
     with pytest.raises(PolypsegError) as caught:
-        ModelBundle.load(reference)
+        zoo.open(reference)
     message = str(caught.value)
     assert type(caught.value) is kind and len(message.splitlines()) == 1
     assert message.startswith(reference) and TOKEN not in message
@@ -221,7 +222,7 @@ def test_a_bundle_of_the_hub_is_whole_and_nothing_else_is_fetched(hub: Hub, tmp_
     bundle = with_exports(save(tmp_path / "own"), openvino__int8_xml=b"<net/>", openvino__int8_bin=b"123")
     published = contents(bundle.folder)
     hub.repositories[NAME] = [{**published, "pytorch_model.bin": b"pickle", "model.py": b"code", "x.pkl": b"pickle"}]
-    loaded = ModelBundle.load(f"hf://{NAME}")
+    loaded = zoo.open(f"hf://{NAME}")
     assert loaded.hash == bundle.hash
     assert contents(loaded.folder) == published
     loaded.exports[0].verify()
@@ -231,21 +232,21 @@ def test_a_bundle_of_the_hub_is_whole_and_nothing_else_is_fetched(hub: Hub, tmp_
 def test_a_commit_is_told_and_pins_the_model(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = save(tmp_path / "first", 1), save(tmp_path / "second", 2)
     hub.repositories[NAME] = [contents(first.folder)]
-    assert ModelBundle.load(f"hf://{NAME}").hash == first.hash
+    assert zoo.open(f"hf://{NAME}").hash == first.hash
     commit = hub.commit(contents(first.folder))
     assert caplog.messages == [f"hf://{NAME}: main is commit {commit} now; hf://{NAME}@{commit} stays this one"]
     caplog.clear()
 
     hub.repositories[NAME].append(contents(second.folder))
-    assert ModelBundle.load(f"hf://{NAME}@main").hash == second.hash
+    assert zoo.open(f"hf://{NAME}@main").hash == second.hash
     asked = len(hub.requests)
     caplog.clear()
-    assert ModelBundle.load(f"hf://{NAME}@{commit}").hash == first.hash
+    assert zoo.open(f"hf://{NAME}@{commit}").hash == first.hash
     assert len(hub.requests) == asked, "a commit that is here needs no network"
     assert caplog.messages == []
 
     shutil.rmtree(tmp_path / "cache")
-    assert ModelBundle.load(f"hf://{NAME}@{commit}").hash == first.hash
+    assert zoo.open(f"hf://{NAME}@{commit}").hash == first.hash
     assert len(hub.requests) > asked
 
 
@@ -284,10 +285,10 @@ def test_without_a_network_it_is_told_at_once_with_a_way_out(
     bundle = save(tmp_path / "own")
     hub.repositories[NAME] = [contents(bundle.folder)]
     point_to(hub.url, tmp_path / "cache", monkeypatch)
-    ModelBundle.load(f"hf://{NAME}")
+    zoo.open(f"hf://{NAME}")
     no_network(monkeypatch, tmp_path / "cache")
     message = refused(f"hf://{NAME}", "name the commit that is here")
-    assert ModelBundle.load(message.rpartition(", ")[2]).hash == bundle.hash
+    assert zoo.open(message.rpartition(", ")[2]).hash == bundle.hash
 
 
 def test_a_hub_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,13 +314,13 @@ def test_an_ensemble_goes_to_the_hub_and_comes_back_whole(hub: Hub, tmp_path: Pa
     card = {"README.md": hub.repositories[NAME][-1]["README.md"]}
     assert hub.repositories[NAME][-1] == {**contents(bundle.folder), **card}
     hub.repositories[NAME][-1]["fold-1/model.pkl"] = b"pickle"
-    loaded = ModelBundle.load(f"hf://{NAME}")
+    loaded = zoo.open(f"hf://{NAME}")
     assert loaded.hash == bundle.hash
     assert contents(loaded.folder) == contents(bundle.folder)
     loaded.members[1].exports[0].verify()
     asked = len(hub.requests)
     commit = loaded.folder.name
-    assert ModelBundle.load(f"hf://{NAME}@{commit}").hash == bundle.hash
+    assert zoo.open(f"hf://{NAME}@{commit}").hash == bundle.hash
     assert len(hub.requests) == asked, "a commit that is here needs no network"
     assert reference.startswith(f"hf://{NAME}@")
     for one in (loaded, *loaded.members):
@@ -358,7 +359,7 @@ def test_what_is_larger_than_any_bundle_is_not_fetched(
     refused(f"hf://{NAME}", f"its {name} is of {len(files[name]):,} bytes, more than any bundle's; do not use it")
     assert not [request for request in hub.requests if request.startswith("GET") and request.endswith(name)]
     monkeypatch.setattr(module, most, len(files[name]))
-    ModelBundle.load(f"hf://{NAME}")
+    zoo.open(f"hf://{NAME}")
 
 
 def test_an_encoder_of_elsewhere_asks_nobody(hub: Hub, tmp_path: Path) -> None:
@@ -366,7 +367,7 @@ def test_an_encoder_of_elsewhere_asks_nobody(hub: Hub, tmp_path: Path) -> None:
     files["metadata.json"] = files["metadata.json"].replace(b'"mobilenet_v2"', b'"tu-hf-hub:someone/else"')
     hub.repositories[NAME] = [files]
     with pytest.raises(PolypsegError, match="is no name of an encoder"):
-        ModelBundle.load(f"hf://{NAME}")
+        zoo.open(f"hf://{NAME}")
     assert all(NAME in request for request in hub.requests)
 
 
@@ -395,38 +396,38 @@ def test_a_published_bundle_that_is_not_whole_is_refused(hub: Hub, tmp_path: Pat
         files = {name: content for name, content in {**published, **changed}.items() if content is not None}
         hub.repositories[NAME] = [files]
         with pytest.raises(PolypsegError, match=says) as caught:
-            ModelBundle.load(f"hf://{NAME}")
+            zoo.open(f"hf://{NAME}")
         assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_damaged_cache_says_what_to_remove(hub: Hub, tmp_path: Path) -> None:
     bundle = save(tmp_path / "own")
     hub.repositories[NAME] = [contents(bundle.folder)]
-    weights = ModelBundle.load(f"hf://{NAME}").folder / "model.safetensors"
+    weights = zoo.open(f"hf://{NAME}").folder / "model.safetensors"
     weights.resolve().write_bytes(b"cut")
     with pytest.raises(PolypsegError, match="to have it fetched again") as caught:
-        ModelBundle.load(f"hf://{NAME}")
+        zoo.open(f"hf://{NAME}")
     removed = Path(str(caught.value).partition("; remove ")[2].partition(" to have")[0])
     assert tmp_path / "cache" in removed.parents
     shutil.rmtree(removed)
-    assert ModelBundle.load(f"hf://{NAME}").hash == bundle.hash
+    assert zoo.open(f"hf://{NAME}").hash == bundle.hash
 
 
 def test_a_fetched_bundle_stays_as_it_is(hub: Hub, tmp_path: Path) -> None:
     hub.repositories[NAME] = [contents(save(tmp_path / "own").folder)]
-    loaded = ModelBundle.load(f"hf://{NAME}")
+    loaded = zoo.open(f"hf://{NAME}")
     with pytest.raises(PolypsegError, match="stays as it is; copy the folder"):
         loaded.update(threshold=0.9)
     shutil.copytree(loaded.folder, tmp_path / "copy")
     assert ModelBundle.load(tmp_path / "copy").update(threshold=0.9).threshold == 0.9
-    assert ModelBundle.load(f"hf://{NAME}").threshold == 0.4
+    assert zoo.open(f"hf://{NAME}").threshold == 0.4
 
 
 def test_the_environment_names_the_hub(hub: Hub, tmp_path: Path) -> None:
     """HF_ENDPOINT and HF_HOME, as the message tells people to set them, in a process of its own."""
     bundle = save(tmp_path / "own")
     hub.repositories[NAME] = [contents(bundle.folder)]
-    program = f"from polypseg import ModelBundle; print(ModelBundle.load('hf://{NAME}').hash)"
+    program = f"from polypseg import zoo; print(zoo.open('hf://{NAME}').hash)"
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == bundle.hash, done.stderr
@@ -453,14 +454,14 @@ def test_what_is_pushed_is_what_is_loaded(hub: Hub, tmp_path: Path) -> None:
         "metadata.json", "model.safetensors", "openvino/int8.xml", "openvino/int8.bin", "README.md",
     }  # fmt: skip
     assert hub.repositories[NAME][-1]["README.md"].decode().count("# tiny") == 1
-    loaded = ModelBundle.load(reference)
+    loaded = zoo.open(reference)
     assert loaded.hash == bundle.hash and loaded.exports[0].record == bundle.exports[0].record
 
     again = bundle.update(threshold=0.6)
     (bundle.folder / "README.md").write_text("# Our own words")
     second = polypseg.push_to_hub(bundle.folder, NAME, private=False)
-    assert ModelBundle.load(second).hash == again.hash
-    assert ModelBundle.load(reference).hash == bundle.hash, "the first upload stays"
+    assert zoo.open(second).hash == again.hash
+    assert zoo.open(reference).hash == bundle.hash, "the first upload stays"
     assert hub.repositories[NAME][-1]["README.md"] == b"# Our own words"
 
 
@@ -469,7 +470,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     reference = polypseg.push_to_hub(save(tmp_path / "own"), NAME)
-    ModelBundle.load(reference)
+    zoo.open(reference)
     assert f"Bearer {TOKEN}" in hub.tokens
     output = capfd.readouterr()
     assert TOKEN not in caplog.text + output.out + output.err

@@ -13,10 +13,11 @@ import pytest
 import polypseg
 from polypseg import bundle as bundle_module
 from polypseg import zoo
-from polypseg.bundle import DEFAULT_MODEL, Architecture, ModelBundle, Preprocessing, shipped_names
+from polypseg.bundle import Architecture, ModelBundle, Preprocessing
 from polypseg.cli import main
 from polypseg.errors import PolypsegError
 from polypseg.models.network import build
+from polypseg.zoo import DEFAULT_MODEL, shipped_names
 
 MOST_BYTES = 20e6
 
@@ -39,24 +40,23 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )  # fmt: skip
     (folder / "__pycache__").mkdir()
     monkeypatch.setattr(bundle_module, "ZOO", folder)
-    monkeypatch.setattr(zoo, "ZOO", folder)
     monkeypatch.chdir(tmp_path)
     return folder
 
 
 def test_a_shipped_model_is_found_by_name_and_the_default_without_one(stand_in: Path) -> None:
     assert shipped_names() == ["polypseg-accurate", DEFAULT_MODEL]
-    assert ModelBundle.load("polypseg-accurate").folder == stand_in / "polypseg-accurate"
-    assert ModelBundle.load(None).folder == stand_in / DEFAULT_MODEL
+    assert zoo.open("polypseg-accurate").folder == stand_in / "polypseg-accurate"
+    assert zoo.open(None).folder == stand_in / DEFAULT_MODEL
     answer = polypseg.load(runtime="torch", device="cpu").segment(np.zeros((48, 64, 3), np.uint8))
     assert answer.mask.shape == (48, 64)
 
 
 def test_an_own_folder_of_that_name_is_taken_first_but_not_as_the_default(stand_in: Path, tmp_path: Path) -> None:
-    own = ModelBundle.load("polypseg-accurate").compact(tmp_path / DEFAULT_MODEL)
-    assert ModelBundle.load(DEFAULT_MODEL).folder == Path(DEFAULT_MODEL)
-    assert ModelBundle.load(DEFAULT_MODEL).hash == own.hash
-    assert ModelBundle.load().folder == stand_in / DEFAULT_MODEL
+    own = zoo.open("polypseg-accurate").compact(tmp_path / DEFAULT_MODEL)
+    assert zoo.open(DEFAULT_MODEL).folder == Path(DEFAULT_MODEL)
+    assert zoo.open(DEFAULT_MODEL).hash == own.hash
+    assert zoo.open().folder == stand_in / DEFAULT_MODEL
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_a_damaged_shipped_model_is_one_line(
 
 
 def test_what_ships_is_not_changed_in_place(stand_in: Path, tmp_path: Path) -> None:
-    shipped = ModelBundle.load()
+    shipped = zoo.open()
     with pytest.raises(PolypsegError, match="is a published model, which stays as it is; copy the folder"):
         shipped.update(threshold=0.9)
-    assert ModelBundle.load().hash == shipped.hash
+    assert zoo.open().hash == shipped.hash
     own = shipped.compact(tmp_path / "own", "mine")
     assert own.update(threshold=0.9).threshold == 0.9
 
@@ -141,7 +141,7 @@ def test_without_models_the_list_says_so(
     assert main(["models"]) == 0
     assert capsys.readouterr().out == "no model ships with this polypseg\n"
     with pytest.raises(PolypsegError, match="this polypseg ships with none"):
-        ModelBundle.load()
+        zoo.open()
 
 
 @pytest.mark.skipif(not shipped_names(), reason="no model ships with this tree")

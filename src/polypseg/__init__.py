@@ -6,74 +6,64 @@ The names below are imported when they are first used, so that ``import polypseg
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polypseg.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from polypseg import zoo as zoo
+    from polypseg.api import Predictions as Predictions
+    from polypseg.api import Run as Run
+    from polypseg.api import evaluate as evaluate
+    from polypseg.api import load as load
+    from polypseg.api import predict as predict
+    from polypseg.api import train as train
     from polypseg.bundle import ModelBundle as ModelBundle
     from polypseg.catalog import Catalog as Catalog
     from polypseg.errors import PolypsegError as PolypsegError
+    from polypseg.errors import UsageError as UsageError
+    from polypseg.evaluation.evaluate import Report as Report
     from polypseg.export.publish import push_to_hub as push_to_hub
+    from polypseg.export.run import export as export
     from polypseg.inference.segmenter import Segmenter as Segmenter
+    from polypseg.operating_point import OperatingPoint as OperatingPoint
     from polypseg.segmentation import Polyp as Polyp
     from polypseg.segmentation import Segmentation as Segmentation
+    from polypseg.training.recipe import Recipe as Recipe
 
 _HOMES = {
     "Catalog": "polypseg.catalog",
     "ModelBundle": "polypseg.bundle",
+    "OperatingPoint": "polypseg.operating_point",
     "Polyp": "polypseg.segmentation",
     "PolypsegError": "polypseg.errors",
+    "Predictions": "polypseg.api",
+    "Recipe": "polypseg.training.recipe",
+    "Report": "polypseg.evaluation.evaluate",
+    "Run": "polypseg.api",
     "Segmentation": "polypseg.segmentation",
     "Segmenter": "polypseg.inference.segmenter",
+    "UsageError": "polypseg.errors",
+    "evaluate": "polypseg.api",
+    "load": "polypseg.api",
+    "predict": "polypseg.api",
     "push_to_hub": "polypseg.export.publish",
+    "train": "polypseg.api",
 }
-__all__ = ["Catalog", "ModelBundle", "Polyp", "PolypsegError", "Segmentation", "Segmenter", "load", "push_to_hub"]
-
-
-def load(
-    bundle: str | Path | Sequence[str | Path] | None = None,
-    runtime: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int = 0,
-    tta: str | None = None,
-    threshold: float | None = None,
-    min_confidence: float | None = None,
-    min_area: float | None = None,
-    fill_holes: bool | None = None,
-) -> Segmenter:
-    """A ``Segmenter`` for a bundle.
-
-    Args:
-        bundle: the path of a bundle or of a run folder, the name of a shipped model, or ``hf://owner/name[@revision]``
-            on the Hugging Face hub; several make an ensemble, none is the shipped default.
-        runtime: ``auto``, ``openvino``, ``onnx`` or ``torch``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
-        threads: of the computation on a CPU; 0 leaves it to the runtime.
-        tta: test-time augmentation, ``none``, ``flip``, ``flips`` or ``small``; by default the bundle's own.
-        threshold: probability, 0..1, at and above which a pixel belongs to a region; this and the next three by default
-            the bundle's own, its operating point.
-        min_confidence: a region's least confidence, 0..1, to be a polyp.
-        min_area: a region's least size, share of the frame.
-        fill_holes: whether holes in a region are filled.
-
-    Raises:
-        PolypsegError: there is no whole bundle there, or what it needs is not installed.
-        UsageError: the options do not go together.
-    """
-    from polypseg.inference.segmenter import Segmenter
-
-    return Segmenter(
-        bundle, runtime, device, precision, threads, tta, threshold=threshold, min_confidence=min_confidence,
-        min_area=min_area, fill_holes=fill_holes,
-    )  # fmt: skip
+_PACKAGES = ("export", "zoo")  # `polypseg.export(…)`: the package can be called
+__all__ = [
+    "Catalog", "ModelBundle", "OperatingPoint", "Polyp", "PolypsegError", "Predictions", "Recipe", "Report", "Run",
+    "Segmentation", "Segmenter", "UsageError", "evaluate", "export", "load", "predict", "push_to_hub", "train", "zoo",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"polypseg.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'polypseg' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__doc__", "__name__", "__version__"])

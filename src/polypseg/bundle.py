@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import hashlib
 import importlib.metadata
 import itertools
+import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,9 +30,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polypseg import hub
 from polypseg import metadata as rules
-from polypseg.errors import PolypsegError
+from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import (
     atomic_write,
     csv_cell,
@@ -57,8 +57,8 @@ _MOST_STAGES = 16
 _MOST_HEADER = 4 * 2**20  # bytes that name the weights; a thousand tensors take a hundredth of it
 _NUMBERS = {"mean": (-10.0, 10.0), "std": (1e-3, 1e3)}  # ranges
 _TEMPERATURES = (1e-3, 1e3)
-ZOO = Path(__file__).parent / "zoo"  # the models that ship with the package
-DEFAULT_MODEL = "polypseg-realtime"
+ZOO = Path(__file__).parent / "zoo"  # the models that ship with the package, which `polypseg.zoo` finds by name
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 _REQUIRED = ("schema_version", "name", "architecture", "preprocessing", "operating_point", "weights_sha256")
 _DECIDING = (
@@ -263,17 +263,15 @@ class ModelBundle:
     members: tuple[ModelBundle, ...] = field(default=(), repr=False)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> ModelBundle:
+    def load(cls, path: str | os.PathLike[str] | None = None) -> ModelBundle:
         """Open a bundle and verify that it is whole; its exports are verified when one is used.
 
         Args:
-            path: a bundle's folder, a run folder that holds one as ``bundle/``, the name of a shipped model, or
-                ``hf://owner/name[@revision]``, a bundle on the Hugging Face hub; None is the shipped default.
+            path: a bundle's folder, or a run folder that contains one as ``bundle/``. Models by name, the default one,
+                those that ship and those on the Hugging Face hub, are opened by ``polypseg.zoo.open``.
 
         Raises:
-            PolypsegError: there is no bundle, a file is missing or was changed, a newer polypseg wrote it, or the hub
-                cannot be reached.
-            UsageError: ``path`` begins with ``hf://`` and is none of the hub's names.
+            PolypsegError: there is no bundle, a file is missing or was changed, or a newer polypseg wrote it.
         """
         folder = _find(path)
         remedy = _remedy(folder)
@@ -485,7 +483,7 @@ class ModelBundle:
         Raises:
             PolypsegError: it is one of those.
         """
-        if _is_shipped(self.folder) or hub.is_fetched(_whole(self.folder)):
+        if _is_shipped(self.folder) or _is_fetched(_whole(self.folder)):
             raise PolypsegError(
                 f"{self.folder}: is a published model, which stays as it is; copy the folder and name the copy"
             )
@@ -546,6 +544,17 @@ class ModelBundle:
             compacted_from=self.hash,
         )  # fmt: skip
         return made if frames is None else made.record_frames(frames)
+
+    def __repr__(self) -> str:
+        network, size = self.architecture, self.preprocessing
+        count = f"{len(self.members)} × " if self.members else ""
+        return (
+            f"ModelBundle({self.name}: {count}{network.name} {network.encoder}, {size.width}×{size.height}, hash "
+            f"{self.hash[:12]}, {self.folder})"
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.folder, self.hash))
 
     @property
     def name(self) -> str:
@@ -677,37 +686,19 @@ class ModelBundle:
         return PolypsegError(f"{self.folder / WEIGHTS_FILE}: is damaged ({error}); {_remedy(self.folder)}")
 
 
-def shipped_names() -> list[str]:
-    """The names of the models that ship with the package."""
-    if not ZOO.is_dir():
-        return []
-    return sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir() and folder.name[0] not in "._")
-
-
-def _find(path: str | Path | None) -> Path:
-    """The folder of the bundle that ``path`` means, as ``ModelBundle.load`` takes it."""
-    if path is None and DEFAULT_MODEL not in shipped_names():
-        raise PolypsegError("no model was named, and this polypseg ships with none; name a bundle or a run folder")
-    if isinstance(path, str) and path.startswith(hub.PREFIX):
-        return hub.fetch(path)
-    folder = Path(path or ZOO / DEFAULT_MODEL)
-    if not folder.exists() and folder.name == str(path):
-        folder = ZOO / _shipped_name(folder.name)
+def _find(path: str | os.PathLike[str] | None) -> Path:
+    """The folder of the bundle that a path means, as ``ModelBundle.load`` takes it."""
+    if path is None:
+        raise UsageError("ModelBundle.load: names no folder; the shipped model is opened by polypseg.zoo.open()")
+    folder = Path(path)
     if not (folder / METADATA_FILE).is_file() and (folder / "bundle" / METADATA_FILE).is_file():
         folder = folder / "bundle"
     if not (folder / METADATA_FILE).is_file():
         remedy = _remedy(folder) if _is_shipped(folder) else "name a bundle or a run folder"
+        if not folder.exists() and (str(path).startswith("hf://") or folder.name == str(path)):
+            remedy += f"; a model by its name is opened by polypseg.zoo.open({str(path)!r})"
         raise PolypsegError(f"{path}: is no model bundle (no {METADATA_FILE}); {remedy}")
     return folder
-
-
-def _shipped_name(name: str) -> str:
-    names = shipped_names()
-    if name not in names:
-        near = difflib.get_close_matches(name.lower(), names, 1, 0.5)
-        hint = f"did you mean {near[0]}? `polypseg models` lists them" if near else "`polypseg models` lists them"
-        raise PolypsegError(f"{name}: is no model bundle, nor the name of a shipped one; {hint}")
-    return name
 
 
 def _remedy(folder: Path, otherwise: str = "") -> str:
@@ -715,13 +706,18 @@ def _remedy(folder: Path, otherwise: str = "") -> str:
     folder = _whole(folder)
     if _is_shipped(folder):
         return "reinstall it: pip install --force-reinstall --no-deps polypseg"
-    if hub.is_fetched(folder):
+    if _is_fetched(folder):
         return f"remove {folder.parents[1]} to have it fetched again, or tell its owner"
     return f"copy the bundle again{otherwise}"
 
 
 def _is_shipped(folder: Path) -> bool:
     return ZOO in (folder.parent, folder.parent.parent)
+
+
+def _is_fetched(folder: Path) -> bool:
+    """Whether a folder is a commit in the cache of the Hugging Face hub."""
+    return folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) is not None
 
 
 def _whole(folder: Path) -> Path:
@@ -756,7 +752,7 @@ def _check_inside(folder: Path, name: str) -> None:
     """
     whole = _whole(folder)
     homes = [folder.resolve()]
-    if hub.is_fetched(whole):
+    if _is_fetched(whole):
         homes.append(whole.resolve().parents[1] / "blobs")
     try:
         real = (folder / name).resolve()

@@ -24,9 +24,12 @@ _DEFAULTS = {"centre": "", "mask_kind": "binary"}  # of columns that may be left
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Catalog:
     """Frames as a pandas table, in a fixed order; made by the readers in ``polypseg.data``.
+
+    Two are equal if their tables are. As a table may be changed, a Catalog is no key of a dict; its ``hash()`` is that
+    of the files' content.
 
     Columns of ``frames``:
         frame_id: the file's stem, unique within ``dataset``. str.
@@ -57,6 +60,19 @@ class Catalog:
             raise PolypsegError(
                 f"{row.image_path}: frame {row.frame_id} occurs twice in data set {row.dataset}; rename one"
             )
+
+    def __repr__(self) -> str:
+        sets = self.frames["dataset"].value_counts(sort=False)
+        parts = ", ".join(f"{name} {count}" for name, count in sets.items())
+        split = self.frames["split"].value_counts(sort=False)
+        splits = ", ".join(f"{name} {split[name]}" for name in SPLITS if name in split)
+        masks = int(self.frames["mask_path"].notna().sum())
+        return f"Catalog({len(self)} frames, {masks} with a mask: {parts or 'none'}{f'; {splits}' if splits else ''})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.frames.equals(other.frames) if isinstance(other, Catalog) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Catalog:

@@ -281,3 +281,9 @@ def _take_lock(handle: int) -> None:
 
         # Not flock: the workers that load frames would inherit it, and outlive a killed training for seconds.
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def natural_order(stem: str) -> list[tuple[int, int, str]]:
+    """Sort key in which ``2`` comes before ``10``."""
+    parts = re.split(r"([0-9]+)", stem)
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part]

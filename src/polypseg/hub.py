@@ -120,11 +120,6 @@ def upload(files: Mapping[str, Path | bytes], repository: str, *, private: bool 
     return f"{PREFIX}{repository}@{made.oid}"
 
 
-def is_fetched(folder: Path) -> bool:
-    """Whether a folder is a commit in the hub's cache."""
-    return folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) is not None
-
-
 def _parse(reference: str) -> tuple[str, str]:
     repository, _, revision = reference.removeprefix(PREFIX).partition("@")
     named = "@" not in reference or _REVISION.fullmatch(revision)

@@ -1,30 +1,41 @@
-"""One frame's answer: mask, probability and the list of polyps."""
+"""One frame's prediction: mask, probability and the list of polyps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from polypseg.drawing import with_confidences
+from polypseg.errors import UsageError
+from polypseg.files import atomic_write
 from polypseg.operating_point import OperatingPoint
 
+Saved = Literal["mask", "overlay", "json"]
+_SUFFIXES: dict[str, Saved] = {".png": "mask", ".jpg": "overlay", ".jpeg": "overlay", ".json": "json"}
+# In a folder, after the stem: as `polypseg predict` names them.
+_NAMES: dict[Saved, str] = {"mask": ".png", "overlay": ".overlay.jpg", "json": ".json"}
 Window = tuple[slice, slice]  # rows and columns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Polyp:
-    """One connected region of a mask.
+    """One connected region of a mask. Two are equal if all their values are.
 
     Attributes:
         box: ``(xmin, ymin, xmax, ymax)`` in pixels of the original frame; the maxima are exclusive.
         area: pixels.
         confidence: the highest or the mean probability inside the region, 0..1; which, says the operating point.
-        contour: N×2 int32 array of (x, y) points of the outer boundary, in pixels.
+        contour: N×2 int32 array of (x, y) points of the outer boundary, in pixels; read-only.
         confirmed: whether its confidence reaches the operating point's ``min_confidence``.
     """
 
@@ -33,6 +44,24 @@ class Polyp:
     confidence: float
     contour: NDArray[np.int32]
     confirmed: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contour", _read_only(self.contour))
+
+    def __repr__(self) -> str:
+        doubt = "" if self.confirmed else ", confirmed=False"
+        return f"Polyp(box={self.box}, area={self.area}, confidence={self.confidence:.3f}{doubt})"
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.box, self.area, self.confidence, self.confirmed
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Polyp):
+            return NotImplemented
+        return self._key() == other._key() and np.array_equal(self.contour, other.contour)
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     def to_dict(self) -> dict[str, Any]:
         """The polyp in plain Python types, for JSON."""
@@ -118,22 +147,58 @@ def _inside(window: Window, other: Window) -> bool:
     return all(outer.start <= one.start and one.stop <= outer.stop for one, outer in zip(window, other, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """What a model says of one frame, at the frame's original size.
+    """What a model says of one frame, at the frame's original size. Its arrays are read-only.
+
+    Two are equal if mask, probabilities and operating point are, wherever they come from.
 
     Args:
         candidate_mask: H×W bool; all regions at the operating point's threshold, cleaned as it says.
         source: the probabilities, 0..1: H×W float32, or a smaller map to be enlarged where it is needed.
         point: the operating point; a number stands for one with that threshold and no least confidence.
+        frame: the frame itself, H×W×3 uint8 RGB, no copy of it; None where it was not kept.
+        path: the file that it was read from; None for none.
+        index: its number in a video or a stream, from 0; None for a single picture.
+        time: seconds from the video's start; None for what has none.
+        model: the hash of the bundle that predicted it; None where that is not known.
     """
 
     candidate_mask: NDArray[np.bool_]
     source: NDArray[np.float32] | Enlarged
     point: OperatingPoint = field(default_factory=OperatingPoint)
+    frame: NDArray[np.uint8] | None = None
+    path: str | None = None
+    index: int | None = None
+    time: float | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "point", _as_point(self.point))
+        object.__setattr__(self, "candidate_mask", _read_only(self.candidate_mask))
+        if self.frame is not None:
+            object.__setattr__(self, "frame", _read_only(self.frame))
+
+    def __repr__(self) -> str:
+        height, width = self.candidate_mask.shape
+        polyps = self.polyps
+        count = f"{len(polyps)} polyp{'' if len(polyps) == 1 else 's'}" if polyps else "no polyp"
+        shown = ", ".join(f"{one.confidence:.3f}" for one in polyps[:5]) + ", …" * (len(polyps) > 5)
+        place = "" if self.path is None else f"{self.path}, "
+        place += "" if self.index is None else f"frame {self.index}, "
+        return f"Segmentation({place}{width}×{height}, {count}{f' of confidence {shown}' if polyps else ''})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Segmentation):
+            return NotImplemented
+        return (
+            self.point == other.point
+            and np.array_equal(self.candidate_mask, other.candidate_mask)
+            and np.array_equal(self.probability, other.probability)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.point, self.candidate_mask.shape, int(np.count_nonzero(self.candidate_mask))))
 
     @classmethod
     def from_probability(
@@ -171,10 +236,8 @@ class Segmentation:
 
     @property
     def probability(self) -> NDArray[np.float32]:
-        """H×W float32, 0..1; to be read only."""
-        whole = (self.source.whole if isinstance(self.source, Enlarged) else self.source).view()
-        whole.flags.writeable = False
-        return whole
+        """H×W float32, 0..1."""
+        return _read_only(self.source.whole if isinstance(self.source, Enlarged) else self.source)
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -185,7 +248,7 @@ class Segmentation:
         mask = self.candidate_mask.copy()
         for polyp, region in dropped:
             mask[_window(polyp)] &= ~region
-        return mask
+        return _read_only(mask)
 
     @property
     def polyps(self) -> list[Polyp]:
@@ -196,6 +259,84 @@ class Segmentation:
     def candidates(self) -> list[Polyp]:
         """All regions, those of too little confidence to be polyps among them (``confirmed`` says), largest first."""
         return [polyp for polyp, _ in self._candidates]
+
+    def plot(self, frame: NDArray[np.uint8] | None = None, *, fill: float = 0.25) -> Image.Image:
+        """The frame with each polyp's outline and confidence.
+
+        Args:
+            frame: H×W×3 uint8 RGB, of the mask's size; by default the one that was segmented.
+            fill: opacity of what lies inside the outlines, 0..1.
+
+        Returns:
+            An RGB picture of the frame's size, as ``.save("overlay.png")`` writes it.
+
+        Raises:
+            ValueError: there is no frame, as where only a probability map was given, or it has another size.
+        """
+        shown = self.frame if frame is None else frame
+        if shown is None:
+            raise ValueError("this Segmentation has no frame to draw on: give it, as result.plot(frame)")
+        return with_confidences(shown, self.mask, [(one.box, one.confidence) for one in self.polyps], fill)
+
+    def save(self, where: str | os.PathLike[str], outputs: Collection[Saved] = ("mask", "json")) -> list[Path]:
+        """Write it as files, which replace those of the same name.
+
+        Args:
+            where: a file ending in ``.png`` (the mask, 0 and 255), ``.jpg`` (the overlay of ``plot``) or ``.json``
+                (``to_dict``); or a folder, which gets the ``outputs``, named as ``polypseg predict`` names them:
+                ``STEM.png``, ``STEM.overlay.jpg``, ``STEM.json``. STEM is that of ``path``, or ``frame``, and the
+                frame's number, from 1, where it has one.
+            outputs: what a folder gets.
+
+        Returns:
+            The files.
+
+        Raises:
+            UsageError: ``where`` ends in something else, or there is no such output.
+            PolypsegError: the disk is full, or the place cannot be written.
+            ValueError: as ``plot``, for the overlay.
+        """
+        target, is_folder = Path(where), os.fspath(where).endswith(("/", os.sep))
+        if target.is_dir() or is_folder or not target.suffix:
+            unknown = [one for one in outputs if one not in _NAMES]
+            if unknown or isinstance(outputs, str):
+                raise UsageError(f"outputs {outputs!r}: choose of {', '.join(get_args(Saved))}, as a list")
+            number = "" if self.index is None else f"-{self.index + 1:04d}"
+            stem = f"{'frame' if self.path is None else Path(self.path).stem}{number}"
+            files = {target / f"{stem}{suffix}": name for name, suffix in _NAMES.items() if name in outputs}
+        elif target.suffix.lower() in _SUFFIXES:
+            files = {target: _SUFFIXES[target.suffix.lower()]}
+        else:
+            raise UsageError(f"{target}: name a folder, or a file .png (mask), .jpg (overlay) or .json")
+        for file, output in files.items():
+            with atomic_write(file) as opened:
+                if output == "mask":
+                    Image.fromarray(self.mask.view(np.uint8) * np.uint8(255)).save(opened, "PNG")
+                elif output == "overlay":
+                    self.plot().save(opened, "JPEG", quality=95)
+                else:
+                    line = json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+                    opened.write(f"{line}\n".encode())
+        return list(files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays in plain Python types, for JSON; keys as in the files of ``polypseg predict``.
+
+        Returns:
+            ``source`` (the file's name without its folder), ``frame`` (its number, from 0), ``time`` (seconds),
+            ``width``, ``height`` (pixels), ``threshold`` (0..1), ``model`` and ``polyps``, each ``Polyp.to_dict``.
+        """
+        height, width = self.candidate_mask.shape
+        return {
+            "source": None if self.path is None else Path(self.path).name,
+            "frame": self.index,
+            "time": self.time,
+            "width": width,
+            "height": height,
+            "threshold": self.threshold,
+            "model": self.model,
+            "polyps": [polyp.to_dict() for polyp in self.polyps],
+        }
 
     @cached_property
     def _candidates(self) -> list[tuple[Polyp, NDArray[np.bool_]]]:
@@ -220,6 +361,13 @@ class Segmentation:
             )
             found.append((polyp, region))
         return sorted(found, key=lambda one: -one[0].area)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view of an array that cannot be written to; the array itself stays as it is."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _as_point(point: OperatingPoint | float) -> OperatingPoint:

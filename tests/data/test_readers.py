@@ -12,8 +12,9 @@ from PIL import Image
 
 from polypseg.catalog import COLUMNS, Catalog
 from polypseg.data import READERS, clinicdb, folder, kvasir, phantom, polypgen, read, read_all
-from polypseg.data.folder import Problem, dataset_name, natural_order
+from polypseg.data.folder import Problem, dataset_name
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import natural_order
 
 # Frame numbers 1..612 of CVC-ClinicDB's 29 sequences, as its publishers list them.
 SEQUENCES = [

@@ -16,8 +16,8 @@ import traceback
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ from PIL import Image
 
 from polypseg.data.phantom import draw
 from polypseg.errors import PolypsegError
-from polypseg.io.dicom import is_dicom, read_dicom, write_segmentation
-from polypseg.operating_point import OperatingPoint
+from polypseg.io.dicom import is_dicom, read_dicom
+from polypseg.io.dicom_seg import MadeBy, write_segmentation
 
 highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom")
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
@@ -708,14 +708,7 @@ def test_a_missing_decoder_is_told_with_what_installs_it(tmp_path: Path, monkeyp
 
 # ---- segmentations --------------------------------------------------------------------------------------
 
-SEGMENTER: Any = SimpleNamespace(
-    bundle=SimpleNamespace(name="phantom-model", hash="c0ffee" * 10 + "beef"),
-    hash="c0ffee" * 10 + "beef",
-    threshold=0.4,
-    operating_point=OperatingPoint(0.4, 0.9),
-    runtime=SimpleNamespace(name="openvino"),
-    precision="fp32",
-)
+MADE_BY = MadeBy("phantom-model", "c0ffee" * 10 + "beef", 0.4, 0.9, "openvino", "fp32")
 PHANTOMS, MASKS = (np.stack(part) for part in zip(*(draw(seed, 45, 61, polyps=2) for seed in range(4)), strict=True))
 
 
@@ -750,7 +743,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Dataset, ND
     source = save(data, tmp_path / "source.dcm")
     out = tmp_path / "out" / "source.seg.dcm"
     before = source.read_bytes()
-    write_segmentation(source, iter(masks), SEGMENTER, out)
+    write_segmentation(source, iter(masks), MADE_BY, out)
     assert source.read_bytes() == before
     assert [file.name for file in out.parent.iterdir()] == [out.name]
     return data, masks, out
@@ -815,7 +808,7 @@ def test_a_segmentation_says_what_it_shows_and_what_made_it(written: tuple[Datas
     count = int(masks.any(axis=(1, 2)).sum())
     assert found.ContentDescription.startswith(f"Polyps in {count} of {len(masks)} frames")
     assert (found.Manufacturer, found.SoftwareVersions) == ("polypseg", __version__)
-    assert (found.ManufacturerModelName, found.DeviceSerialNumber) == (SEGMENTER.bundle.name, SEGMENTER.bundle.hash)
+    assert (found.ManufacturerModelName, found.DeviceSerialNumber) == (MADE_BY.name, MADE_BY.hash)
     (segment,) = found.SegmentSequence
     (category,), (kind,) = segment.SegmentedPropertyCategoryCodeSequence, segment.SegmentedPropertyTypeCodeSequence
     assert (category.CodeValue, category.CodingSchemeDesignator) == ("49755003", "SCT")
@@ -825,7 +818,7 @@ def test_a_segmentation_says_what_it_shows_and_what_made_it(written: tuple[Datas
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("polypseg", __version__)
     for part in (
         "model=phantom-model",
-        f"hash={SEGMENTER.bundle.hash}",
+        f"hash={MADE_BY.hash}",
         "threshold=0.4",
         "min_confidence=0.9",
         "openvino",
@@ -858,18 +851,25 @@ def test_the_validator_has_nothing_to_say(written: tuple[Dataset, NDArray[np.boo
 
 def test_segmentations_of_one_series_and_model_stand_in_one_series(tmp_path: Path) -> None:
     series = uid.generate_uid()
-    other: Any = SimpleNamespace(
-        **{**vars(SEGMENTER), "bundle": SimpleNamespace(name="other", hash="1" * 64), "hash": "1" * 64}
-    )
+    other = replace(MADE_BY, name="other", hash="1" * 64)
 
-    def write(name: str, segmenter: Any) -> Dataset:
+    def write(name: str, made_by: MadeBy) -> Dataset:
         source = save(endoscopy(1, SeriesInstanceUID=series), tmp_path / name)
-        write_segmentation(source, MASKS[:1], segmenter, tmp_path / f"{name}.seg.dcm")
+        write_segmentation(source, MASKS[:1], made_by, tmp_path / f"{name}.seg.dcm")
         return dcmread(tmp_path / f"{name}.seg.dcm")
 
-    one, two, three = write("one", SEGMENTER), write("two", SEGMENTER), write("three", other)
+    one, two, three = write("one", MADE_BY), write("two", MADE_BY), write("three", other)
     assert one.SeriesInstanceUID == two.SeriesInstanceUID != three.SeriesInstanceUID
     assert one.SOPInstanceUID != two.SOPInstanceUID
+
+
+def test_an_ensemble_is_named_by_all_its_hashes_and_its_device_by_the_first(tmp_path: Path) -> None:
+    source = save(endoscopy(1), tmp_path / "source.dcm")
+    both = replace(MADE_BY, hash=f"{'1' * 64}+{'2' * 64}")
+    write_segmentation(source, MASKS[:1], both, tmp_path / "out.dcm")
+    found = dcmread(tmp_path / "out.dcm")
+    (algorithm,) = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    assert found.DeviceSerialNumber == "1" * 64 and f"hash={both.hash}" in algorithm.AlgorithmParameters
 
 
 def test_an_anonymised_source_without_patient_gets_a_segmentation(tmp_path: Path) -> None:
@@ -879,7 +879,7 @@ def test_an_anonymised_source_without_patient_gets_a_segmentation(tmp_path: Path
     )  # fmt: skip
     source = save(endoscopy(1, **dict.fromkeys(dropped)), tmp_path / "source.dcm")
     out = tmp_path / "source.seg.dcm"
-    write_segmentation(source, MASKS[:1], SEGMENTER, out)
+    write_segmentation(source, MASKS[:1], MADE_BY, out)
     found = highdicom.seg.segread(out)
     assert not found.PatientID and not found.PatientName and not found.StudyDate
     assert np.array_equal(found.pixel_array.astype(bool), MASKS[0])
@@ -890,7 +890,7 @@ def test_odd_patient_values_are_carried_over_as_they_are(tmp_path: Path) -> None
     source = save(relabelled(endoscopy(1), **odd, SpecificCharacterSet="ISO_IR 192"), tmp_path / "source.dcm")
     name = relabelled(dcmread(source), PatientName="Größe^Ärger")
     save(name, source)
-    write_segmentation(source, MASKS[:1], SEGMENTER, tmp_path / "out.dcm")
+    write_segmentation(source, MASKS[:1], MADE_BY, tmp_path / "out.dcm")
     found = dcmread(tmp_path / "out.dcm")
     assert {keyword: found.get_item(keyword).value.decode().strip() for keyword in odd} == odd
     assert str(found.PatientName) == "Größe^Ärger"
@@ -903,7 +903,7 @@ def test_a_source_that_cannot_be_referred_to_is_told(tmp_path: Path, missing: st
     source = tmp_path / "source.dcm"
     source.write_bytes(elements_alone(data))
     with pytest.raises(PolypsegError) as caught:
-        write_segmentation(source, MASKS[:1], SEGMENTER, tmp_path / "out.dcm")
+        write_segmentation(source, MASKS[:1], MADE_BY, tmp_path / "out.dcm")
     assert f"lacks {missing}" in told(caught.value, source)
     assert not (tmp_path / "out.dcm").exists()
 
@@ -911,7 +911,7 @@ def test_a_source_that_cannot_be_referred_to_is_told(tmp_path: Path, missing: st
 def test_a_source_of_a_private_kind_gets_a_segmentation(tmp_path: Path) -> None:
     source = save(image(PHANTOMS[:1], sop_class="1.2.3.4.5"), tmp_path / "source.dcm")
     assert len(read_dicom(source)) == 1
-    write_segmentation(source, MASKS[:1], SEGMENTER, tmp_path / "out.dcm")
+    write_segmentation(source, MASKS[:1], MADE_BY, tmp_path / "out.dcm")
     found = dcmread(tmp_path / "out.dcm")
     assert found.SourceImageSequence[0].ReferencedSOPClassUID == "1.2.3.4.5"
     assert (str(found.PatientName), found.StudyID) == (NAME, "7")
@@ -921,14 +921,14 @@ def test_wrong_masks_are_a_bug_and_write_nothing(tmp_path: Path) -> None:
     source = save(endoscopy(4), tmp_path / "source.dcm")
     for masks in (MASKS[:3], np.concatenate([MASKS, MASKS]), MASKS[:, :40], MASKS.astype(np.uint8)):
         with pytest.raises(ValueError, match="mask"):
-            write_segmentation(source, masks, SEGMENTER, tmp_path / "out.dcm")
+            write_segmentation(source, masks, MADE_BY, tmp_path / "out.dcm")
     assert not (tmp_path / "out.dcm").exists()
 
 
 def test_masks_can_come_from_the_frames_as_they_are_read(tmp_path: Path) -> None:
     """As predict does it: reading goes on while the segmentation is being made."""
     source = save(endoscopy(4), tmp_path / "source.dcm")
-    write_segmentation(source, (frame[..., 0] > 128 for frame in read_dicom(source)), SEGMENTER, tmp_path / "out.dcm")
+    write_segmentation(source, (frame[..., 0] > 128 for frame in read_dicom(source)), MADE_BY, tmp_path / "out.dcm")
     found = dcmread(tmp_path / "out.dcm").pixel_array.astype(bool)
     assert np.array_equal(found, PHANTOMS[..., 0] > 128)
 
@@ -991,7 +991,7 @@ def test_no_word_about_the_patient_gets_out(
             try:
                 shown = repr(read_dicom(source))
                 masks = (frame[..., 0] > 99 for frame in read_dicom(source))
-                write_segmentation(source, masks, SEGMENTER, tmp_path / "out.dcm")
+                write_segmentation(source, masks, MADE_BY, tmp_path / "out.dcm")
             except PolypsegError as error:
                 told(error, source)
             else:

@@ -27,6 +27,7 @@ from polypseg.io.video import VideoInfo, VideoReader, VideoWriter
 from polypseg.operating_point import OperatingPoint
 from polypseg.pipeline import live
 from polypseg.pipeline.live import run_live
+from polypseg.pipeline.options import PredictOptions
 from polypseg.segmentation import Segmentation
 
 Picture = NDArray[np.uint8]
@@ -146,7 +147,7 @@ def test_the_outputs_are_those_of_the_answered_frames(tmp_path: Path) -> None:
 
 
 def test_without_an_overlay_only_the_lines_are_written(tmp_path: Path) -> None:
-    run_live(StandIn(), camera(5, 0.01), tmp_path, overlay=False)  # type: ignore[arg-type]
+    run_live(StandIn(), camera(5, 0.01), tmp_path, PredictOptions(save=()))  # type: ignore[arg-type]
     assert sorted("".join(file.suffixes) for file in tmp_path.iterdir()) == [".jsonl", ".timeline.json"]
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.pipeline.sources import Kind, Source, gather, kind_of
+from polypseg.io.kinds import Kind, kind_of
+from polypseg.pipeline.sources import Source, gather
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
 MP4 = b"\0\0\0\x18ftypisom\0\0\0\0isomavc1" + bytes(200)

@@ -154,7 +154,7 @@ def test_a_line_a_frame_an_overlay_and_a_timeline(clip: Path, tmp_path: Path) ->
 
 def test_without_the_overlay_the_rest_is_the_same(clip: Path, tmp_path: Path) -> None:
     predict(clip, tmp_path / "with")
-    predict(clip, tmp_path / "without", overlay=False)
+    predict(clip, tmp_path / "without", save=())
     assert names(tmp_path / "without") == {"exam.jsonl", "exam.timeline.json"}
     for name in names(tmp_path / "without"):
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
@@ -179,7 +179,7 @@ def test_the_records_are_a_segmenters_answers(clip: Path, exported: Any, tmp_pat
 
 
 def test_smoothing_is_an_exponential_average(clip: Path, tmp_path: Path) -> None:
-    predict(clip, tmp_path, smoothing=0.6, overlay=False)
+    predict(clip, tmp_path, smoothing=0.6, save=())
     average: Any = None
     with VideoReader(clip) as reader:
         for frame, record in zip(reader, lines_of(tmp_path / "exam.jsonl"), strict=True):
@@ -199,7 +199,7 @@ def test_smoothing_begins_anew_after_a_gap(tmp_path: Path) -> None:
         writer.write(np.full((72, 96, 3), (40, 110, 50), np.uint8), 5000 + 40 * index)
     writer.close()
     for gap, trace in ((4, True), (10, False)):  # frames after the polyp, before which there is no gap, or one
-        predict(tmp_path / "cut.mp4", tmp_path / "out", smoothing=0.97, overlay=False, overwrite=True)
+        predict(tmp_path / "cut.mp4", tmp_path / "out", smoothing=0.97, save=(), overwrite=True)
         records = lines_of(tmp_path / "out" / "cut.jsonl")
         assert bool(records[gap]["polyps"]) == trace
 
@@ -309,7 +309,7 @@ def test_the_video_itself_is_never_replaced(clip: Path, tmp_path: Path) -> None:
     for options in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(PolypsegError, match="another --out"):
             predict(own, tmp_path, **options)
-    predict(own, tmp_path, overlay=False)
+    predict(own, tmp_path, save=())
     assert own.read_bytes() == content and names(tmp_path) == {"exam.mp4", "exam.jsonl", "exam.timeline.json"}
 
 
@@ -480,7 +480,7 @@ def test_interrupted_twice(clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_and_interrupt(clip, out, lambda process: process.kill())
     run_and_interrupt(clip, out, lambda process: process.kill(), frames=20, resume=True)
-    assert check_partial(tmp_path / "reference" / "exam.jsonl", out, overlay=False) >= 20
+    assert check_partial(tmp_path / "reference" / "exam.jsonl", out, save=()) >= 20
     predict(clip, out, resume=True)
     assert (out / "exam.jsonl").read_bytes() == (tmp_path / "reference" / "exam.jsonl").read_bytes()
     check_overlay(out / "exam.mp4")
@@ -488,11 +488,11 @@ def test_interrupted_twice(clip: Path, tmp_path: Path) -> None:
 
 def test_smoothing_goes_on_from_the_stored_average(clip: Path, tmp_path: Path) -> None:
     """Stored after every 25th frame or so: of 30 frames only those after it are done again."""
-    predict(clip, tmp_path / "reference", smoothing=0.6, overlay=False)
+    predict(clip, tmp_path / "reference", smoothing=0.6, save=())
     out = tmp_path / "out"
     with pytest.raises(RuntimeError):
-        predict(clip, out, StandIn(fail_at=29), smoothing=0.6, overlay=False)
-    assert predict(clip, out, smoothing=0.6, overlay=False, resume=True).computed == COUNT - 28
+        predict(clip, out, StandIn(fail_at=29), smoothing=0.6, save=())
+    assert predict(clip, out, smoothing=0.6, save=(), resume=True).computed == COUNT - 28
     assert (out / "exam.jsonl").read_bytes() == (tmp_path / "reference" / "exam.jsonl").read_bytes()
 
 
@@ -515,7 +515,7 @@ def test_a_complete_run_is_not_done_again(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_overlay_is_drawn_from_the_lines(clip: Path, tmp_path: Path) -> None:
-    predict(clip, tmp_path, overlay=False)
+    predict(clip, tmp_path, save=())
     lines = (tmp_path / "exam.jsonl").read_bytes()
     assert predict(clip, tmp_path, resume=True).computed <= 3
     assert (tmp_path / "exam.jsonl").read_bytes() == lines

@@ -93,7 +93,7 @@ def test_lesions_of_the_annotated_clip_are_followed_and_scored(real_data: Path, 
     assert scores.identity_switches == dict.fromkeys(scores.recall, 0) and scores.steadiness.count_changes == 1
 
     shrunk: Any = Oracle(truth, share=0.6)  # boxes of 0.36 of the area: found at 0.3, not at 0.5
-    predict_video(shrunk, clip, tmp_path, overlay=False, overwrite=True)
+    predict_video(shrunk, clip, tmp_path, save=(), overwrite=True)
     scores = score_video_files(tmp_path / "ldpolyp-clip.jsonl", boxes)
     assert {lesion.first_detection["iou_0.3"] for lesion in scores.lesions} == {0}
     assert scores.recall["any"] == scores.recall["iou_0.3"] == scores.recall["centre"] > 0.8

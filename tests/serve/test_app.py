@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from polypseg.data import read
+from polypseg.drawing import overlay
 from polypseg.inference.field_of_view import outside_of
 from polypseg.io.outputs import frame_record
-from polypseg.io.overlay import overlay
 from polypseg.io.pictures import read_frame, read_mask
 from polypseg.serve.app import preferred
 

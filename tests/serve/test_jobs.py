@@ -26,6 +26,7 @@ from polypseg.files import disk_error
 from polypseg.io.outputs import frame_record, with_shapes
 from polypseg.io.pictures import read_frame
 from polypseg.io.video_outputs import VideoOutputs
+from polypseg.pipeline import stills
 from polypseg.pipeline.video import predict_video
 from polypseg.serve import jobs as module
 from polypseg.serve.decoding import Decoders
@@ -289,7 +290,7 @@ def test_what_the_disk_refuses_waits_and_goes_on(
         if kind == "table":
             monkeypatch.setattr(Table, "_execute", unless_refusing(Table._execute))
         else:
-            monkeypatch.setattr(module, "write_frame", unless_refusing(module.write_frame))
+            monkeypatch.setattr(stills, "write_frame", unless_refusing(stills.write_frame))
             monkeypatch.setattr(VideoOutputs, "add", unless_refusing(VideoOutputs.add))
         for files in ([frames[0], clip], [clip]):
             reached.clear()
@@ -318,7 +319,7 @@ def test_cancelling_does_not_wait_for_the_disk(
 
     with working(segmenter, tmp_path / "state") as jobs:
         with monkeypatch.context() as patched:
-            patched.setattr(module, "write_frame", full)
+            patched.setattr(stills, "write_frame", full)
             job = submit(jobs, frames[0])
             end = time.monotonic() + 30
             while jobs.trouble is None:

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from polypseg.errors import PolypsegError
-from polypseg.training.folder import holds_epoch, is_only_started, refuse_inputs_within, replacing, restore
-from polypseg.training.run import check_folder
+from polypseg.training.folder import (
+    check_folder,
+    holds_epoch,
+    is_only_started,
+    refuse_inputs_within,
+    replacing,
+    restore,
+)
 
 OLD = {"config.yaml": "old", "split.csv": "old", "checkpoints/last.ckpt": "old", "bundle/metadata.json": "old"}
 

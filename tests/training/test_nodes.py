@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 import torch
 
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.training.folds import train_folds
 from polypseg.training.recipe import Recipe
 from polypseg.training.run import train
 
@@ -191,7 +193,7 @@ def killed(hosts: Hosts, frames: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("killed")
     out = folder / "run"
     (command,) = launchers("--nnodes 2 --nproc-per-node 1 --rdzv-backend")
-    line = f"{command} {options(out, frames)}"
+    line = f"{command} {options(out, frames, '--resume')}"  # as the page has it
     agents = [hosts.start(number, line) for number in (1, 2)]
     wait_for_epochs(out, agents, 2)
     time.sleep(0.3)  # into a later epoch
@@ -212,7 +214,7 @@ def test_a_killed_machine_costs_an_epoch_begun_and_no_more(killed: Any) -> None:
     assert 2 <= done < EPOCHS
     assert list(table(out)["epoch"]) == list(range(EPOCHS))
     log = (out / "log.txt").read_text()
-    assert log.count("training small on") == 3  # once begun, twice restarted: nobody said --resume
+    assert log.count("training small on") == 3  # once begun, twice restarted
     assert log.count("epoch 1/") == 1
     assert log.count("epoch ") <= EPOCHS + 2  # one may have been in the table, not yet in a checkpoint
     pd.testing.assert_frame_equal(table(before).iloc[: done - 1], table(out).iloc[: done - 1])
@@ -374,10 +376,9 @@ def test_the_script_asks_for_another_turn_when_its_time_is_nearly_up(tmp_path: P
     assert "--signal=B:USR1@" in script and "--resume" in script
 
 
-def test_a_restarted_worker_resumes_its_own_run_alone(
+def test_a_command_that_torchrun_may_start_again_does_not_throw_its_epochs_away(
     frames: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Callable[..., None]
 ) -> None:
-    """Not one that it was told of and refused, although torchrun starts it again after that."""
     environment = {
         "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0", "RANK": "0", "LOCAL_RANK": "0",
         "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
@@ -386,13 +387,13 @@ def test_a_restarted_worker_resumes_its_own_run_alone(
         monkeypatch.setenv(name, value)
     out = tmp_path / "run"
     interrupted(1, lambda: train(recipe, [frames], out))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "getppid", os.getpid)  # another torchrun
-        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        with pytest.raises(PolypsegError, match="holds a run already"):
-            train(recipe, [frames], out)
+    with pytest.raises(PolypsegError, match="holds a run already; use --resume"):
+        train(recipe, [frames], out)
+    for again in (train, partial(train_folds, folds=2)):
+        with pytest.raises(UsageError, match=r"--overwrite: torchrun starts the command again .*; give --resume"):
+            again(recipe, [frames], out=out, overwrite=True)
     assert len(table(out)) == 1
-    train(recipe, [frames], out, overwrite=True)  # as the job was begun: it does not throw its own epochs away
+    train(recipe, [frames], out, resume=True)  # the restart of a command that the page shows
     assert (out / "log.txt").read_text().count("epoch 1/") == 1
     assert list(table(out)["epoch"]) == list(range(EPOCHS))
 

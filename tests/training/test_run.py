@@ -31,8 +31,11 @@ from polypseg.io.pictures import read_frame
 from polypseg.metrics.overlap import dice
 from polypseg.training import run as run_module
 from polypseg.training.checkpoints import SafeCheckpointIO
+from polypseg.training.folder import write_start
+from polypseg.training.prepare import Frames, split_frames
 from polypseg.training.recipe import first_difference, load_recipe, with_values
-from polypseg.training.run import _start_folder, fit, split_frames, train
+from polypseg.training.run import train
+from polypseg.training.tune import train_alone
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -405,7 +408,7 @@ class _Code:
 def test_the_epoch_that_is_kept_is_verified_too(
     tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = run_module._fit
+    fit = run_module.fit
 
     def fit_and_flip(*arguments: Any) -> None:
         fit(*arguments)
@@ -414,7 +417,7 @@ def test_the_epoch_that_is_kept_is_verified_too(
         content[len(content) // 2] ^= 1
         best.write_bytes(content)
 
-    monkeypatch.setattr(run_module, "_fit", fit_and_flip)
+    monkeypatch.setattr(run_module, "fit", fit_and_flip)
     with pytest.raises(PolypsegError, match=r"best\.ckpt: is not the file that best\.ckpt\.sha256 describes"):
         train(small_recipe(trainer={"epochs": 1}), [phantom_folder], tmp_path / "run")
     assert not (tmp_path / "run" / "bundle").exists()
@@ -441,7 +444,7 @@ def test_an_earlier_run_stands_until_the_new_one_is_known_to_work(
         with pytest.raises(PolypsegError, match=message):
             train(tried, [frames], out, overwrite=True)
     with monkeypatch.context() as patch:
-        patch.setattr("polypseg.training.run.write_split", lambda *_: _no_space(0))
+        patch.setattr("polypseg.training.folder.write_split", lambda *_: _no_space(0))
         with pytest.raises(OSError):
             train(recipe, [phantom_folder], out, overwrite=True)
     with locked(out), pytest.raises(PolypsegError, match="another polypseg writes here"):
@@ -463,7 +466,7 @@ def test_one_cycle_of_any_number_of_steps(
         frames={"size": 32, "batch_size": size if steps != 11 else 14}, optimizer={"schedule": "one_cycle"},
         trainer={"epochs": 2 if steps == 10 else steps},
     )  # fmt: skip
-    fit(recipe, catalog, tmp_path)
+    train_alone(recipe, Frames(catalog, "own"), tmp_path)
     table = pd.read_csv(tmp_path / "metrics.csv")
     assert table["step"].iloc[-1] == steps and table["learning_rate"].between(0, 1e-3).all()
 
@@ -533,9 +536,9 @@ def test_a_run_is_not_resumed_on_changed_masks(
     tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]
 ) -> None:
     data = shutil.copytree(phantom_folder, tmp_path / "data")
-    catalog, _ = split_frames(small_recipe(), [data], tmp_path, resume=False)
-    _start_folder(tmp_path, small_recipe(), catalog, None)
-    assert len(split_frames(small_recipe(), [data], tmp_path, resume=True)[0]) == len(catalog)
+    catalog = split_frames(small_recipe(), [data], tmp_path, resume=False).catalog
+    write_start(tmp_path, small_recipe().to_dict(), catalog)
+    assert len(split_frames(small_recipe(), [data], tmp_path, resume=True).catalog) == len(catalog)
     mask = data / "masks" / "phantom-0003.png"
     Image.fromarray(~np.asarray(Image.open(mask))).save(mask)
     with pytest.raises(PolypsegError, match=r"phantom-0003\.jpg: this frame or its mask was changed .*\(1 such\)"):

@@ -25,7 +25,8 @@ from polypseg.data.splits import make_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.training import tune as module
 from polypseg.training.recipe import Recipe, load_recipe, with_values
-from polypseg.training.tune import DEFAULT_SPACE, read_space, tune
+from polypseg.training.space import DEFAULT_SPACE, read_space
+from polypseg.training.tune import tune
 
 optuna = pytest.importorskip("optuna", reason="needs the extra: pip install 'polypseg[tune]'")
 SPACE = {
@@ -56,11 +57,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     """Trials that do not train; the recipes that they were given."""
     seen: list[Recipe] = []
 
-    def fit(recipe: Recipe, catalog: Any, folder: Path, callbacks: Sequence[Any]) -> float:
+    def fit(recipe: Recipe, frames: Any, folder: Path, callbacks: Sequence[Any]) -> float:
         seen.append(recipe)
         return dice_of(recipe)
 
-    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "train_alone", fit)
     return seen
 
 
@@ -148,13 +149,13 @@ def test_an_interrupted_trial_is_begun_anew(
 ) -> None:
     seen: list[Recipe] = []
 
-    def fit(recipe: Recipe, catalog: Any, folder: Path, callbacks: Any) -> float:
+    def fit(recipe: Recipe, frames: Any, folder: Path, callbacks: Any) -> float:
         seen.append(recipe)
         if len(seen) == 2:
             raise KeyboardInterrupt
         return dice_of(recipe)
 
-    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "train_alone", fit)
     with pytest.raises(KeyboardInterrupt):
         tune(recipe, [phantom_folder], 3, space=space, out=tmp_path / "out")
     tune(recipe, [phantom_folder], 3, space=space, out=tmp_path / "out")
@@ -168,7 +169,7 @@ def test_a_trial_below_the_median_is_pruned(
     """By the validation Dice of each epoch, once there are enough trials to compare with."""
     epochs: list[int] = []
 
-    def fit(recipe: Recipe, catalog: Any, folder: Path, callbacks: Any) -> float:
+    def fit(recipe: Recipe, frames: Any, folder: Path, callbacks: Any) -> float:
         level = 0.8 if len(epochs) < module.FEWEST else 0.2
         epochs.append(0)
         for epoch in range(recipe.trainer.epochs):
@@ -178,7 +179,7 @@ def test_a_trial_below_the_median_is_pruned(
                 callback.on_train_epoch_end(trainer, None)
         return level
 
-    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "train_alone", fit)
     recipe = replace(recipe, trainer=replace(recipe.trainer, epochs=10))
     tune(recipe, [phantom_folder], module.FEWEST + 2, space=space, out=tmp_path / "out")
     assert epochs == [10] * module.FEWEST + [3, 3]  # the first two epochs of ten are left alone
@@ -192,13 +193,13 @@ def test_failed_trials_are_no_end_until_all_fail(
 ) -> None:
     seen: list[Recipe] = []
 
-    def fit(recipe: Recipe, catalog: Any, folder: Path, callbacks: Any) -> float:
+    def fit(recipe: Recipe, frames: Any, folder: Path, callbacks: Any) -> float:
         seen.append(recipe)
         if len(seen) in (1, 3) or len(seen) > 5:
             raise PolypsegError(f"trial {len(seen)} broke")
         return dice_of(recipe)
 
-    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "train_alone", fit)
     tune(recipe, [phantom_folder], 5, space=space, out=tmp_path / "out")
     table = trials(tmp_path / "out")
     assert list(table["state"]) == ["fail", "complete", "fail", "complete", "complete"]
@@ -217,12 +218,12 @@ from polypseg.training.recipe import load_recipe
 seconds, out, recipe, data, space, count, storage = float(sys.argv[1]), *sys.argv[2:]
 module.SILENT_S = 3
 
-def fit(recipe, catalog, folder, callbacks):
+def fit(recipe, frames, folder, callbacks):
     print("trial", flush=True)
     time.sleep(seconds)
     return 1 - 10 * recipe.optimizer.learning_rate
 
-module.fit = fit
+module.train_alone = fit
 module.tune(load_recipe(recipe), [data], int(count), space=space, out=out, storage=storage)
 """
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from polypseg.data import phantom
+from polypseg.drawing import PREDICTION, TRUTH, overlay
 from polypseg.errors import PolypsegError
-from polypseg.io.overlay import PREDICTION, TRUTH, overlay
 from polypseg.visualization.curves import draw_curves
 from polypseg.visualization.gallery import (
     Panel,

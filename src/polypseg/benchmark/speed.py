@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle, versions
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write, commit, disk_error, write_json
@@ -493,7 +494,7 @@ def benchmark(
     for name in runtimes:
         if name not in RUNTIMES:
             raise UsageError(f"--runtimes {name}: is unknown; choose from {', '.join(RUNTIMES)}")
-    opened = ModelBundle.load(bundle)
+    opened = zoo.open(bundle)
     score: dict[str, Any] | None = None
     catalog: Catalog | None = None
     origin: dict[str, Any] = {}

@@ -6,8 +6,9 @@ import bisect
 from pathlib import Path
 from typing import Any
 
-from polypseg.data.folder import IMAGE_SUFFIXES, Problem, pair
+from polypseg.data.folder import Problem, pair
 from polypseg.errors import PolypsegError
+from polypseg.io.kinds import IMAGE_SUFFIXES
 from polypseg.io.pictures import image_size
 
 NAME = "cvc-clinicdb"

@@ -107,6 +107,17 @@ class _Cut(Exception):
     """A transfer that ended early and may be taken up again; the message says why."""
 
 
+def table() -> str:
+    """The data sets as lines of text: name, frames, how to get it, title, terms and page."""
+    lines = []
+    for entry in DATASETS.values():
+        way = "download" if entry.url else ("drawn by polypseg" if entry.name == "phantom" else "by hand")
+        frames = "any number" if entry.frames == 0 else f"{entry.frames} frames"
+        lines.append(f"{entry.name:14} {frames:12} {way:18} {entry.title}")
+        lines += [f"{'':14} {entry.terms}", f"{'':14} {entry.homepage}"]
+    return "\n".join(lines)
+
+
 def download(
     name: str,
     out: str | Path,

@@ -13,9 +13,9 @@ from typing import Any
 
 from polypseg.catalog import size_disagreement
 from polypseg.errors import PolypsegError
+from polypseg.files import natural_order
+from polypseg.io.kinds import IMAGE_SUFFIXES
 from polypseg.io.pictures import image_header
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,6 @@ def dataset_name(path: Path) -> str:
     """The folder's name in lower case with hyphens, as ``my-clinic``."""
     name = path.resolve().name
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-") or "folder"
-
-
-def natural_order(stem: str) -> list[tuple[int, int, str]]:
-    """Sort key in which ``2`` comes before ``10``."""
-    parts = re.split(r"([0-9]+)", stem)
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part]
 
 
 def pair(

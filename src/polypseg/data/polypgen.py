@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polypseg.data.folder import IMAGE_SUFFIXES, Problem, pair
+from polypseg.data.folder import Problem, pair
+from polypseg.io.kinds import IMAGE_SUFFIXES
 
 NAME = "polypgen"
 CENTRES = ("C1", "C2", "C3", "C4", "C5", "C6")

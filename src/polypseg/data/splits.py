@@ -131,6 +131,13 @@ def make_folds(
     return _partition(names, _strata(catalog, prints), (1 / folds,) * folds, seed, _folder(catalog))
 
 
+def describe(table: pd.DataFrame) -> str:
+    """A split in a line: the frames of each part, and its hash."""
+    counts = table["split"].value_counts()
+    shares = ", ".join(f"{counts[split]} {split}" for split in ("train", "val", "test") if split in counts)
+    return f"{shares}; hash {hash_split(table)}"
+
+
 def hash_split(table: pd.DataFrame) -> str:
     """SHA-256 of a split, independent of the order of its rows: a header line, then the sorted rows."""
     rows = sorted(",".join(row) for row in table[COLUMNS].astype(str).itertuples(index=False))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
@@ -79,7 +80,7 @@ def calibrate(
         raise UsageError(f"--alpha {alpha:g}: must lie between 0 and 1")
     check_objective(objective, max_false_per_frame)
     show = sys.stderr.isatty() if progress is None else progress
-    opened = ModelBundle.load(bundle)
+    opened = zoo.open(bundle)
     opened.check_own()
     opened.check_single("its threshold was chosen on frames that its members had not seen; calibrate a single network")
     whole = read_all(data)
@@ -167,3 +168,32 @@ def _warnings(temperature: float, choice: dict[str, Any], conformal: dict[str, A
     if not choice["polyp_free"]:
         said.append("none of these frames is without a polyp: what becomes of such frames was not measured")
     return said
+
+
+def describe(bundle: ModelBundle) -> str:
+    """What ``calibrate`` chose and what it found by it, as lines of text."""
+    point, choice = bundle.operating_point, bundle.metadata["operating_point_choice"]
+    lines = [
+        f"chosen on {bundle.metadata['threshold_split']}",
+        f"{bundle.folder}: temperature {bundle.temperature:g}, threshold {point.threshold:g}, smallest region "
+        f"{point.min_area:g} of the frame, holes {'filled' if point.fill_holes else 'kept'}, least {point.confidence} "
+        f"of a polyp {point.min_confidence:.4g}",
+    ]
+    free = f"{choice['polyp_free']} of them polyp-free" if choice["polyp_free"] else "none of them polyp-free"
+    for name, one in (
+        (f"on these {choice['n']} frames, {free}", choice["chosen"]),
+        ("without a least confidence", choice["before"]),
+    ):
+        marked = f", {one['polyp_free_marked']:.3f} of the polyp-free frames marked" if choice["polyp_free"] else ""
+        lines.append(
+            f"{name}: {one['found']:.3f} of {choice['lesions']} lesions found, {one['right']:.3f} of the regions right "
+            f"(IoU 0.3), {one['false_per_frame']:.3f} false regions a frame{marked}, Dice {one['dice']:.4f}"
+        )
+    promise = bundle.metadata["conformal"]
+    if promise:
+        lines.append(
+            f"guarantee: at threshold {promise['threshold']:.4f} at most {promise['alpha']:g} of a polyp is missed in "
+            f"expectation; there {promise['missed_share']:.4f} of it is missed and {promise['predicted_area']:.1%} of "
+            f"the frame is marked (n = {promise['n']})"
+        )
+    return "\n".join(lines)

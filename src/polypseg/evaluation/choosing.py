@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.field_of_view import outside_of
@@ -196,13 +198,27 @@ def choose_point(
     return {"operating_point": point, "threshold_choice": thresholds, "operating_point_choice": record}
 
 
-def check_shows_polyp(catalog: Catalog) -> None:
-    """Raise ``PolypsegError`` where no frame to choose the operating point on shows a polyp."""
-    if not any(shows_polyp(catalog.mask(index)) for index in range(len(catalog))):
-        raise PolypsegError(
-            f"none of the {len(catalog)} frames to choose the operating point on shows a polyp; put frames with polyps "
-            "into this part of the split (or give the threshold)"
-        )
+def check_shows_polyp(
+    frames: Catalog, purpose: str = "choose the operating point by", seen_as: Preprocessing | None = None
+) -> None:
+    """Refuse frames of which none shows a polyp. Masks are read up to the first one that does.
+
+    Args:
+        frames: one part of a split.
+        purpose: what they are to be used for, for people.
+        seen_as: what a network sees of them: a polyp counts that is left of at its size; None for the original one.
+
+    Raises:
+        PolypsegError: none does, or a mask cannot be read.
+    """
+    masks = (frames.mask(index) for index in range(len(frames)))
+    if any(shows_polyp(mask) and (seen_as is None or seen_as.resize_mask(mask).any()) for mask in masks):
+        return
+    part = "".join(f"{one} " for one in sorted(set(frames.frames["split"])) if one)
+    raise PolypsegError(
+        f"{Path(frames.row(0).image_path).parent.parent}: none of the {len(frames)} {part}frames shows a polyp, so "
+        f"there is nothing to {purpose}; add frames with polyps, or split them otherwise"
+    )
 
 
 def check_objective(objective: str, max_false_per_frame: float | None) -> None:

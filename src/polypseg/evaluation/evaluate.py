@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,17 +71,27 @@ _OF_POLYPS = ("dice", "iou", *PIXEL_DEFINITIONS, *boundary.NAMES, "mean_dice_256
 CALIBRATION_DEFINITION = "over all pixels of all images; ECE in 15 equal bins of the probability of polyp"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """Numbers with intervals, and the table behind them.
 
     Attributes:
         numbers: what ``report.json`` holds.
         per_image: one row a frame: what ``per_image.csv`` holds.
+        folder: where its files lie; None where they were not written.
     """
 
     numbers: dict[str, Any]
     per_image: pd.DataFrame
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        dice = self.numbers["headline"]["dice"]
+        mean = "no Dice" if dice["mean"] is None else f"Dice {dice['mean']:.4f}"
+        bounds = "" if dice.get("low") is None else f" ({dice['low']:.4f} to {dice['high']:.4f})"
+        return (
+            f"Report({len(self.per_image)} frames, {mean}{bounds}{'' if self.folder is None else f', {self.folder}'})"
+        )
 
     def worst(self, count: int = WORST) -> pd.DataFrame:
         """The frames with a polyp that have the lowest Dice, lowest first."""

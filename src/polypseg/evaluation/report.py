@@ -14,13 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polypseg.catalog import Catalog
+from polypseg.drawing import PREDICTION, TRUTH, overlay
 from polypseg.evaluation.evaluate import WORST, Report
 from polypseg.evaluation.predictions import Predictor
 from polypseg.evaluation.wording import interval, number, percent, share
 from polypseg.files import atomic_write, csv_cells, write_json
-from polypseg.io.overlay import PREDICTION, TRUTH, overlay
 from polypseg.visualization import charts
 
+PAGE = "report.html"
 PICTURE_WIDTH = 480  # pixels
 FALSE = ("false_free", "false_beside")  # sections of false regions: in polyp-free frames, and beside polyps
 CRITERIA_IN_WORDS = {"any": "at any overlap", "0.3": "at IoU ≥ 0.3", "0.5": "at IoU ≥ 0.5"}
@@ -50,9 +51,9 @@ def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: st
         {name: _embed(content, "png") for name, content in _charts(report).items()},
         _pictures(_shown(report), report.per_image["false_boxes"], catalog, predictor),
     )
-    with atomic_write(out / "report.html", "w") as file:
+    with atomic_write(out / PAGE, "w") as file:
         file.write(page)
-    return out / "report.html"
+    return out / PAGE
 
 
 def _charts(report: Report) -> dict[str, bytes]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data import read_all
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.evaluate import evaluate
+from polypseg.evaluation.evaluate import Report, evaluate
 from polypseg.evaluation.predictions import BundlePredictor, FolderPredictor, Predictor
-from polypseg.evaluation.report import write_report
+from polypseg.evaluation.report import PAGE, write_report
 from polypseg.evaluation.robustness import robustness
 from polypseg.evaluation.scoring import NO_POLYP, NetworkSize
 from polypseg.evaluation.seen import seen, trained_on
@@ -30,8 +32,8 @@ from polypseg.models.losses import LossConfig
 ALPHA = 0.05  # of ``compare``
 
 
-def run(
-    bundle: str | Path | None,
+def report_on(
+    bundle: ModelBundle | str | os.PathLike[str] | None,
     data: Sequence[str | Path],
     out: str | Path,
     *,
@@ -46,11 +48,11 @@ def run(
     precision: str = "auto",
     tta: str | None = None,
     progress: bool | None = None,
-) -> Path:
+) -> Report:
     """Evaluate a bundle, or predictions that another program wrote, and write the report.
 
     Args:
-        bundle: a bundle's or a run's folder; None with ``predictions``.
+        bundle: a bundle, or what ``polypseg.zoo.open`` takes; None with ``predictions``.
         data: folders of data sets.
         out: folder for ``report.json``, ``per_image.csv`` and ``report.html``.
         split: ``train``, ``val``, ``test`` or ``all``; by default ``test``, but ``all`` of data that the bundle has
@@ -64,7 +66,7 @@ def run(
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
-        The path of ``report.html``.
+        The Report, whose files lie in ``out``.
 
     Raises:
         UsageError: neither or both of bundle and predictions are given, or an option fits only one of them or is out
@@ -79,7 +81,7 @@ def run(
     if predictions is not None and corruptions:
         raise UsageError("--corruptions: needs a bundle, predictions cannot be made anew")
     show = sys.stderr.isatty() if progress is None else progress
-    opened = None if bundle is None else ModelBundle.load(bundle)
+    opened = None if bundle is None else zoo.open(bundle)
     whole = read_all(data)
     part = split or _usual_part(whole, split_file, opened)
     frames, provenance = select(whole, part, split_file, opened)
@@ -110,7 +112,16 @@ def run(
     report.numbers["warnings"] = warnings + report.numbers["warnings"]
     if corruptions:
         report.numbers["robustness"] = robustness(segmenter, frames, show)
-    return write_report(report, frames, predictor, out)
+    write_report(report, frames, predictor, out)
+    return replace(report, folder=Path(out))
+
+
+def run(
+    bundle: ModelBundle | str | os.PathLike[str] | None, data: Sequence[str | Path], out: str | Path, **options: Any
+) -> Path:
+    """``report_on``, and the path of ``report.html``."""
+    report_on(bundle, data, out, **options)
+    return Path(out) / PAGE
 
 
 def _usual_part(whole: Catalog, split_file: str | Path | None, bundle: ModelBundle | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polypseg import hub
+from polypseg import hub, zoo
 from polypseg.bundle import ModelBundle
 from polypseg.errors import PolypsegError
 from polypseg.export.card import CARD_FILE, render, write_card
@@ -63,7 +63,7 @@ def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: b
     ``frames.csv`` with the names of the frames it was trained by.
 
     Args:
-        bundle: a bundle, or what ``ModelBundle.load`` takes.
+        bundle: a bundle, or what ``polypseg.zoo.open`` takes.
         repository: ``owner/name``; made where there is none.
         private: whether a repository that is made is closed to others.
 
@@ -74,7 +74,7 @@ def push_to_hub(bundle: ModelBundle | str | Path, repository: str, *, private: b
         UsageError: ``repository`` is no ``owner/name``.
         PolypsegError: the bundle is not whole, or the hub cannot be reached or refuses.
     """
-    opened = ModelBundle.load(bundle.folder if isinstance(bundle, ModelBundle) else bundle)  # as it is now
+    opened = zoo.open(bundle.folder if isinstance(bundle, ModelBundle) else bundle)  # as it is now
     for export in (export for network in opened.networks for export in network.exports):
         export.verify()
     files: dict[str, Path | bytes] = {name: opened.folder / name for name in opened.files}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from polypseg import zoo
 from polypseg.bundle import Export, ModelBundle, versions
 from polypseg.catalog import Catalog
-from polypseg.data import phantom, read_all
+from polypseg.data import phantom, read_all, with_masks
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.selection import select
 from polypseg.export.formats import quantise, write_onnx, write_openvino
@@ -34,15 +36,16 @@ PRESETS = ("mixed", "performance")  # of int8: the first that loses little enoug
 
 
 def export(
-    bundle: str | Path,
-    format: str,
-    precision: str,
+    bundle: ModelBundle | str | os.PathLike[str],
+    format: str = "openvino",
+    precision: str = "fp32",
     *,
-    data: Sequence[str | Path] = (),
+    data: str | Path | Sequence[str | Path] = (),
     split_file: str | Path | None = None,
     max_drop: float = MAX_DROP,
     calibration_frames: int = 300,
     overwrite: bool = False,
+    masks: str = "binary",
     progress: bool | None = None,
 ) -> Export:
     """Export a bundle's network and prove it.
@@ -52,36 +55,39 @@ def export(
     left in the bundle of an export that fails it.
 
     Args:
-        bundle: a bundle's or a run's folder.
+        bundle: a bundle, a run, or the folder of either.
         format: ``openvino`` or ``onnx``.
         precision: ``fp32``; ``bf16`` (OpenVINO: weights of 16 bits, computed in bf16 where the CPU can); ``int8``
             (post-training quantisation by NNCF, calibrated on training frames).
-        data: folders of data sets; int8 needs them.
+        data: the folder of a data set, or several; int8 needs one.
         split_file: a CSV; by default the split that the bundle was trained with.
         max_drop: mean Dice on validation that the export may lose, else it is refused.
         calibration_frames: most training frames to calibrate int8 on, spread over all.
         overwrite: replace an export of the same format and precision.
+        masks: how masks are read, as in ``polypseg.io.masks``.
         progress: show progress bars; by default where standard error is a terminal.
 
     Raises:
-        UsageError: format and precision do not go together, or int8 is asked for without data.
+        UsageError: there is no such format, format and precision do not go together, or int8 is asked for without data.
         PolypsegError: the export is there already, cannot be made, differs from PyTorch or loses more Dice than
             ``max_drop``; or the bundle, the data or the disk stand in the way.
     """
+    if format not in PRECISIONS:
+        raise UsageError(f"--format {format}: is unknown; choose {' or '.join(PRECISIONS)}")
     if precision not in PRECISIONS[format]:
         raise UsageError(f"--precision {precision}: {format} has none; choose {' or '.join(PRECISIONS[format])}")
     if precision == "int8" and not data:
         raise UsageError("--precision int8: needs --data, to calibrate on training frames and to verify on validation")
     if calibration_frames < 1:
         raise UsageError(f"--calibration_frames {calibration_frames}: must be 1 or more")
-    opened = ModelBundle.load(bundle)
+    opened = zoo.open(bundle)
     opened.check_own()
     names = " ".join(str(one.folder) for one in opened.members)
     opened.check_single(f"export its members one by one: {names}")
     if not overwrite and any((one.runtime, one.precision) == (format, precision) for one in opened.exports):
         raise PolypsegError(f"{opened.folder}: holds an export to {format} {precision} already; use --overwrite")
     show = sys.stderr.isatty() if progress is None else progress
-    proof = _Frames(opened, data, split_file)
+    proof = _Frames(opened, with_masks([data] if isinstance(data, str | Path) else data, masks), split_file)
     try:
         with tempfile.TemporaryDirectory(prefix=".export.", dir=opened.folder) as temporary:
             file = Path(temporary) / format / f"{precision}.{'xml' if format == 'openvino' else 'onnx'}"

@@ -1,39 +1,48 @@
-"""A bundle and a frame in, a Segmentation out."""
+"""A bundle and a picture in, a Segmentation out."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle, Preprocessing
-from polypseg.errors import PolypsegError, UsageError
+from polypseg.errors import UsageError
 from polypseg.inference.augmentation import Axes, mirror, views
 from polypseg.inference.choice import open_runtime
 from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.runtimes import Runtime
+from polypseg.io.frames import Frame, read_frames, read_picture
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
 
+if TYPE_CHECKING:
+    from polypseg.io.frames import Picture, Source
+
+Model = ModelBundle | str | os.PathLike[str]  # an opened bundle, or what ``polypseg.zoo.open`` takes
 Views = tuple[Sequence[NDArray[np.float32]], ...]  # a frame's logits, by network and size, then by view
 
 
 class Segmenter:
     """Runs one bundle's network, or an ensemble's, by the runtime that suits the machine. Thread-safe.
 
+    ``segmenter(picture)`` is ``segmenter.segment(picture)``. A copy, by pickle or deepcopy, opens the bundle anew.
+
     Of several bundles, or of an ensemble's members, the probabilities are averaged, each network's with the same
     weight, at the first one's network size. Of several bundles' operating points it takes the mean threshold and
     ``min_confidence``, and the first one's other values.
 
     Args:
-        bundle: an opened bundle, what ``ModelBundle.load`` takes, or a list of those; None is the shipped default.
+        bundle: an opened bundle, what ``polypseg.zoo.open`` takes, or a list of those; None is the shipped default.
         runtime: ``auto``, ``openvino``, ``onnx`` or ``torch``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
@@ -59,7 +68,7 @@ class Segmenter:
 
     def __init__(
         self,
-        bundle: ModelBundle | str | Path | Sequence[ModelBundle | str | Path] | None = None,
+        bundle: Model | Sequence[Model] | None = None,
         runtime: str = "auto",
         device: str = "auto",
         precision: str = "auto",
@@ -73,10 +82,10 @@ class Segmenter:
         min_area: float | None = None,
         fill_holes: bool | None = None,
     ) -> None:
-        several = [bundle] if bundle is None or isinstance(bundle, ModelBundle | str | Path) else list(bundle)
+        several = [bundle] if bundle is None or isinstance(bundle, ModelBundle | str | os.PathLike) else list(bundle)
         if not several:
             raise UsageError("--model: names no bundle")
-        self.bundles = [one if isinstance(one, ModelBundle) else ModelBundle.load(one) for one in several]
+        self.bundles = [zoo.open(one) for one in several]
         self.bundle = self.bundles[0]
         self.preprocessing = self.bundle.preprocessing
         self.tta = self.bundle.tta if tta is None else tta
@@ -84,6 +93,11 @@ class Segmenter:
             threshold=threshold, min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes
         )
         self._own_temperature = temperature
+        self._options = {
+            "runtime": runtime, "device": device, "precision": precision, "threads": threads, "tta": tta,
+            "compile": compile, "channels_last": channels_last, "temperature": temperature, "threshold": threshold,
+            "min_confidence": min_confidence, "min_area": min_area, "fill_holes": fill_holes,
+        }  # fmt: skip
         networks = [network for bundle in self.bundles for network in bundle.networks]
         # Of the same number for each network, so that the mean over all of them gives each the same weight.
         self._members: list[_Member] = []
@@ -102,6 +116,17 @@ class Segmenter:
             kinds = [reason.partition(":")[0] for reason in reasons]
             if len(set(kinds)) > 1:
                 self.reason += f"; the others by {', '.join(kinds[1:])}"
+
+    def __repr__(self) -> str:
+        point = self.operating_point
+        views = "" if self.tta == "none" else f", tta {self.tta}"
+        return (
+            f"Segmenter({' + '.join(one.name for one in self.bundles)}: {self._told('name')} on {self.device} in "
+            f"{self.precision}{views}, threshold {point.threshold:g}, min_confidence {point.min_confidence:g})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), **self._options), (self.bundles,)
 
     @property
     def threshold(self) -> float:
@@ -152,50 +177,74 @@ class Segmenter:
             "tta": self.tta,
         }
 
-    def segment(self, frame: NDArray[np.uint8]) -> Segmentation:
-        """Segment one frame.
+    @overload
+    def segment(self, picture: list[Any] | tuple[Any, ...], batch_size: int = 1) -> list[Segmentation]: ...
+    @overload
+    def segment(self, picture: Picture, batch_size: int = 1) -> Segmentation: ...
+    def segment(
+        self, picture: Picture | list[Any] | tuple[Any, ...], batch_size: int = 1
+    ) -> Segmentation | list[Segmentation]:
+        """Segment a picture, or each of a list.
 
         Args:
-            frame: H×W×3 uint8 RGB, any size.
+            picture: the path of an image or of a DICOM file; a PIL image; an H×W×3 array, RGB (OpenCV's are BGR: give
+                ``array[..., ::-1]``), uint8 or uint16, H×W for grey, H×W×4 with an alpha channel, which is dropped; a
+                torch tensor, C×H×W or H×W×C, uint8, or float of 0..1; or a list or tuple of any of those. Sizes may
+                differ. Of 16 bits the highest 8 of those in use are kept.
+            batch_size: of a list, pictures computed at once, 1 or more.
 
         Returns:
-            mask, probability and polyps at the frame's size.
+            mask, probability and polyps at the picture's own size; of a list a list, in its order.
 
         Raises:
-            ValueError: the array has another shape or dtype.
+            UsageError: the path is a folder, a video or a pattern, as ``stream`` takes; or ``batch_size`` is below 1.
+            PolypsegError: the file is missing or cannot be read.
+            ValueError: the array, the image or the tensor has another shape, type or range.
+            TypeError: it is none of these.
         """
-        return self.answer(self.probability(frame), *frame.shape[:2], outside=outside_of(frame))
+        check_batch_size(batch_size)
+        if isinstance(picture, list | tuple):
+            return list(self._stream((read_picture(one) for one in picture), batch_size))
+        frame = read_picture(picture)
+        return self._found(frame, self.probability(frame.pixels), outside_of(frame.pixels))
 
-    def stream(self, frames: Iterable[NDArray[np.uint8]] | str | Path, batch_size: int = 1) -> Iterator[Segmentation]:
-        """Segment frames one after another, in order.
+    __call__ = segment
 
-        Raises as ``segment``; for a video as ``VideoReader``, and, after its last frame, a ``PolypsegError`` that tells
-        where it is cut off or damaged.
+    def stream(self, source: Source, batch_size: int = 1) -> Iterator[Segmentation]:
+        """Segment the frames of a source one after another, in order, each as it is asked for.
+
+        A result has its frame with it: who keeps the results of a long video keeps all its frames in memory.
 
         Args:
-            frames: each as in ``segment``, sizes may differ; or the path of a video.
-            batch_size: frames in flight: as many are read ahead and computed at once, for the most in all. With 1, an
-                answer comes as soon as it can.
-        """
-        if isinstance(frames, str | Path):
-            from polypseg.io.video import VideoReader
+            source: a video; a folder; a glob; a camera (its number, ``camera:0`` or its URL), which has no end; a DICOM
+                file; what ``segment`` takes; N×H×W×3 arrays; or any iterable of those, as a generator of arrays.
+            batch_size: frames in flight, 1 or more: as many are read ahead and computed at once, for the most in all.
+                With 1, a result comes as soon as it can.
 
-            with VideoReader(frames) as reader:
-                yield from self.stream((frame.pixels for frame in reader), batch_size)
-            if reader.problem:
-                raise PolypsegError(reader.problem)
-            return
-        seen: deque[tuple[int, int, NDArray[np.bool_] | None]] = deque()
+        Raises:
+            UsageError: ``batch_size`` is below 1.
+            PolypsegError: a file is missing or cannot be read; there is nothing to read; a camera is gone; or, after
+                the last frame, a video is found to be cut off or damaged.
+            ValueError, TypeError: as ``segment``.
+        """
+        check_batch_size(batch_size)
+        return self._stream(read_frames(source), batch_size)
+
+    def _stream(self, frames: Iterable[Frame], batch_size: int) -> Iterator[Segmentation]:
+        seen: deque[tuple[Frame, NDArray[np.bool_] | None]] = deque()
 
         def remembered() -> Iterator[NDArray[np.uint8]]:
             for frame in frames:
-                _check(frame)
-                seen.append((frame.shape[0], frame.shape[1], outside_of(frame)))
-                yield frame
+                seen.append((frame, outside_of(frame.pixels)))
+                yield frame.pixels
 
         for probability in self.probabilities(remembered(), batch_size):
-            height, width, outside = seen.popleft()
-            yield self.answer(probability, height, width, outside=outside)
+            frame, outside = seen.popleft()
+            yield self._found(frame, probability, outside)
+
+    def _found(self, frame: Frame, probability: NDArray[np.float32], outside: NDArray[np.bool_] | None) -> Segmentation:
+        found = self.answer(probability, *frame.pixels.shape[:2], outside=outside)
+        return replace(found, frame=frame.pixels, path=frame.path, index=frame.index, time=frame.time, model=self.hash)
 
     def answer(
         self,
@@ -220,15 +269,25 @@ class Segmenter:
         return Segmentation.from_probability(found, point or self.operating_point, outside)
 
     def probability(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One frame's probability map at the network's size, h×w float32 0..1; ``frame`` as in ``segment``."""
+        """One frame's probability map at the network's size, h×w float32 0..1; ``frame`` as in ``views``."""
         return next(self.probabilities([frame]))
 
     def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[NDArray[np.float32]]:
-        """The probability maps of frames, at the network's size, in order: h×w float32 0..1. As ``stream``."""
+        """The probability maps of frames, at the network's size, in order: h×w float32 0..1. As ``views``."""
         return (self.mean(views) for views in self.views(frames, batch_size))
 
     def views(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[Views]:
-        """What ``mean`` takes of each frame, in order: the logits of every view of every network. As ``stream``."""
+        """What ``mean`` takes of each frame, in order: the logits of every view of every network.
+
+        Args:
+            frames: H×W×3 uint8 RGB, sizes may differ.
+            batch_size: as of ``stream``.
+
+        Raises:
+            UsageError: ``batch_size`` is below 1.
+            ValueError: an array has another shape or type.
+        """
+        check_batch_size(batch_size)
         copies = itertools.tee(frames, len(self._members))
         streams = (member.logits(copy, batch_size) for member, copy in zip(self._members, copies, strict=True))
         return zip(*streams, strict=True)
@@ -263,6 +322,12 @@ class Segmenter:
         mean = np.stack(list(self.probabilities(images, len(images)))).clip(1e-7, 1 - 1e-7)
         logits: NDArray[np.float32] = np.log(mean) - np.log1p(-mean)
         return logits
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ``UsageError`` where so many frames cannot be computed at once."""
+    if batch_size < 1:
+        raise UsageError(f"--batch_size {batch_size}: must be 1 or more")
 
 
 def _check(frame: NDArray[np.uint8]) -> None:

@@ -88,12 +88,17 @@ def _bits_in_use(
         if image.format == "PNG" and named < 16 and not (pixels & ((1 << (16 - named)) - 1)).any():
             return 16, None  # as the standard wants it: the significant bits are the high ones
         return named if greatest < 1 << named else 16, None
-    if 0 < greatest < 4096:
-        bits = 8 if greatest < 256 else 12
+    bits = bits_by_value(greatest)
+    if greatest > 0 and bits < 16:
         return bits, f"holds values up to {greatest} of 65535 and is read as {bits} bits"
     if 0 < greatest < 16384:
         return 16, f"holds values up to {greatest} of 65535 and is read as 16 bits, that is, dark"
     return 16, None
+
+
+def bits_by_value(greatest: int) -> int:
+    """How many bits are taken to be in use, 8, 12 or 16, where nothing but the greatest value tells."""
+    return 8 if greatest < 256 else 12 if greatest < 4096 else 16
 
 
 def _named_bits(image: Image.Image, path: str | Path, content: bytes | None) -> int | None:

@@ -1,7 +1,7 @@
-"""DICOM in and out: the frames of an image as 8-bit RGB, and masks as a DICOM Segmentation that refers to it.
+"""DICOM in: the frames of an image as 8-bit RGB.
 
-Needs the extra: ``pip install 'polypseg[dicom]'``. Nothing about a patient leaves this module but in the segmentation
-itself: no message, warning or log line quotes the header, save what describes its pixels.
+Needs the extra: ``pip install 'polypseg[dicom]'``. Nothing about a patient leaves this module: no message, warning or
+log line quotes the header, save what describes its pixels.
 """
 
 from __future__ import annotations
@@ -26,19 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write
 from polypseg.io.pictures import MAX_PIXELS
-from polypseg.version import __version__
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-    from pydicom.sr.coding import Code
     from pydicom.uid import UID
 
-    from polypseg.inference.segmenter import Segmenter
-
 INSTALL = "pip install 'polypseg[dicom]'"
-SERIES_NUMBER = 9000  # behind the series that an examination has of its own
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _NO_PICTURES = (  # SOP classes with pixels that are not to be looked at
@@ -56,16 +50,7 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")  # with
 _CODINGS = ("mpeg1video", "mpeg2video", "h264", "hevc")
 _DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95")
 _UNDEFINED = 0xFFFFFFFF  # the length that compressed pixel data give; their fragments tell their own
-_LONGEST = 0xFFFFFFFE  # bytes that a DICOM element can hold
-# The order of a segmentation's frames: by segment, then by the source's frame. (element, its group, its name)
-_DIMENSIONS = (
-    (0x0062000B, 0x0062000A, "Segment"),  # ReferencedSegmentNumber of SegmentIdentificationSequence
-    (0x00209128, 0x00209111, "Frame"),  # TemporalPositionIndex of FrameContentSequence
-)
 _LOCK = threading.Lock()
-
-
-# ---- reading --------------------------------------------------------------------------------------------
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -128,7 +113,7 @@ class DicomFrames:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         frames = self._decode_video() if _is_video(self._syntax) else self._decode_images()
         for number in range(1, self._count + 2):
-            with _quiet(self.path, f"frame {number} of {self._count} cannot be decoded: the file is cut or damaged"):
+            with quiet(self.path, f"frame {number} of {self._count} cannot be decoded: the file is cut or damaged"):
                 frame = next(frames, None)
             if (frame is None) != (number > self._count):
                 held = number - 1 if frame is None else f"more than {self._count}"
@@ -200,10 +185,10 @@ def read_dicom(path: str | Path) -> DicomFrames:
             or a decoder that is not installed.
     """
     path = Path(path)
-    with _quiet(path, "its header is damaged; copy the file again"):
-        header = _read_header(path)
+    with quiet(path, "its header is damaged; copy the file again"):
+        header = read_header(path)
         syntax = _transfer_syntax(header)
-        count, height, width = (_positive(path, header, name) for name in ("NumberOfFrames", "Rows", "Columns"))
+        count, height, width = (positive(path, header, name) for name in ("NumberOfFrames", "Rows", "Columns"))
         if height * width > MAX_PIXELS:
             raise PolypsegError(f"{path}: is larger than {MAX_PIXELS:,} pixels and was not decoded")
         if count > MAX_FRAMES:
@@ -219,7 +204,7 @@ def read_dicom(path: str | Path) -> DicomFrames:
 
 
 @contextlib.contextmanager
-def _quiet(path: Path, problem: str) -> Iterator[None]:
+def quiet(path: Path, problem: str) -> Iterator[None]:
     """Turn whatever pydicom, highdicom or a decoder raises into one line, and silence what they warn and log.
 
     Their words quote values of the header, a patient's name too, so none of them is passed on: hence ``from None``.
@@ -244,7 +229,7 @@ def _quiet(path: Path, problem: str) -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _read_header(path: Path) -> Dataset:
+def read_header(path: Path) -> Dataset:
     """All elements before the pixel data of what is an image."""
     if not path.is_file():
         raise PolypsegError(f"{path}: there is no such file")
@@ -297,7 +282,7 @@ def _is_video(syntax: UID) -> bool:
     return syntax in MPEGTransferSyntaxes
 
 
-def _positive(path: Path, header: Dataset, keyword: str) -> int:
+def positive(path: Path, header: Dataset, keyword: str) -> int:
     """A whole number above 0; an image without NumberOfFrames has one frame."""
     if keyword == "NumberOfFrames" and keyword not in header:
         return 1
@@ -326,17 +311,17 @@ def _mended(path: Path, header: Dataset) -> Dataset:
     """
     pixels = header.group_dataset(0x0028)
     photometric = str(header.get("PhotometricInterpretation") or "").strip().upper()
-    values = {name: _positive(path, header, name) for name in ("Rows", "Columns", "BitsAllocated")}
+    values = {name: positive(path, header, name) for name in ("Rows", "Columns", "BitsAllocated")}
     for name, default in (
         ("SamplesPerPixel", 3 if photometric in _COLOURS else 1),
         ("BitsStored", values["BitsAllocated"]),
     ):
-        values[name] = _positive(path, header, name) if _is_there(header, name) else default
+        values[name] = positive(path, header, name) if _is_there(header, name) else default
     for name in ("PixelRepresentation", "PlanarConfiguration"):
         values[name] = int(_number(path, header, name) or 0)
     for name, value in values.items():
-        _put(pixels, name, value)
-    _put(pixels, "PhotometricInterpretation", photometric)
+        put(pixels, name, value)
+    put(pixels, "PhotometricInterpretation", photometric)
     for name in ("ModalityLUTSequence", "VOILUTSequence"):
         if name in pixels and not _is_there(pixels, name):
             del pixels[name]
@@ -344,8 +329,8 @@ def _mended(path: Path, header: Dataset) -> Dataset:
         slope, intercept = (_number(path, header, name) for name in ("RescaleSlope", "RescaleIntercept"))
         if slope == 0:
             raise PolypsegError(f"{path}: its header has no valid RescaleSlope; export the image again")
-        _put(pixels, "RescaleSlope", 1.0 if slope is None else slope)
-        _put(pixels, "RescaleIntercept", 0.0 if intercept is None else intercept)
+        put(pixels, "RescaleSlope", 1.0 if slope is None else slope)
+        put(pixels, "RescaleIntercept", 0.0 if intercept is None else intercept)
     window = [_number(path, header, name) for name in ("WindowCenter", "WindowWidth")]
     function = str(header.get("VOILUTFunction") or "LINEAR").strip()
     narrowest = 1.0 if function == "LINEAR" else 1e-9
@@ -354,7 +339,7 @@ def _mended(path: Path, header: Dataset) -> Dataset:
         if name in pixels:
             del pixels[name]
         if usable:  # one that is too narrow counts as none, as an empty one does
-            _put(pixels, name, found)
+            put(pixels, name, found)
     return pixels
 
 
@@ -376,7 +361,7 @@ def _number(path: Path, header: Dataset, keyword: str) -> float | None:
     return value
 
 
-def _put(dataset: Dataset, keyword: str, value: Any) -> None:
+def put(dataset: Dataset, keyword: str, value: Any) -> None:
     """Set an element in the kind that the standard has for it, whatever the file had."""
     if keyword in dataset:
         del dataset[keyword]
@@ -663,215 +648,3 @@ def _scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
         return values
     scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-9))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
-
-
-# ---- writing --------------------------------------------------------------------------------------------
-
-
-def write_segmentation(
-    source: str | Path, masks: Iterable[NDArray[np.bool_]], segmenter: Segmenter, out: str | Path
-) -> None:
-    """Write masks as a DICOM Segmentation (BINARY) that refers to the image they were made from.
-
-    It keeps the patient and the study of its source and stands in a series of its own, the same one for all images
-    of the source's series and one model. One segment, "Polyp", holds all polyps of a frame: which polyp of one frame
-    is which of another is not known. Frames without a polyp are left out, as DICOM lets; where no frame has one, the
-    first stands for all, empty.
-
-    Args:
-        source: the DICOM image.
-        masks: of every frame of ``source``, in order, each H×W bool. One at a time is held, and its bits are kept.
-        segmenter: what made them; its bundle, threshold, runtime and precision are recorded.
-        out: the file to write; replaced where it exists.
-
-    Raises:
-        PolypsegError: the source is no DICOM image, lacks the identifiers that a reference needs or is of a kind that
-            the standard does not know; the extra is missing; the masks do not fit into a DICOM file; the disk is full.
-        ValueError: there are more or fewer masks than frames, or one is not H×W bool.
-    """
-    source, out = Path(source), Path(out)
-    with _quiet(source, "its header is damaged; copy the file again"):
-        header = _read_header(source)
-        needed = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-        if missing := [name for name in needed if not header.get(name)]:
-            lacks = f"lacks {', '.join(missing)}"
-            raise PolypsegError(
-                f"{source}: {lacks}, to which a segmentation must refer; export it with its identifiers"
-            )
-        count, height, width = (_positive(source, header, name) for name in ("NumberOfFrames", "Rows", "Columns"))
-    numbers, pixels = _pack(masks, count, (height, width))
-    if len(pixels) > _LONGEST:
-        raise PolypsegError(f"{out}: the masks need more than the 4 GiB that DICOM can hold; cut the video into parts")
-    with _quiet(source, "its patient or study cannot be carried into a segmentation; export it again"):
-        content = io.BytesIO()
-        _segmentation(header, count, numbers, pixels, segmenter).save_as(content, enforce_file_format=True)
-    with atomic_write(out) as file:
-        file.write(content.getbuffer())
-
-
-def _pack(masks: Iterable[NDArray[np.bool_]], count: int, shape: tuple[int, int]) -> tuple[list[int], bytearray]:
-    """The numbers (from 1) of the frames with a polyp, and their masks, eight pixels a byte, without gaps."""
-    numbers: list[int] = []
-    packed = bytearray()
-    rest = np.zeros(0, bool)  # pixels of the last byte where a frame ends within it
-    seen = 0
-    for seen, mask in enumerate(masks, start=1):
-        if mask.shape != shape or mask.dtype != bool:
-            raise ValueError(f"a mask is {shape[0]}×{shape[1]} bool, not {mask.shape} {mask.dtype}")
-        if mask.any():
-            numbers.append(seen)
-            bits = np.concatenate([rest, mask.ravel()])
-            whole = len(bits) // 8 * 8
-            packed += np.packbits(bits[:whole], bitorder="little").tobytes()
-            rest = bits[whole:]
-    if seen != count:
-        raise ValueError(f"{seen} masks for {count} frames")
-    if not numbers:
-        numbers, rest = [1], np.zeros(shape[0] * shape[1], bool)
-    packed += np.packbits(rest, bitorder="little").tobytes()
-    return numbers, packed + bytes(len(packed) % 2)
-
-
-def _segmentation(source: Dataset, count: int, numbers: list[int], pixels: bytearray, segmenter: Segmenter) -> Dataset:
-    """The whole object.
-
-    highdicom's own Segmentation takes several frames only where they have positions in space, which a camera's
-    frames do not; so this one is put together from its parts. It is placed by the frames it refers to.
-    """
-    from highdicom import AlgorithmIdentificationSequence, SOPClass
-    from highdicom.seg import SegmentDescription
-    from pydicom import config
-    from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
-    from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage, generate_uid
-
-    bundle = segmenter.bundle
-    # The source's patient and study are carried over as they are, even where the standard would have them otherwise.
-    with config.disable_value_validation():
-        result = SOPClass(
-            study_instance_uid=source.StudyInstanceUID,
-            series_instance_uid=generate_uid(entropy_srcs=[source.SeriesInstanceUID, segmenter.hash, __version__]),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=generate_uid(),
-            sop_class_uid=SegmentationStorage,
-            instance_number=max(1, int(source.get("InstanceNumber") or 1)),
-            modality="SEG",
-            manufacturer="polypseg",
-            manufacturer_model_name=bundle.name[:64],
-            device_serial_number=bundle.hash,
-            software_versions=__version__,
-            series_description="Polyps by polypseg; research use only",
-            transfer_syntax_uid=ExplicitVRLittleEndian,
-        )
-        result.copy_patient_and_study_information(_of_a_known_class(source))
-        if "SpecificCharacterSet" in source:
-            result.SpecificCharacterSet = source.SpecificCharacterSet
-
-    found = len(numbers) if any(pixels) else 0
-    result.ContentLabel = "POLYPS"
-    result.ContentDescription = f"Polyps in {found} of {count} frames; research use only"
-    result.ContentCreatorName = ""
-    result.ImageType = ["DERIVED", "PRIMARY"]
-    result.PatientOrientation = ""
-    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if keyword in source:
-            result[keyword] = source[keyword]
-    if "LossyImageCompression" not in result:
-        result.LossyImageCompression = "00"
-
-    result.SegmentationType = "BINARY"
-    result.SegmentsOverlap = "NO"
-    algorithm = AlgorithmIdentificationSequence(
-        name="polypseg",
-        family=codes.DCM.ArtificialIntelligence,
-        version=__version__,
-        parameters={
-            "model": bundle.name,
-            "hash": segmenter.hash,
-            "threshold": f"{segmenter.threshold:g}",
-            "min_confidence": f"{segmenter.operating_point.min_confidence:g}",
-            "runtime": segmenter.runtime.name,
-            "precision": segmenter.precision,
-        },
-    )
-    polyp = SegmentDescription(
-        segment_number=1,
-        segment_label="Polyp",
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=Code("41329004", "SCT", "Polyp"),
-        algorithm_type="AUTOMATIC",
-        algorithm_identification=algorithm,
-    )
-    result.SegmentSequence = [polyp]
-
-    result.Rows, result.Columns = source.Rows, source.Columns
-    result.SamplesPerPixel = 1
-    result.PhotometricInterpretation = "MONOCHROME2"
-    result.PresentationLUTShape = "IDENTITY"
-    result.BitsAllocated, result.BitsStored, result.HighBit = 1, 1, 0
-    result.PixelRepresentation = 0
-    result.NumberOfFrames = len(numbers)
-    result.add_new("PixelData", "OB", bytes(pixels))
-
-    image = _item(ReferencedSOPClassUID=source.SOPClassUID, ReferencedSOPInstanceUID=source.SOPInstanceUID)
-    result.SourceImageSequence = [image]
-    result.ReferencedSeriesSequence = [
-        _item(SeriesInstanceUID=source.SeriesInstanceUID, ReferencedInstanceSequence=[image])
-    ]
-    organization = generate_uid()
-    result.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organization)]
-    result.DimensionIndexSequence = [
-        _item(
-            DimensionIndexPointer=pointer,
-            FunctionalGroupPointer=group,
-            DimensionOrganizationUID=organization,
-            DimensionDescriptionLabel=label,
-        )
-        for pointer, group, label in _DIMENSIONS
-    ]
-    result.SharedFunctionalGroupsSequence = [_item(SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=1)])]
-    result.PerFrameFunctionalGroupsSequence = [_frame(source, number) for number in numbers]
-    return result
-
-
-def _of_a_known_class(source: Dataset) -> Dataset:
-    """The source, for highdicom, which knows where patient and study stand in the standard's own classes alone."""
-    from pydicom import Dataset
-    from pydicom.uid import SecondaryCaptureImageStorage
-
-    copied = Dataset(dict(source.items()))
-    _put(copied, "SOPClassUID", SecondaryCaptureImageStorage)
-    return copied
-
-
-def _frame(source: Dataset, number: int) -> Dataset:
-    """What a mask says of itself: it shows frame ``number`` (from 1) of the source, pixel for pixel."""
-    from pydicom.sr.codedict import codes
-
-    image = _item(
-        ReferencedSOPClassUID=source.SOPClassUID,
-        ReferencedSOPInstanceUID=source.SOPInstanceUID,
-        SpatialLocationsPreserved="YES",
-        PurposeOfReferenceCodeSequence=[_coded(codes.cid7202.SourceImageForImageProcessingOperation)],
-    )
-    if "NumberOfFrames" in source:
-        image.ReferencedFrameNumber = number
-    derivation = _item(
-        SourceImageSequence=[image], DerivationCodeSequence=[_coded(codes.cid7203.SegmentationImageDerivation)]
-    )
-    place = _item(DimensionIndexValues=[1, number], TemporalPositionIndex=number)
-    return _item(FrameContentSequence=[place], DerivationImageSequence=[derivation])
-
-
-def _coded(code: Code) -> Dataset:
-    return _item(CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning)
-
-
-def _item(**values: Any) -> Dataset:
-    """A Dataset of these elements."""
-    from pydicom import Dataset
-
-    item = Dataset()
-    for keyword, value in values.items():
-        setattr(item, keyword, value)
-    return item

@@ -88,10 +88,10 @@ def _samples(image: Image.Image, path: str | Path, deep: bool) -> tuple[NDArray[
         pixels = deep_samples(image, path)
         return (pixels[..., :3], pixels[..., 3]) if pixels.ndim == 3 and pixels.shape[2] == 4 else (pixels, None)
     if image.mode == "1":
-        return np.asarray(image).astype(np.uint8) * np.uint8(255), None
+        return np.asarray(image.convert("L")), None
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        pixels = np.asarray(image.convert("RGBA"))
-        return pixels[..., :3], pixels[..., 3]
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        return np.asarray(image.convert("RGB")), np.asarray(image.getchannel("A"))
     return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")), None
 
 
@@ -159,6 +159,8 @@ def _black_and_white(values: NDArray[Any], path: str | Path) -> NDArray[np.uint8
 
 def _grey_area(levels: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
     """Where a mask is grey but for edges: too wide for one, or 3×3 and more of one middle value; None if nowhere."""
+    if not _between(levels, 1, 254).any():  # as nearly always
+        return None
     side = _edge(levels)
     step = side // 5
     some = np.ascontiguousarray(levels[::step, ::step])  # most masks need no closer look

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg.bundle import INTENDED_USE
+from polypseg.drawing import overlay
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write, csv_cell
-from polypseg.io.overlay import overlay
 from polypseg.segmentation import Polyp, Segmentation
 
 Output = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]

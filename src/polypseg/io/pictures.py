@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,10 @@ from polypseg.io.masks import mask_values
 
 MAX_PIXELS = 80_000_000  # a frame larger than this is refused before it is decoded
 MAX_SCANS = 100  # of a JPEG: editors make a dozen, and each costs a pass over the whole picture
+MAX_PIECES = 10_000  # of a PNG or JPEG, or one a KiB: Pillow takes 5 µs for each, and a hostile file has millions
 MAX_PAGES = 100  # are counted, of a TIFF: a hostile one has hundreds of thousands, and counting takes minutes
+_JPEG_SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xF0), 0xFE} - {0xC8}  # the markers with a length behind them
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither padding nor what stands within a scan
-
-# Pillow's own warning starts above our limit; we refuse such files ourselves, in one line.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
@@ -46,6 +47,7 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
         if size == 0:
             raise PolypsegError(f"{path}: is empty (0 bytes); restore it or remove it")
+        _check_pieces(path, file, size)
         image = Image.open(file)
         # A JPEG of a camera may carry its own preview as a second picture (MPO): the first is the frame.
         pictures = 1 if image.format == "MPO" else _count_pictures(image)
@@ -75,6 +77,37 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         image.close()
         raise PolypsegError(f"{path}: has floating-point or 32-bit samples; save it with 8 or 16 bits")
     return image
+
+
+def _check_pieces(path: str | Path, file: Path | io.BytesIO, size: int) -> None:
+    """Refuse a PNG or JPEG that is cut into so many pieces that going through them takes seconds."""
+    most = max(MAX_PIECES, size // 1024)
+    if size < 4 * most:  # no piece is smaller
+        return
+    with file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getbuffer()) as content:
+        start = content.read(8)
+        pieces = _chunks if start == b"\x89PNG\r\n\x1a\n" else _segments if start[:2] == b"\xff\xd8" else None
+        if pieces is not None and next(itertools.islice(pieces(content), most, None), None) is not None:
+            raise PolypsegError(f"{path}: is cut into more than {most:,} pieces and was not decoded; save it anew")
+
+
+def _chunks(content: IO[bytes]) -> Iterator[bytes]:
+    """The heads, 8 bytes, of the chunks of a PNG; hops from one to the next."""
+    content.seek(8)  # the signature
+    while len(head := content.read(8)) == 8:
+        yield head
+        content.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)  # 4: the checksum
+
+
+def _segments(content: IO[bytes]) -> Iterator[bytes]:
+    """The heads, 4 bytes, of the segments of a JPEG before its first scan; a byte between them counts as one."""
+    content.seek(2)
+    while len(head := content.read(4)) == 4 and head[:2] != b"\xff\xda":
+        yield head
+        if head[0] == 0xFF and head[1] in _JPEG_SEGMENTS:
+            content.seek(max(2, int.from_bytes(head[2:])) - 2, os.SEEK_CUR)
+        else:
+            content.seek(-3, os.SEEK_CUR)
 
 
 def _count_pictures(image: Image.Image) -> int:
@@ -137,15 +170,14 @@ def _has_late_exif(path: Path) -> bool:
     """Whether a PNG has something with an orientation behind its pixels; hops from chunk to chunk."""
     behind_pixels = False
     with path.open("rb") as file:
-        file.seek(8)  # the signature
-        while len(head := file.read(8)) == 8:
-            length, kind = int.from_bytes(head[:4], "big"), head[4:]
-            start = file.read(min(length, 22))
-            named = start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
-            if behind_pixels and (kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and named)):
-                return True
+        for head in _chunks(file):
+            kind, place = head[4:], file.tell()
+            if behind_pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                start = file.read(min(int.from_bytes(head[:4]), 22))
+                if kind == b"eXIf" or start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")):
+                    return True
+                file.seek(place)
             behind_pixels |= kind == b"IDAT"
-            file.seek(length - len(start) + 4, os.SEEK_CUR)  # 4: the checksum
     return False
 
 

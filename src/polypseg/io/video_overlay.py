@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polypseg.io.overlay import PREDICTION
+from polypseg.drawing import PREDICTION
 
 MARK = "polypseg - research use only"
 _FILL = 0.25  # opacity

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import re
 import sys
 import threading
 import time
@@ -21,17 +19,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from polypseg.bundle import INTENDED_USE
-from polypseg.errors import PolypsegError
-from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.quality import Quality, QualityMeter
 from polypseg.inference.tracking import Tracker
+from polypseg.io.camera import CameraGone, camera_frames, camera_name
 from polypseg.io.video import VideoInfo, VideoReader
 from polypseg.io.video_outputs import VideoOutputs
+from polypseg.pipeline.flow import Pixels, segmentation
+from polypseg.pipeline.options import PredictOptions
 from polypseg.pipeline.threads import Stages
 from polypseg.pipeline.video import Smoother, follow, made_with, numbers_of, to_line, video_record
 from polypseg.segmentation import Segmentation
@@ -39,14 +36,9 @@ from polypseg.segmentation import Segmentation
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
 
-Pixels = NDArray[np.uint8]
 _SILENCE = 10.0  # seconds without a frame after which a camera is taken for gone
 _REPORT_EVERY = 1.0  # seconds
 _JOIN = 2.0  # seconds that a driver gets to let go
-
-
-class CameraGone(PolypsegError):
-    """The camera sends no more frames."""
 
 
 @dataclass(frozen=True)
@@ -73,40 +65,36 @@ def run_live(
     segmenter: Segmenter,
     camera: int | str | Iterable[Pixels],
     out_dir: str | Path | None = None,
-    *,
-    overlay: bool = True,
-    smoothing: float = 0.0,
+    options: PredictOptions = PredictOptions(),  # noqa: B008  (frozen)
 ) -> LiveSummary:
     """Segment what a camera sees until Ctrl-C, or until it ends; print latency once a second.
 
-    With ``out_dir`` it writes there ``live-<date>-<time>.jsonl``, ``.timeline.json`` and, if ``overlay``, ``.mp4``, as
-    ``predict_video`` does, of the frames that were answered; times count from the first.
+    With ``out_dir`` it writes there ``live-<date>-<time>.jsonl``, ``.timeline.json`` and, unless ``save`` leaves
+    ``overlay`` out, ``.mp4``, as ``predict_video`` does, of the frames that were answered; times count from the first.
 
     Args:
         segmenter: the model.
         camera: its number; its URL; a video file, played at its own pace; or H×W×3 uint8 RGB frames as they arrive.
         out_dir: folder for the outputs; None writes nothing.
-        overlay: whether to write the mp4.
-        smoothing: as in ``predict_video``.
+        options: ``save`` and ``smoothing`` are heeded.
 
     Raises:
         PolypsegError: there is no such camera; or, with all outputs complete, it stopped sending frames; or the disk
             refuses.
-        UsageError: ``smoothing`` is out of its range.
     """
-    smoother = Smoother(smoothing)
-    name = _shown(camera)
+    smoother = Smoother(options.smoothing)
+    name = camera_name(camera)
     frames = _frames_of(camera) if isinstance(camera, int | str) else iter(camera)
     first = next(frames, None)
     if first is None:
         raise CameraGone(f"{name}: sends no frame; check its cable, and that no other program uses it")
     height, width = first.shape[:2]
     tracker, meter, mailbox = Tracker.at(segmenter.operating_point), _Meter(), _Mailbox(name)
-    settings = {"source": name, **made_with(segmenter, tracker), "smoothing": smoothing}
+    settings = {"source": name, **made_with(segmenter, tracker), "smoothing": options.smoothing}
     outputs = None
     if out_dir is not None:
         stem = datetime.now().strftime("live-%Y%m%d-%H%M%S")
-        outputs = VideoOutputs(Path(out_dir), stem, settings, overlay=overlay)
+        outputs = VideoOutputs(Path(out_dir), stem, settings, overlay=options.overlay)
     gone: CameraGone | None = None
     try:
         if outputs is not None:
@@ -176,10 +164,10 @@ def _answers(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Gen
         since = since if last is None else max(since, round(last + 0.001, 3))
         last = since
         probability = smoother(next(segmenter.probabilities([pixels])), since)
-        segmentation = segmenter.answer(probability, *pixels.shape[:2], outside=outside_of(pixels))
-        _ = segmentation.polyps  # part of the answer, and computed when first asked for
+        found = segmentation(segmenter, pixels, probability)
+        _ = found.polyps  # part of the answer, and computed when first asked for
         quality = measured.measure(pixels, since)
-        yield _Answer(pixels, since, segmentation, quality, time.perf_counter() - arrived)
+        yield _Answer(pixels, since, found, quality, time.perf_counter() - arrived)
 
 
 class _Mailbox:
@@ -300,26 +288,10 @@ def _frames_of(camera: int | str) -> Iterator[Pixels]:
     Raises:
         CameraGone: it cannot be opened, or, but for a file, sends no more.
     """
-    is_index = isinstance(camera, int) or camera.isdecimal()
-    if not is_index and Path(str(camera)).is_file():
-        yield from _played(Path(str(camera)))
+    if isinstance(camera, str) and not camera.isdecimal() and Path(camera).is_file():
+        yield from _played(Path(camera))
         return
-    # The one line that matters is ours, not OpenCV's or its FFmpeg's.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    chatter = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    capture = cv2.VideoCapture(int(camera)) if is_index else cv2.VideoCapture(str(camera), cv2.CAP_FFMPEG)
-    try:
-        if not capture.isOpened():
-            raise CameraGone(f"{_shown(camera)}: cannot be opened; check its number or URL, and that it is connected")
-        while True:
-            whole, frame = capture.read()
-            if not whole:
-                raise CameraGone(f"{_shown(camera)}: stopped sending frames; check its cable or its network")
-            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-    finally:
-        capture.release()
-        cv2.utils.logging.setLogLevel(chatter)
+    yield from camera_frames(camera)
 
 
 def _played(path: Path) -> Iterator[Pixels]:
@@ -335,12 +307,3 @@ def _played(path: Path) -> Iterator[Pixels]:
             yield frame.pixels
         if reader.problem:
             raise CameraGone(reader.problem)
-
-
-def _shown(camera: int | str | Iterable[Pixels]) -> str:
-    """What a camera is called in messages and files: a URL without the password that it may hold."""
-    if isinstance(camera, int) or (isinstance(camera, str) and camera.isdecimal()):
-        return f"camera {camera}"
-    if not isinstance(camera, str):
-        return "camera"
-    return re.sub("//[^/@]*@", "//", camera) if "://" in camera else Path(camera).name

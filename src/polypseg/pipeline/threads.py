@@ -1,14 +1,17 @@
-"""Generators that run ahead of their readers, each in a thread of its own."""
+"""Work that runs ahead of whoever reads its results: generators in a thread each, a function in a pool's threads."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 _POLL = 0.1  # seconds after which a thread that waits looks whether it should stop
 _END = object()
 
@@ -84,3 +87,39 @@ class Stages:
                 raise item.error
             yield item
         raise _Stopped
+
+
+class Inline(Executor):
+    """An executor that does everything at once, in the thread that asks."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """``fn``'s result, or what it raised, as a Future that is done."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
+    """The function's results, in the items' order; it works on ``most`` items at once, ahead of the reader.
+
+    Its errors are raised in their item's place; those of ``items`` after the results of the items before them.
+    """
+    waiting: deque[Future[R]] = deque()
+    coming = iter(items)
+    problem = None
+    while problem is None:
+        try:
+            item = next(coming)
+        except Exception as error:
+            problem = error
+        else:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+    if not isinstance(problem, StopIteration):
+        raise problem

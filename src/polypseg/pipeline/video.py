@@ -6,38 +6,61 @@ import itertools
 import json
 import math
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-import polypseg
 from polypseg.bundle import INTENDED_USE
-from polypseg.errors import PolypsegError, UsageError
+from polypseg.errors import PolypsegError
 from polypseg.files import sha256_file
-from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.quality import UNLIKE, Quality, QualityMeter
 from polypseg.inference.tracking import Tracker
 from polypseg.io.outputs import frame_record
-from polypseg.io.video import Frame, VideoReader
+from polypseg.io.video import VideoInfo, VideoReader
 from polypseg.io.video_outputs import VideoOutputs
-from polypseg.pipeline.options import check_batch_size, check_one_of
+from polypseg.pipeline.flow import Map, Readable, segmentation, with_maps
+from polypseg.pipeline.options import PredictOptions
 from polypseg.pipeline.threads import Stages
+from polypseg.version import __version__
 
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
     from polypseg.segmentation import Segmentation
 
+BATCH_SIZE = 4  # frames, of a video
 MAX_GAP = 1.0  # seconds; frames further apart are of two scenes, which are not averaged
 _STATE_EVERY = 25  # frames after which the smoothed map is stored; as many are computed again on resuming
 _WAITING = 2  # frames that may wait between two threads
 
-Map = NDArray[np.float32]
+
+class Frame(Readable, Protocol):
+    """A frame of a video, as ``io.video.Frame``."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def pts(self) -> int: ...
+    @property
+    def time(self) -> float: ...
+
+
+class Video(Protocol):
+    """What reads a video, as ``io.video.VideoReader``."""
+
+    path: Path
+    info: VideoInfo
+    problem: str | None
+
+    def __iter__(self) -> Iterator[Frame]: ...
+    def __enter__(self) -> Video: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -73,14 +96,11 @@ def predict_video(
     segmenter: Segmenter,
     path: str | Path,
     out_dir: str | Path,
+    options: PredictOptions = PredictOptions(progress=False),  # noqa: B008  (frozen)
     *,
-    overlay: bool = True,
-    smoothing: float = 0.0,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = False,
-    batch_size: int = 4,
-    video: VideoReader | None = None,
+    video: Video | None = None,
+    computed: Callable[[], object] = lambda: None,
+    **fields: Any,
 ) -> VideoSummary:
     """Segment every frame of a video and follow its polyps.
 
@@ -88,7 +108,7 @@ def predict_video(
 
     - ``<stem>.jsonl``: a line a frame, as ``video_record`` and ``follow`` make it;
     - ``<stem>.timeline.json``: the tracks (``Track.to_dict``) and how they were made;
-    - ``<stem>.mp4``: the video with the polyps drawn that have a number, if ``overlay``.
+    - ``<stem>.mp4``: the video with the polyps drawn that have a number, unless ``save`` leaves ``overlay`` out.
 
     Interrupted, however, it leaves ``<stem>.part.*``, which ``resume`` goes on from.
 
@@ -96,34 +116,28 @@ def predict_video(
         segmenter: the model.
         path: the video.
         out_dir: folder for the outputs; made if missing.
-        overlay: whether to write the mp4.
-        smoothing: weight of the past in an exponential average of the probability maps, 0 (none) to below 1; it
-            begins anew after a gap of more than ``MAX_GAP`` seconds.
-        resume: go on from an interrupted run of the same settings, or leave a complete one as it is.
-        overwrite: replace outputs of an earlier run.
-        progress: show a progress bar on stderr.
-        batch_size: frames that the network works on at once.
+        options: how it is done. Smoothing begins anew after a gap of more than ``MAX_GAP`` seconds.
         video: what reads the video in place of a ``VideoReader`` of its path, as one in another process; it is closed.
+        computed: called after each frame that the network saw; what it raises ends the run.
+        fields: of ``PredictOptions``, in place of those of ``options``.
 
     Raises:
         UsageError: an option is out of its range, or an output would replace the video.
         PolypsegError: the video cannot be read; outputs are there already; the disk refuses. Also, at the very end and
             with all outputs complete, that the video is cut off or damaged: what could be decoded was answered.
     """
-    smoother = Smoother(smoothing)
-    check_batch_size(batch_size)
-    check_one_of(resume, overwrite)
+    options = replace(options, **fields)
     started = time.perf_counter()
     with video or VideoReader(path) as reader:
-        run = _Run(segmenter, reader, smoother, batch_size)
+        run = _Run(segmenter, reader, options, computed)
         outputs = VideoOutputs(
-            Path(out_dir), reader.path.stem, run.settings, overlay=overlay, resume=resume, overwrite=overwrite,
-            source=reader.path,
+            Path(out_dir), reader.path.stem, run.settings, overlay=options.overlay, resume=options.resume,
+            overwrite=options.overwrite, source=reader.path,
         )  # fmt: skip
         timeline = outputs.timeline
         if timeline is None:
             try:
-                timeline = run.through(outputs, progress)
+                timeline = run.through(outputs, options.progress)
             finally:
                 outputs.close()
     if timeline["problem"]:
@@ -139,14 +153,9 @@ class Smoother:
 
     Attributes:
         average: the last map that was given back, at ``time`` seconds; None before the first.
-
-    Raises:
-        UsageError: the weight is out of its range.
     """
 
     def __init__(self, weight: float) -> None:
-        if not 0 <= weight < 1:
-            raise UsageError(f"--smoothing {weight:g}: must be at least 0 and below 1")
         self.weight = weight
         self.average: Map | None = None
         self.time = 0.0
@@ -162,7 +171,7 @@ class Smoother:
 
 def made_with(segmenter: Segmenter, tracker: Tracker) -> dict[str, Any]:
     """What decides the answers besides the video, in plain types."""
-    return {**segmenter.settings, "tracker": tracker.settings, "polypseg": polypseg.__version__}
+    return {**segmenter.settings, "tracker": tracker.settings, "polypseg": __version__}
 
 
 def video_record(segmentation: Segmentation, quality: Quality, keep: float, **names: Any) -> dict[str, Any]:
@@ -239,17 +248,19 @@ class _Answer:
 class _Run:
     """One video through one segmenter: three threads, each a generator over the one before, and the caller's own."""
 
-    def __init__(self, segmenter: Segmenter, reader: VideoReader, smoother: Smoother, batch_size: int) -> None:
+    def __init__(
+        self, segmenter: Segmenter, reader: Video, options: PredictOptions, computed: Callable[[], object]
+    ) -> None:
         self.computed = 0
-        self._segmenter, self._reader = segmenter, reader
-        self._smoother, self._tracker = smoother, Tracker.at(segmenter.operating_point)
-        self._batch_size = batch_size
+        self._segmenter, self._reader, self._tell = segmenter, reader, computed
+        self._smoother, self._tracker = Smoother(options.smoothing), Tracker.at(segmenter.operating_point)
+        self._batch_size = BATCH_SIZE if options.batch_size is None else options.batch_size
         self.settings = {
             "source": reader.path.name,
             "source_sha256": sha256_file(reader.path),
             **made_with(segmenter, self._tracker),
-            "smoothing": smoother.weight,
-            "batch_size": batch_size,
+            "smoothing": options.smoothing,
+            "batch_size": self._batch_size,
         }
 
     def through(self, outputs: VideoOutputs, progress: bool) -> dict[str, Any]:
@@ -324,16 +335,11 @@ class _Run:
     def _compute(self, frames: Iterator[Frame], begin: int) -> Generator[tuple[Frame, Map | None], None, None]:
         for frame in itertools.islice(frames, begin):
             yield frame, None
-        handed: deque[Frame] = deque()
+        yield from with_maps(self._segmenter, frames, self._batch_size, self._count)
 
-        def pixels() -> Iterator[NDArray[np.uint8]]:
-            for frame in frames:
-                handed.append(frame)
-                yield frame.pixels
-
-        for probability in self._segmenter.probabilities(pixels(), self._batch_size):
-            self.computed += 1
-            yield handed.popleft(), probability
+    def _count(self) -> None:
+        self.computed += 1
+        self._tell()
 
     def _answer(self, maps: Iterator[tuple[Frame, Map | None]], known: list[str]) -> Generator[_Answer, None, None]:
         meter = QualityMeter()
@@ -348,7 +354,7 @@ class _Run:
             assert smoothed is not None
             quality = meter.measure(frame.pixels, frame.time)
             record = video_record(
-                self._segmenter.answer(smoothed, *frame.pixels.shape[:2], outside=outside_of(frame.pixels)),
+                segmentation(self._segmenter, frame.pixels, smoothed),
                 quality, self._tracker.keep,
                 source=self._reader.path.name, model=self.settings["model"], index=frame.index, time=frame.time,
             )  # fmt: skip

@@ -32,11 +32,11 @@ from starlette.requests import Request
 
 import polypseg
 from polypseg.bundle import INTENDED_USE
+from polypseg.drawing import overlay
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io.outputs import frame_record
-from polypseg.io.overlay import overlay
 from polypseg.operating_point import OperatingPoint
 from polypseg.serve import answers
 from polypseg.serve.corrections import Corrections

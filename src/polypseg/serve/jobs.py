@@ -32,25 +32,21 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
-import polypseg
 from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write, read_json, sha256_file
-from polypseg.inference.field_of_view import outside_of
-from polypseg.io.outputs import (
-    RUN_FILES,
-    Output,
-    frame_files,
-    frame_record,
-    with_shapes,
-    write_frame,
-    write_run,
-)
-from polypseg.pipeline.sources import kind_of
+from polypseg.files import atomic_write, sha256_file
+from polypseg.io.kinds import kind_of
+from polypseg.io.outputs import RUN_FILES, Output, write_run
+from polypseg.pipeline.flow import Read
+from polypseg.pipeline.options import PredictOptions
+from polypseg.pipeline.plan import VIDEO_SUFFIXES
+from polypseg.pipeline.stills import Still, StillOutputs, stills_of
+from polypseg.pipeline.threads import Inline
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.observe import without_values
 from polypseg.serve.settings import Settings
 from polypseg.serve.state import ENDED, Job, Table
 from polypseg.serve.uploads import READABLE, count_frames, own_name, still_frames, told, told_apart, video_frames
+from polypseg.version import __version__
 
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
@@ -59,7 +55,6 @@ log = logging.getLogger("polypseg.serve")
 
 SAVED: tuple[Output, ...] = ("mask", "overlay", "json")  # of each still
 SAVED_OF_ALL: tuple[Output, ...] = ("coco", "csv")
-VIDEO_SUFFIXES = (".mp4", ".jsonl", ".timeline.json")
 MOST_WAITING = 100  # jobs
 MOST_STARTS = 3  # of a job that gets no further: then others come first, and it waits longer and longer
 LONGEST_WAIT = 600.0  # seconds, of that
@@ -75,8 +70,6 @@ TROUBLE = {
     )
     if hasattr(errno, name)
 }  # fmt: skip
-
-Map = NDArray[np.float32]
 
 
 def is_trouble(error: BaseException) -> bool:
@@ -132,7 +125,7 @@ class Jobs:
         self._table, self._decoders = table, decoders
         self._counted = counted
         self._folder = settings.state / "jobs"
-        self._made_with = {**segmenter.settings, "polypseg": polypseg.__version__}
+        self._made_with = {**segmenter.settings, "polypseg": __version__}
         self._changed = threading.Condition()
         self._stopping = False
         self._current: str | None = None  # the job in work
@@ -419,7 +412,7 @@ class _Video:
 
 
 class _Work:
-    """One job being worked through. To ``predict_video`` it is a Segmenter that counts, and stops when told to."""
+    """One job being worked through."""
 
     def __init__(self, jobs: Jobs, job: Job) -> None:
         self._jobs, self._job = jobs, job
@@ -433,28 +426,6 @@ class _Work:
         self._stored_at = self._published_at = 0.0
         # Of the present video: frames that were computed, that may be, and after which it should be done.
         self._seen, self._most, self._expected = 0, math.inf, math.inf
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._segmenter, name)
-
-    def probabilities(self, frames: Iterable[NDArray[np.uint8]], batch_size: int = 1) -> Iterator[Map]:
-        """As the Segmenter's own.
-
-        Raises:
-            Stopped: the job is to end.
-            PolypsegError: the video goes on for longer than it said.
-        """
-        for probability in self._segmenter.probabilities(frames, batch_size):
-            self._check()
-            self._seen += 1
-            if self._seen > self._most:
-                raise PolypsegError(f"goes on for more than {self._jobs._settings.max_video_seconds:g} s")
-            if self._done < self._expected:  # some are computed again
-                self._done += 1
-            self._jobs._counted()
-            if time.monotonic() - self._stored_at > STORE_EVERY:
-                self._store()
-            yield probability
 
     def through(self) -> tuple[str, str | None]:
         """The state and the line in which it ends."""
@@ -510,12 +481,9 @@ class _Work:
                 self._done = before + len(whole_lines(lines))
                 break
         items = self._decoders.stream(path.name, video_frames, path, pixels, check=self._check)
+        options = PredictOptions(smoothing=self._job.smoothing, resume=True, progress=False)
         with _Video(path, items) as video:
-            watched: Any = self
-            decoded: Any = video
-            found = predict_video(
-                watched, path, out, smoothing=self._job.smoothing, resume=True, video=decoded
-            )  # fmt: skip
+            found = predict_video(self._segmenter, path, out, options, video=video, computed=self._count)
         self._done = before + found.frames
         self._publish(out, found.files)
 
@@ -525,40 +493,47 @@ class _Work:
         )
         with contextlib.closing(items):
             count, times = next(items)
-            stems = [path.stem] if count == 1 else [f"{path.stem}-{index + 1:04d}" for index in range(count)]
-            recorded = [frame_files(out, stem, SAVED)[-1] for stem in stems]  # written last
-            frames: Iterator[Any] = iter([None] * count) if all(file.is_file() for file in recorded) else items
+            stills = stills_of(path, count, times) if count > 1 else [Still(path, path.stem)]
+            outputs = StillOutputs(self._segmenter, out, (*SAVED, *SAVED_OF_ALL), resume=True)
             digest = sha256_file(path)
-            ready: list[Path] = []
+            records = {still: outputs.earlier(still, digest) for still in stills}
+            ready = [file for still in stills if records[still] is not None for file in outputs.files(still)]
+            self._done += sum(record is not None for record in records.values())
+
+            def missing() -> Iterator[Read[Still]]:
+                for still, pixels in zip(stills, items, strict=False):
+                    if records[still] is None:
+                        yield Read(still, digest, pixels)
+                next(items, None)  # which tell at the end whether there are more than was said
+
             try:
-                for index, (stem, record_file) in enumerate(zip(stems, recorded, strict=True)):
-                    frame = next(frames)
-                    if record_file.is_file():
-                        self._records.append(read_json(record_file))
-                        self._done += 1
-                    else:
-                        number, moment = (index, times and times[index]) if count > 1 else (None, None)
-                        self._records.append(self._still(frame, path.name, digest, out, stem, number, moment))
-                    ready += frame_files(out, stem, SAVED)
+                reads = missing() if None in records.values() else ()
+                for written in outputs.through(reads, Inline(), most=1, computed=self._count):
+                    records[written.still] = written.record
+                    ready += outputs.files(written.still)
                     if time.monotonic() - self._published_at > STORE_EVERY:
                         self._publish(out, ready)
                         ready = []
             finally:
                 self._publish(out, ready)
-            if frames is items:  # which tell at the end whether there are more than was said
-                next(items, None)
+                self._records += [record for record in records.values() if record is not None]
 
-    def _still(
-        self, frame: NDArray[np.uint8], name: str, digest: str, out: Path, stem: str, index: int | None,
-        moment: float | None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Segment a frame and write its outputs; its record."""
-        probability = next(iter(self.probabilities([frame])))
-        answer = self._segmenter.answer(probability, *frame.shape[:2], outside=outside_of(frame))
-        record = frame_record(answer, source=name, model=self._segmenter.hash, index=index, time=moment)
-        record = with_shapes({**record, **self._segmenter.settings, "source_sha256": digest}, answer)
-        write_frame(out, stem, frame, answer, record, SAVED)
-        return record
+    def _count(self) -> None:
+        """One more frame is computed.
+
+        Raises:
+            Stopped: the job is to end.
+            PolypsegError: the video goes on for longer than it said.
+        """
+        self._check()
+        self._seen += 1
+        if self._seen > self._most:
+            raise PolypsegError(f"goes on for more than {self._jobs._settings.max_video_seconds:g} s")
+        if self._done < self._expected:  # some are computed again
+            self._done += 1
+        self._jobs._counted()
+        if time.monotonic() - self._stored_at > STORE_EVERY:
+            self._store()
 
     def _publish(self, out: Path, files: Iterable[Path], whole: bool = False) -> None:
         """Tell of these files, which are complete; with ``whole`` only where all of them are there."""

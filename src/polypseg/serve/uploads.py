@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
 from polypseg.io.dicom import read_dicom
+from polypseg.io.kinds import kind_of
 from polypseg.io.pictures import read_frame, read_mask
-from polypseg.pipeline.sources import kind_of
 
 if TYPE_CHECKING:
     from polypseg.io.dicom import DicomFrames

@@ -18,28 +18,22 @@ from typing import Any, Literal
 
 import torch
 
+from polypseg import zoo
 from polypseg.bundle import ModelBundle, merge_frames
 from polypseg.data import read_all
 from polypseg.data.splits import write_split
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.evaluation.choosing import Maps, check_shows_polyp
+from polypseg.evaluation.choosing import check_shows_polyp
 from polypseg.evaluation.run import loss_of
 from polypseg.evaluation.scoring import score_masks
 from polypseg.evaluation.selection import split_of
-from polypseg.files import commit, locked
+from polypseg.files import commit
 from polypseg.inference.runtimes.torch import check_weights
 from polypseg.inference.segmenter import Segmenter
-from polypseg.training.folder import CONFIG, LOG, SPLIT, refuse_inputs_within, replacing
-from polypseg.training.run import (
-    PICTURES,
-    check_folder,
-    choose,
-    draw_examples,
-    logging_to,
-    score_splits,
-    trainer_device,
-    write_yaml,
-)
+from polypseg.training.folder import CONFIG, LOG, SPLIT, logging_to, replacing, taken, write_yaml
+from polypseg.training.pictures import draw_examples
+from polypseg.training.result import device_name
+from polypseg.training.scores import choose, test
 
 log = logging.getLogger("polypseg")
 # Of the first one's metadata.json, in a mean of answers and, further, in one of weights.
@@ -83,7 +77,7 @@ def average(
     show = sys.stderr.isatty() if progress is None else progress
     if len(models) < 2:
         raise UsageError("--model: name two or more models to average")
-    bundles = [ModelBundle.load(model) for model in models]
+    bundles = [zoo.open(model) for model in models]
     first = bundles[0]
     for path, bundle in zip(models, bundles, strict=True):
         bundle.check_single()
@@ -91,9 +85,7 @@ def average(
         if of == "weights":
             _check_alike(str(path), bundle, first)
     settings = {"models": [str(model) for model in models], "data": [str(one) for one in data], "of": of}
-    with locked(folder):
-        check_folder(folder, settings, resume=False, overwrite=overwrite)
-        refuse_inputs_within(folder, (*models, *data, split_file))
+    with taken(folder, settings, (*models, *data, split_file), overwrite=overwrite):
         _average(bundles, settings, folder, split_file, show)
     return folder
 
@@ -112,24 +104,21 @@ def _average(
                 f"{path}: was trained by another split than {split_name}, and may have learnt from its validation "
                 "frames; average models of one split"
             )
-    check_shows_polyp(catalog.of_split("val"))
+    validation = catalog.of_split("val")
+    check_shows_polyp(validation)
     with replacing(folder):
         write_yaml(folder / CONFIG, settings)
         write_split(catalog.frames, folder / SPLIT)
         with logging_to(folder / LOG):
-            validation = catalog.of_split("val")
-            made = _made(folder, bundles, of)
-            fresh = Segmenter(made)
+            fresh = Segmenter(_made(folder, bundles, of))
             for path, bundle in zip(models, bundles, strict=True):
                 # Not by a member's own int8, which the mean has not got yet: like is compared with like.
                 alike = fresh.precision if of == "weights" else "auto"
                 scores, _ = score_masks(Segmenter(bundle, precision=alike), validation, show)
                 log.info("%s, on validation: dice %.4f", path, scores["dice"].mean())
-            maps = Maps.of(fresh, validation, show)
-            made = made.update(**choose(maps, "on validation", show))
-            segmenter = Segmenter(made)
-            score_splits(segmenter, loss_of(made), catalog, folder, show, maps)
-            draw_examples(segmenter, catalog, folder / PICTURES)
+            chosen = choose(fresh, catalog, show)
+            test(chosen, loss_of(chosen.segmenter.bundle), catalog, folder, show)
+            draw_examples(chosen.segmenter, catalog, folder)
             log.info("done in %.0f s: %s", time.monotonic() - started, folder)
 
 
@@ -137,7 +126,7 @@ def _made(folder: Path, bundles: Sequence[ModelBundle], of: str) -> ModelBundle:
     first = bundles[0]
     kept = (*KEPT, *KEPT_OF_WEIGHTS) if of == "weights" else KEPT
     details: dict[str, Any] = {key: first.metadata[key] for key in kept if key in first.metadata}
-    details |= {"threshold_split": "validation", "commit": commit(), "device": trainer_device()}
+    details |= {"threshold_split": "validation", "commit": commit(), "device": device_name()}
     if of == "weights":
         made = ModelBundle.save(
             folder / "bundle", mean_of([bundle.weights() for bundle in bundles]), name=folder.name,

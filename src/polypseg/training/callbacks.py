@@ -1,4 +1,4 @@
-"""What the Trainer does beside training: ``metrics.csv``, a line for each epoch."""
+"""What the Trainer does beside training: ``metrics.csv``, a line for each epoch, and how far the present one is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from tqdm import tqdm
 
 from polypseg.files import atomic_write
 
 log = logging.getLogger("polypseg")
+EVERY_S = 60.0  # seconds between two lines of a log that stands for a progress bar
 
 
 class MetricsTable(Checkpoint):
@@ -69,3 +71,75 @@ class MetricsTable(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+
+
+class Progress(Callback):
+    """How far an epoch is, and the time left: a bar on standard error, or a line in the log from minute to minute.
+
+    Not Lightning's bar, which writes to standard output, where the run folder's name alone belongs.
+
+    Args:
+        bar: whether there is a bar.
+    """
+
+    def __init__(self, bar: bool) -> None:
+        self.bar = bar
+        self._now: tqdm[Any] | _Lines | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer, "training", int(trainer.num_training_batches))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._step()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer, "validating", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._step()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._end()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self._end()
+
+    def on_exception(self, *_: Any) -> None:
+        self._end()
+
+    def _begin(self, trainer: L.Trainer, what: str, batches: int) -> None:
+        self._end()
+        name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, {what}"
+        if not self.bar:
+            self._now = _Lines(name, batches)
+        elif trainer.is_global_zero:
+            self._now = tqdm(desc=name, total=batches, unit="batch", leave=False, dynamic_ncols=True)
+
+    def _step(self) -> None:
+        if self._now is not None:
+            self._now.update()
+
+    def _end(self) -> None:
+        if self._now is not None:
+            self._now.close()
+        self._now = None
+
+
+class _Lines:
+    """What a bar would show, as lines of the log."""
+
+    def __init__(self, name: str, batches: int) -> None:
+        self.name, self.batches, self.done = name, batches, 0
+        self._start = self._last = time.monotonic()
+
+    def update(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self._last < EVERY_S or self.done >= self.batches:
+            return
+        self._last = now
+        left = (now - self._start) / self.done * (self.batches - self.done)
+        log.info("%s: %.0f %%, %s left", self.name, 100 * self.done / self.batches, tqdm.format_interval(left))
+
+    def close(self) -> None:
+        """There is nothing to remove."""

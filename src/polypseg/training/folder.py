@@ -12,15 +12,23 @@ Whatever kills a process between these steps, ``restore`` finds out by the names
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from polypseg.catalog import Catalog
+from polypseg.data.splits import write_split
 from polypseg.errors import PolypsegError
-from polypseg.files import LOCK, disk_error
+from polypseg.files import LOCK, atomic_write, disk_error, locked
+from polypseg.training.recipe import first_difference
 
+log = logging.getLogger("polypseg")
 CONFIG = "config.yaml"
 SPLIT = "split.csv"
 ORIGIN = "encoder_weights.yaml"
@@ -29,7 +37,7 @@ CACHE = "cache"  # of decoded frames: it belongs to no run
 _LEAVING, _EARLIER, _GONE = ".leaving", ".earlier", ".gone"
 _STAY = (LOCK, CACHE, _LEAVING, _EARLIER, _GONE)
 # What a run writes before its first epoch is complete.
-_STARTED = (CONFIG, SPLIT, ORIGIN, LOG, "metrics.csv", "checkpoints", "tensorboard", "mlflow.db")
+_STARTED = (CONFIG, SPLIT, ORIGIN, LOG, "metrics.csv", "checkpoints", "tensorboard", "mlflow.db", "wandb")
 
 
 def holds_epoch(folder: Path) -> bool:
@@ -43,6 +51,55 @@ def is_only_started(folder: Path) -> bool:
     return not holds_epoch(folder) and all(
         one.name in _STARTED or re.fullmatch(r"fold-\d+|\..*\.part", one.name) for one in _content(folder)
     )
+
+
+@contextlib.contextmanager
+def taken(
+    folder: Path,
+    settings: dict[str, Any],
+    inputs: Iterable[str | Path | None],
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[None]:
+    """Keep a folder for this process alone, once it is known to be free for what is asked for.
+
+    Args:
+        folder: of the run.
+        settings: what ``config.yaml`` will hold.
+        inputs: paths that the run is made of.
+        resume: go on with the run that it holds.
+        overwrite: replace the run that it holds.
+
+    Raises:
+        PolypsegError: another process writes there, or as ``check_folder`` and ``refuse_inputs_within``.
+    """
+    with locked(folder):
+        check_folder(folder, settings, resume, overwrite)
+        if not resume:
+            refuse_inputs_within(folder, inputs)
+        yield
+
+
+def check_folder(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds something else than what was asked for. Nothing that it holds is touched.
+
+    A run that began, but has no complete epoch yet, stands in nobody's way.
+
+    Raises:
+        PolypsegError: it holds files that are no run, another run than the one to resume, or one not to be replaced.
+    """
+    restore(folder)
+    config = folder / CONFIG
+    if is_only_started(folder):
+        return
+    if not config.is_file() or not (folder / SPLIT).is_file():
+        raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
+    if resume:
+        difference = first_difference(read_yaml(config), settings)
+        if difference:
+            raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
+    elif not overwrite:
+        raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
 
 
 def refuse_inputs_within(folder: Path, inputs: Iterable[str | Path | None]) -> None:
@@ -104,6 +161,62 @@ def restore(folder: Path) -> None:
             (folder / _LEAVING).rmdir()
     except OSError as error:
         raise disk_error(folder, error) from error
+
+
+def write_start(
+    folder: Path, settings: dict[str, Any], catalog: Catalog, origin: Mapping[str, Any] | None = None
+) -> None:
+    """Write what is known before a run starts: ``config.yaml``, ``split.csv`` and ``encoder_weights.yaml``.
+
+    Args:
+        folder: of the run.
+        settings: in plain types.
+        catalog: the frames with their splits; each one's content hash goes into ``split.csv``.
+        origin: where the first weights came from, in plain types; None writes no file of it.
+    """
+    write_yaml(folder / CONFIG, settings)
+    write_split(catalog.frames.assign(content=catalog.content_hashes()), folder / SPLIT)
+    if origin is not None:
+        write_yaml(folder / ORIGIN, origin)
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Write settings in plain types, in their order. Raises ``PolypsegError`` where the disk refuses."""
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(dict(value), file, sort_keys=False)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read what ``write_yaml`` wrote. Raises ``PolypsegError`` where it cannot be read, or is something else."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PolypsegError(f"{path}: cannot be read ({reason}); use --overwrite") from error
+    if not isinstance(value, dict):
+        raise PolypsegError(f"{path}: holds no settings; use --overwrite")
+    return value
+
+
+@contextlib.contextmanager
+def logging_to(file: Path | None) -> Iterator[None]:
+    """Also write the log to a file, the error that ends the work too; None where another process speaks."""
+    if file is None:
+        log.setLevel(logging.WARNING)
+        yield
+        return
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except PolypsegError as error:
+        handler.handle(logging.LogRecord("polypseg", logging.ERROR, __file__, 0, "%s", (error,), None))
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _content(folder: Path) -> list[Path]:

@@ -24,32 +24,22 @@ from numpy.typing import NDArray
 
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
-from polypseg.data.splits import COLUMNS, hash_split, make_folds
+from polypseg.data.splits import COLUMNS, make_folds
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.choosing import Maps
 from polypseg.evaluation.scoring import DEFINITIONS, score, score_masks
-from polypseg.files import atomic_write, commit, csv_cells, locked, plain_cell
+from polypseg.files import atomic_write, csv_cells, plain_cell
 from polypseg.inference.segmenter import Segmenter
 from polypseg.metrics.statistics import Interval, bootstrap_interval, compare
 from polypseg.operating_point import OperatingPoint
-from polypseg.training.folder import CONFIG, LOG, SPLIT, holds_epoch, refuse_inputs_within, replacing
-from polypseg.training.processes import is_first
+from polypseg.training.folder import CONFIG, LOG, SPLIT, holds_epoch, logging_to, replacing, taken, write_yaml
+from polypseg.training.pictures import EXAMPLES, draw_examples
+from polypseg.training.prepare import Frames, prepare, split_frames
+from polypseg.training.processes import check_restartable, is_first
 from polypseg.training.recipe import Recipe
-from polypseg.training.run import (
-    LICENCE,
-    PICTURES,
-    check_folder,
-    choose,
-    draw_examples,
-    logging_to,
-    prepare,
-    split_frames,
-    tell,
-    train,
-    trainer_device,
-    write_scores,
-    write_yaml,
-)
+from polypseg.training.result import provenance
+from polypseg.training.run import train
+from polypseg.training.scores import operating_point, tell, write_scores
 
 log = logging.getLogger("polypseg")
 TABLE = "folds.csv"  # written last
@@ -96,12 +86,9 @@ def train_folds(
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress
     settings = {**recipe.to_dict(), "folds": folds}
-    with locked(folder) if is_first() else contextlib.nullcontext():
-        if is_first():
-            check_folder(folder, settings, resume, overwrite)
-            if not resume:
-                inputs = (recipe.model.weights, recipe.teacher.bundle, recipe.split, *data)
-                refuse_inputs_within(folder, inputs)
+    check_restartable(overwrite)
+    ours = taken(folder, settings, (*recipe.inputs, *data), resume, overwrite)
+    with ours if is_first() else contextlib.nullcontext():
         _train_folds(recipe, data, folds, folder, resume and holds_epoch(folder), settings, show)
     return folder
 
@@ -118,18 +105,19 @@ def _train_folds(
     """What ``train_folds`` does in a folder that is its own."""
     started = time.monotonic()
     first_process = is_first()
-    catalog, split_name, fold = _deal(recipe, data, folds, folder, resume)
+    frames, fold = _deal(recipe, data, folds, folder, resume)
+    catalog = frames.catalog
     if first_process and not resume:
         # As the first fold will: what would end that must not cost an earlier run.
         tried = replace(recipe, frames=replace(recipe.frames, cache="none"))
-        prepare(tried, Catalog(_of_fold(catalog, fold, 1)), folder, None, show)
+        prepare(tried, Frames(Catalog(_of_fold(catalog, fold, 1)), frames.split), folder, progress=show)
     if first_process:
         with contextlib.nullcontext() if resume else replacing(folder):
             write_yaml(folder / CONFIG, settings)
             _write_folds(catalog, fold, folder / SPLIT)
     names = [f"fold-{number}" for number in range(1, folds + 1)]
     with logging_to(folder / LOG if first_process else None):
-        complete = [name for name in names if (folder / name / PICTURES).is_file()]
+        complete = [name for name in names if (folder / name / EXAMPLES).is_file()]
         if first_process and complete != names:
             (folder / TABLE).unlink(missing_ok=True)  # of an ensemble that will be made again
         for number, name in enumerate(names, 1):
@@ -143,13 +131,11 @@ def _train_folds(
                     recipe, name=f"{recipe.name}-{name}", split=str(folder / name / "split.csv"),
                     trainer=replace(recipe.trainer, seed=recipe.trainer.seed + number - 1),
                 ),
-                data, folder / name, resume=True, progress=show, split=(f"{split_name}-{name}", table),
+                data, folder / name, resume=True, progress=show, split=(f"{frames.split}-{name}", table),
             )  # fmt: skip
         if not first_process or (complete == names and (folder / TABLE).is_file()):
             return
-        _join(
-            recipe, catalog, split_name, fold, {name: ModelBundle.load(folder / name) for name in names}, folder, show
-        )
+        _join(recipe, frames, fold, {name: ModelBundle.load(folder / name) for name in names}, folder, show)
         log.info("done in %.0f s: %s", time.monotonic() - started, folder)
 
 
@@ -160,20 +146,20 @@ def _of_fold(catalog: Catalog, fold: NDArray[np.int64], number: int) -> pd.DataF
 
 def _deal(
     recipe: Recipe, data: Sequence[str | Path], folds: int, folder: Path, resume: bool
-) -> tuple[Catalog, str, NDArray[np.int64]]:
-    """The frames, ``train`` or ``test``; the split's name; and each frame's fold from 1, 0 for test frames."""
-    catalog, name = split_frames(recipe, data, folder, resume)
-    frames = catalog.frames.reset_index(drop=True)
-    test = (frames["split"] == "test").to_numpy()
-    catalog = Catalog(frames.assign(split=np.where(test, "test", "train")))
-    fold = np.zeros(len(frames), np.int64)
+) -> tuple[Frames, NDArray[np.int64]]:
+    """The frames, ``train`` or ``test``; and each frame's fold from 1, 0 for test frames."""
+    whole = split_frames(recipe, data, folder, resume)
+    table = whole.catalog.frames.reset_index(drop=True)
+    test = (table["split"] == "test").to_numpy()
+    catalog = Catalog(table.assign(split=np.where(test, "test", "train")))
+    fold = np.zeros(len(table), np.int64)
     if resume and (folder / SPLIT).is_file():
         fold = _read_folds(folder / SPLIT, catalog, folds)
     elif test.all():
-        raise PolypsegError(f"split {name}: leaves no frames to learn from; give another --split")
+        raise PolypsegError(f"split {whole.split}: leaves no frames to learn from; give another --split")
     else:
-        fold[~test] = 1 + make_folds(Catalog(frames[~test].reset_index(drop=True)), folds)
-    return catalog, name, fold
+        fold[~test] = 1 + make_folds(Catalog(table[~test].reset_index(drop=True)), folds)
+    return Frames(catalog, whole.split), fold
 
 
 def _write_folds(catalog: Catalog, fold: NDArray[np.int64], path: Path) -> None:
@@ -209,14 +195,14 @@ class _OutOfFold:
 
 def _join(
     recipe: Recipe,
-    catalog: Catalog,
-    split_name: str,
+    frames: Frames,
     fold: NDArray[np.int64],
     bundles: dict[str, ModelBundle],
     folder: Path,
     progress: bool,
 ) -> None:
     """Make the ensemble, choose on the out-of-fold answers, test it, and write what was found."""
+    catalog = frames.catalog
     order = np.argsort(fold, kind="stable")[np.count_nonzero(fold == 0) :]
     pooled = Catalog(catalog.frames.iloc[order].reset_index(drop=True))
     counts = [int(np.count_nonzero(fold == number)) for number in range(1, len(bundles) + 1)]
@@ -226,14 +212,7 @@ def _join(
     first = next(iter(bundles.values())).metadata
     ensemble = ModelBundle.join(
         folder / "bundle", bundles, name=recipe.name, **chosen,
-        encoder_weights=first["encoder_weights"],
-        tta=recipe.tta,
-        recipe=recipe.to_dict(),
-        data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
-        split={"name": split_name, "hash": hash_split(catalog.frames)},
-        commit=commit(),
-        device=trainer_device(),
-        licence=LICENCE,
+        encoder_weights=first["encoder_weights"], **provenance(recipe, frames),
     )  # fmt: skip
     tables = [answered.assign(split="out-of-fold", fold=fold[order])]
     metrics: dict[str, Any] = {
@@ -247,7 +226,7 @@ def _join(
         metrics["test"] = scores.summary
         tables.append(scores.per_image.assign(split="test", fold=""))
         tell("ensemble, test", scores)
-        draw_examples(segmenter, catalog, folder / PICTURES)
+        draw_examples(segmenter, catalog, folder)
     definitions = {name: text for name, text in DEFINITIONS.items() if any(name in one for one in metrics.values())}
     write_scores(folder, segmenter, metrics, definitions, tables)
     rows = _rows(catalog, {name: _per_image(folder / name / "per_image.csv") for name in bundles}, tables)
@@ -262,7 +241,7 @@ def _choose(recipe: Recipe, maps: Maps, progress: bool) -> dict[str, Any]:
     """The ensemble's operating point and how it was found, as ``ModelBundle.join`` takes them."""
     if recipe.threshold is not None:
         return {"operating_point": OperatingPoint(recipe.threshold), "threshold_split": None}
-    return {"threshold_split": "out-of-fold frames", **choose(maps, "out of fold", progress)}
+    return {"threshold_split": "out-of-fold frames", **operating_point(maps, "out of fold", progress)}
 
 
 def _per_image(path: Path) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
@@ -15,8 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write
+from polypseg.errors import PolypsegError, UsageError
 
 T = TypeVar("T")
 
@@ -35,6 +33,19 @@ def launched() -> tuple[int, int] | None:
         machines = int(os.environ.get("SLURM_NNODES", "1"))
         return int(os.environ["SLURM_NTASKS"]) // machines, machines
     return None
+
+
+def check_restartable(overwrite: bool) -> None:
+    """Refuse ``overwrite`` under torchrun, which starts the same command again when a process has died.
+
+    Raises:
+        UsageError: each such start would throw away what the last one had trained.
+    """
+    if overwrite and TorchElasticEnvironment.detect():
+        raise UsageError(
+            "--overwrite: torchrun starts the command again after a failure, which would throw away the epochs trained "
+            "by then; give --resume and another --out, or remove the old run first"
+        )
 
 
 def join(trainer: L.Trainer) -> None:
@@ -83,6 +94,14 @@ def from_first(value: T) -> T:
     return first
 
 
+def agree(value: T, error: str) -> None:
+    """Raise ``PolypsegError(error)``, in every process, where one has another value than the first."""
+    same = value == from_first(value)
+    with together():
+        if not same:
+            raise PolypsegError(error)
+
+
 def lost_another(error: BaseException) -> bool:
     """Whether an error of a training says that another of its processes has gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
@@ -105,43 +124,6 @@ def gone(error: BaseException) -> PolypsegError:
         f"{socket.gethostname()}: another process of this training has gone ({first_sentence(error)}); its own last "
         "line says why; --resume goes on from the last complete epoch"
     )
-
-
-class Marker:
-    """A file in the run folder by which a worker that torchrun restarts knows the run that its job began.
-
-    The job is told by torchrun's own process, the parent of its workers, which outlives them. Not by
-    ``TORCHELASTIC_RESTART_COUNT``: it is 0 on a machine whose workers are restarted because those of another failed,
-    and above 0 when the first attempt ended because the folder holds somebody else's run.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def is_ours(self) -> bool:
-        """Whether the same torchrun that started this process began the run."""
-        job = self._job()
-        return job is not None and self.path.is_file() and self.path.read_text(encoding="utf-8") == job
-
-    def write(self) -> None:
-        """Mark the run as begun by the torchrun that started this process, if one did."""
-        job = self._job()
-        if job is not None:
-            with atomic_write(self.path, "w") as file:
-                file.write(job)
-
-    @staticmethod
-    def _job() -> str | None:
-        if not TorchElasticEnvironment.detect():
-            return None
-        parent = os.getppid()
-        started = ""
-        with contextlib.suppress(OSError):  # only Linux has it; process numbers are used again
-            started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {parent} {started}".strip()
 
 
 def first_sentence(error: BaseException) -> str:

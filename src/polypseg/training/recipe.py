@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.augmentation import Augmented
 from polypseg.models.losses import LossConfig
+from polypseg.training.ranges import shown, trouble
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -155,7 +154,7 @@ class TrainerConfig:
         strategy: Lightning's strategy, as auto, ddp or fsdp.
         threads: threads of each process on a CPU; 0 leaves it to PyTorch.
         seed: decides initial weights, order, augmentation and dropout.
-        loggers: tensorboard and mlflow, beside metrics.csv which is always written.
+        loggers: tensorboard, mlflow and wandb (Weights & Biases), beside metrics.csv which is always written.
     """
 
     epochs: int = 25
@@ -169,7 +168,7 @@ class TrainerConfig:
     strategy: str = "auto"
     threads: int = 0
     seed: int = 42
-    loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
 
 
 @dataclass(frozen=True)
@@ -203,11 +202,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, value in self._values():
-            trouble = _trouble(name, value)
-            if trouble:
-                raise UsageError(f"{name} {_shown(value)}: {trouble}")
+            wrong = trouble(name, _types()[name], value)
+            if wrong:
+                raise UsageError(f"{name} {shown(value)}: {wrong}")
         frames = self.frames
-        for wrong, message in (
+        for is_wrong, message in (
             (
                 frames.last_size is not None and frames.last_size > frames.size,
                 f"frames.last_size {frames.last_size}: must not be larger than frames.size, {frames.size}",
@@ -225,7 +224,7 @@ class Recipe:
                 "model.frozen: leaves nothing to train; set model.presence, and model.weights to start from",
             ),
         ):
-            if wrong:
+            if is_wrong:
                 raise UsageError(message)
         try:
             _ = self.model.architecture
@@ -256,6 +255,11 @@ class Recipe:
         return smaller[int(done * len(smaller))] if smaller and growing else self._last_size
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The models and the split that it names: paths, or names that polypseg knows."""
+        return tuple(one for one in (self.model.weights, self.teacher.bundle, self.split) if one is not None)
+
+    @property
     def _last_size(self) -> int:
         return self.frames.size if self.frames.last_size is None else self.frames.last_size
 
@@ -268,70 +272,6 @@ class Recipe:
         return values
 
 
-@dataclass(frozen=True)
-class _Range:
-    """The values of a field of numbers, or of each number of a list.
-
-    Attributes:
-        low, high: bounds, both possible; no bound at infinity, which itself is no value.
-        below: ``high`` itself is not possible.
-        step: the values are multiples of it.
-    """
-
-    low: float
-    high: float = math.inf
-    below: bool = False
-    step: int = 1
-
-    def __contains__(self, value: float) -> bool:
-        inside = self.low <= value < self.high if self.below else self.low <= value <= self.high
-        return inside and math.isfinite(value) and not (self.step > 1 and value % self.step)
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"of {self.low:g} or more"
-        return f"from {self.low:g} to {'below ' * self.below}{self.high:.10g}"
-
-
-_SHARE, _WEIGHT, _SIZE = _Range(0, 1), _Range(0), _Range(32, 8192, step=32)
-# Every field of numbers, those of a list too; a test holds that none is missing.
-RANGES: dict[str, _Range] = {
-    "threshold": _SHARE,
-    "frames.size": _SIZE,
-    "frames.first_size": _SIZE,
-    "frames.last_size": _SIZE,
-    "frames.batch_size": _Range(1, 65536),
-    "frames.polyp_free_share": _Range(0, 1, below=True),
-    "frames.made_polyp_free": _SHARE,
-    "frames.workers": _Range(-1, 1024),
-    "frames.cache_gb": _WEIGHT,
-    "model.decoder_channels": _Range(1, 4096),
-    "model.decoder_dropout": _Range(0, 1, below=True),
-    "model.frozen_stride": _Range(1, 32),
-    "loss.bce": _WEIGHT,
-    "loss.dice": _WEIGHT,
-    "loss.boundary": _WEIGHT,
-    "loss.background": _WEIGHT,
-    "loss.presence": _WEIGHT,
-    "teacher.weight": _SHARE,
-    "optimizer.learning_rate": _WEIGHT,
-    "optimizer.encoder_learning_rate": _WEIGHT,
-    "optimizer.presence_learning_rate": _WEIGHT,
-    "optimizer.weight_decay": _WEIGHT,
-    "optimizer.ema_decay": _Range(0, 1, below=True),
-    "optimizer.gradient_clip": _WEIGHT,
-    "optimizer.accumulate": _Range(1, 65536),
-    "trainer.epochs": _Range(1, 1_000_000),
-    "trainer.patience": _Range(0, 1_000_000),
-    "trainer.devices": _Range(0, 4096),
-    "trainer.num_nodes": _Range(1, 4096),
-    "trainer.threads": _Range(0, 1024),
-    "trainer.seed": _Range(0, 2**32 - 1),
-}
-_MAY_BE_EMPTY = ("model.encoder_weights",)  # which takes it for none
-_LONGEST_NAME = 200  # bytes; the file system's own limit is 255, of which temporary names need some
-
-
 @functools.cache
 def _types() -> dict[str, Any]:
     """The type of every field, by its whole name."""
@@ -342,51 +282,6 @@ def _types() -> dict[str, Any]:
         else:
             found[name] = kind
     return found
-
-
-def _trouble(name: str, value: Any) -> str | None:
-    """What is wrong with a field's value; None where nothing is."""
-    if value == "" and name not in _MAY_BE_EMPTY:
-        return "must not be empty; leave it out instead"
-    if name == "name" and isinstance(value, str) and not _is_folder_name(value):
-        return "cannot name a folder"
-    return _mismatch(_types()[name], value, RANGES.get(name))
-
-
-def _mismatch(kind: Any, value: Any, within: _Range | None) -> str | None:
-    """What keeps a value from being of a type, and in a range."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return None if value in inner else f"is unknown; choose {_listed(inner)}"
-    if origin in (Union, UnionType):
-        if value is None and NoneType in inner:
-            return None
-        return _mismatch(next(one for one in inner if one is not NoneType), value, within)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return "must be a list; in Python, a tuple"
-        return next(filter(None, (_mismatch(inner[0], one, within) for one in value)), None)
-    if kind in (int, float) and within is not None:
-        number = isinstance(value, int | kind) and not isinstance(value, bool)
-        what = "number" if kind is float else "whole number" if within.step == 1 else f"multiple of {within.step}"
-        return None if number and value in within else f"must be a {what} {within}"
-    return None if isinstance(value, kind) else f"must be {'true or false' if kind is bool else 'a text'}"
-
-
-def _is_folder_name(value: str) -> bool:
-    plain = Path(value).name == value and value not in (".", "..") and value.isprintable()
-    return plain and len(value.encode("utf-8", "replace")) <= _LONGEST_NAME
-
-
-def _listed(values: Sequence[Any]) -> str:
-    *others, last = map(str, values)
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    return repr(value) if isinstance(value, str) else "null" if value is None else str(value)
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -452,17 +347,37 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that polypseg comes with, by name: in the installed package, or in the source tree."""
+    package = Path(__file__).resolve().parents[1]
+    folders = (package / "recipes", package.parents[1] / "recipes")
+    folder = next((one for one in folders if one.is_dir()), folders[0])
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
 def shipped_recipe(name: str) -> Path:
-    """The file of a recipe that polypseg comes with, as ``smoke``: in the installed package, or in the source tree.
+    """The file of a recipe that polypseg comes with, as ``smoke``.
 
     Raises:
         UsageError: there is none of that name.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "recipes", package.parents[1] / "recipes"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise UsageError(f"polypseg comes with no recipe called {name!r}")
+    recipes = shipped_recipes()
+    if name not in recipes:
+        import difflib
+
+        near = difflib.get_close_matches(name.lower(), recipes, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{name}: is no recipe file, nor one that ships; choose {', '.join(recipes)}{hint}")
+    return recipes[name]
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file that a recipe's name or path means: the file of that path, else the shipped recipe of that name.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    return Path(name) if Path(name).is_file() else shipped_recipe(str(name))
 
 
 # These say where and how fast a run computes, not what; they may differ when it is resumed.
@@ -494,3 +409,9 @@ def first_difference(
         elif old != new and name not in may_differ:
             return f"{name}: {old} then, {new} now"
     return None
+
+
+# Resolved here, once: to resolve annotations that are text, jsonargparse would import what stands under TYPE_CHECKING
+# in their modules, and that is torch.
+for _kind in (FramesConfig, ModelConfig, LossConfig, TeacherConfig, OptimizerConfig, TrainerConfig, Recipe):
+    vars(_kind)["__init__"].__annotations__ = get_type_hints(_kind)

@@ -9,26 +9,28 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import re
 import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from polypseg.catalog import Catalog
 from polypseg.data.splits import hash_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write, csv_cell, disk_error
+from polypseg.training.fit import fit, make_trainer, quiet_lightning
+from polypseg.training.folder import CONFIG, LOG, logging_to, write_yaml
+from polypseg.training.prepare import Frames, prepare, split_frames
 from polypseg.training.recipe import Recipe, first_difference, with_values
-from polypseg.training.run import fit, logging_to, split_frames
+from polypseg.training.space import Range, read_space
 
 if TYPE_CHECKING:
     import optuna
@@ -36,51 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("polypseg")
 BEST = "best.yaml"
 TABLE = "trials.csv"
-# Of the recipe's fields those that matter most for a network of any size. Under adam the scale of the loss is of no
-# matter, so that one of its two weights is enough.
-DEFAULT_SPACE: dict[str, dict[str, Any]] = {
-    "optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-    "optimizer.encoder_learning_rate": {"low": 3e-5, "high": 3e-3, "log": True},
-    "optimizer.weight_decay": {"low": 1e-5, "high": 1e-1, "log": True},
-    "optimizer.ema_decay": {"choices": [None, 0.95, 0.99, 0.995]},
-    "loss.bce": {"low": 0.25, "high": 4.0, "log": True},
-    "loss.dice_per_image": {"choices": [False, True]},
-    "frames.augmentation": {"choices": ["seed", "strong"]},
-    "frames.batch_size": {"choices": [4, 8, 16]},
-}
-FIXED = ("name", "split", "threshold")  # trials are compared by the same validation frames, before any threshold
 FEWEST = 5  # complete trials before one is pruned
 SILENT_S = 180  # seconds without a heartbeat after which a trial's process is taken for dead
 MOST_FAILURES = 5  # one after another, before this process gives up
-
-
-@dataclass(frozen=True)
-class Range:
-    """The values of one field: ``low`` to ``high``, or ``choices``.
-
-    Attributes:
-        low, high: bounds, both possible; whole numbers where both are.
-        log: on a logarithmic scale.
-        choices: the values, where they are no range.
-    """
-
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    choices: tuple[Any, ...] = ()
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The values that show whether all can be used."""
-        return self.choices or (self.low, self.high)
-
-    def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """The trial's value."""
-        if self.choices:
-            return trial.suggest_categorical(name, self.choices)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log)
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
 
 
 def tune(
@@ -103,7 +63,7 @@ def tune(
         recipe: what is not searched; its epochs are each trial's.
         data: folders of data sets.
         trials: how many the study is to have in all, those of earlier calls and of other processes among them.
-        space: a YAML file of fields and their values, as ``DEFAULT_SPACE``, which is taken without one.
+        space: a YAML file of fields and their values, as ``space.DEFAULT_SPACE``, which is taken without one.
         storage: the URL of a database that SQLAlchemy opens; by default an SQLite file in ``out``.
         study: its name in the database; by default the recipe's.
         out: folder for ``best.yaml``, ``trials.csv``, ``trials/`` and ``log.txt``; ``runs/<study>-tune`` by default.
@@ -130,79 +90,46 @@ def tune(
     study = study or recipe.name
     folder = Path(out) if out is not None else Path("runs") / f"{study}-tune"
     # No folder of a run of theirs is ever read, so that nothing is resumed.
-    catalog, split_name = split_frames(recipe, data, folder, resume=False)
-    hashes = {"split": hash_split(catalog.frames), "data": catalog.hash()}
-    catalog = Catalog(catalog.frames[catalog.frames["split"] != "test"].reset_index(drop=True))
+    whole = split_frames(recipe, data, folder, resume=False)
+    table = whole.catalog.frames
+    hashes = {"split": hash_split(table), "data": whole.catalog.hash()}
+    frames = Frames(Catalog(table[table["split"] != "test"].reset_index(drop=True)), whole.split)
     for part in ("train", "val"):
-        catalog.of_split(part)  # raises where it is empty
+        frames.catalog.of_split(part)  # raises where it is empty
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from error
-    with logging_to(folder / "log.txt"):
+    with logging_to(folder / LOG):
         url = storage or f"sqlite:///{(folder / 'tune.db').resolve()}"
-        log.info("study %s, split %s: %d frames without the test's", study, split_name, len(catalog))
+        log.info("study %s, split %s: %d frames without the test's", study, frames.split, len(frames.catalog))
         identity = {
             "recipe": recipe.to_dict(),
             "space": {name: asdict(one) for name, one in ranges.items()},
             **hashes,
         }
-        return _Search(recipe, catalog, ranges, trials, folder, url, study, identity).run()
+        return _Search(recipe, frames, ranges, trials, folder, url, study, identity).run()
 
 
-def read_space(path: str | Path | None, recipe: Recipe) -> dict[str, Range]:
-    """The values of each field, checked against the recipe.
+def train_alone(recipe: Recipe, frames: Frames, folder: Path, callbacks: Sequence[Callback] = ()) -> float:
+    """Prepare and fit: ``metrics.csv`` and checkpoints, but no bundle and no test.
+
+    Args:
+        recipe: what to do.
+        frames: those of training and validation.
+        folder: where the files go.
+        callbacks: further ones for Lightning's Trainer.
+
+    Returns:
+        The best validation Dice of an epoch, 0..1.
 
     Raises:
-        UsageError: a field or a value is none of a recipe's, or a range is none.
-        PolypsegError: the file cannot be read.
+        PolypsegError: as ``train``.
     """
-    values: Any = DEFAULT_SPACE
-    where = "the default space"
-    if path is not None:
-        where = str(path)
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise PolypsegError(f"{path}: cannot be read ({reason}); name a YAML file of fields and values") from error
-    if not isinstance(values, dict) or not values:
-        raise UsageError(f"{where}: holds no fields; write one a line, as loss.bce: {{low: 0.5, high: 2.0}}")
-    ranges = {}
-    for name, given in values.items():
-        try:
-            ranges[str(name)] = one = _range(given)
-            if name in FIXED:
-                raise UsageError("trials could not be compared if it differed")
-            for value in one.ends:
-                with_values(recipe, {str(name): value})
-        except UsageError as error:
-            raise UsageError(f"{where}: {name}: cannot be searched ({error}); correct it") from error
-    return ranges
-
-
-def _range(given: Any) -> Range:
-    if isinstance(given, dict) and given.keys() == {"choices"} and isinstance(given["choices"], list):
-        if given["choices"] and all(
-            one is None or isinstance(one, bool | int | float | str) for one in given["choices"]
-        ):
-            return Range(choices=tuple(given["choices"]))
-    elif isinstance(given, dict) and {"low", "high"} <= given.keys() <= {"low", "high", "log"}:
-        low, high, log_scale = _number(given["low"]), _number(given["high"]), given.get("log", False)
-        if (
-            low is not None
-            and high is not None
-            and low < high
-            and (log_scale is False or (log_scale is True and low > 0))
-        ):
-            return Range(low, high, log_scale)
-    raise UsageError("give {low: A, high: B}, A below B, with log: true where both are above 0; or {choices: [A, B]}")
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)  # YAML takes 1e-3 for text
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    with quiet_lightning():
+        prepared = prepare(recipe, frames, folder)
+        write_yaml(folder / CONFIG, recipe.to_dict())
+        return fit(make_trainer(recipe, folder, False, callbacks), prepared)
 
 
 class _Search:
@@ -211,7 +138,7 @@ class _Search:
     def __init__(
         self,
         recipe: Recipe,
-        catalog: Catalog,
+        frames: Frames,
         ranges: Mapping[str, Range],
         wanted: int,
         folder: Path,
@@ -220,7 +147,7 @@ class _Search:
         identity: dict[str, Any],
     ) -> None:
         self.recipe = recipe
-        self.catalog = catalog
+        self.frames = frames
         self.ranges = ranges
         self.wanted = wanted
         self.folder = folder
@@ -338,7 +265,7 @@ class _Search:
         shutil.rmtree(place, ignore_errors=True)
         log.info("trial %d: %s", trial.number, "  ".join(f"{name} {_short(one)}" for name, one in values.items()))
         try:
-            found = fit(with_values(self.recipe, values), self.catalog, place, [_Report(trial)])
+            found = train_alone(with_values(self.recipe, values), self.frames, place, [_Report(trial)])
         except PolypsegError as error:
             log.info("trial %d failed: %s", trial.number, error)
             trial.set_user_attr("error", str(error))

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polypseg.drawing import PREDICTION, TRUTH, overlay
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
-from polypseg.io.overlay import PREDICTION, TRUTH, overlay
 from polypseg.io.pictures import read_frame, read_mask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from polypseg.catalog import Catalog
 
 CAPTION_POINTS = 7
 CAPTION_CHARACTER = 0.062  # inches, of a character at that size
@@ -73,6 +75,29 @@ def draw_frames(panels: Sequence[Panel], path: str | Path, title: str = "", pair
             caption = "mask and boxes" if panel.truth.any() else "no polyp"
             _show(axis, overlay(panel.frame, panel.truth, TRUTH, boxes=panel.boxes), caption)
     _save(figure, path)
+
+
+def draw_some(catalog: Catalog, path: str | Path, count: int, seed: int = 0, title: str = "") -> Path:
+    """A few frames of a Catalog beside their masks and boxes, as PNG.
+
+    Args:
+        catalog: frames with masks.
+        path: the PNG.
+        count: frames to draw.
+        seed: decides which.
+        title: names the frames.
+
+    Raises:
+        PolypsegError: a frame cannot be read, or ``path`` cannot be written.
+    """
+    chosen = sorted(map(int, np.random.default_rng(seed).permutation(len(catalog))[:count]))
+    rows = [catalog.row(index) for index in chosen]
+    panels = [
+        Panel(f"{row.frame_id} ({row.width}×{row.height})", catalog.frame(index), catalog.mask(index), boxes=row.boxes)
+        for index, row in zip(chosen, rows, strict=True)
+    ]
+    draw_frames(panels, path, title=f"{title}: {len(panels)} of {len(catalog)} frames")
+    return Path(path)
 
 
 def draw_predictions(panels: Sequence[Panel], path: str | Path, title: str = "", triples: int = 2) -> None:

@@ -1,11 +1,20 @@
-"""The models that ship with the package: one bundle a folder beside this file, found by the folder's name."""
+"""Models by name: those that ship with the package, one bundle a folder beside this file, and those on the hub."""
 
 from __future__ import annotations
 
+import difflib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from polypseg.bundle import DEFAULT_MODEL, ZOO, ModelBundle, shipped_names
+from polypseg import bundle as bundles
+from polypseg import hub
+from polypseg.bundle import ModelBundle
+from polypseg.errors import PolypsegError
+
+DEFAULT_MODEL = "polypseg-realtime"
+Name = str | os.PathLike[str]  # what ``find`` takes
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,58 @@ class ShippedModel:
         return self.bundle.folder.name == DEFAULT_MODEL
 
 
+def find(name: Name | None = None) -> Path:
+    """The folder that a name of a model means.
+
+    Args:
+        name: the path of a bundle or of a run folder, the name of a shipped model, or ``hf://owner/name[@revision]``
+            on the Hugging Face hub, which is fetched; a folder of that name comes before a shipped model. None is the
+            shipped default.
+
+    Raises:
+        PolypsegError: no shipped model is called so, none ships at all, or the hub cannot be reached or refuses.
+        UsageError: ``name`` begins with ``hf://`` and is none of the hub's names.
+    """
+    if name is None:
+        if DEFAULT_MODEL not in shipped_names():
+            raise PolypsegError("no model was named, and this polypseg ships with none; name a bundle or a run folder")
+        return bundles.ZOO / DEFAULT_MODEL
+    text = os.fspath(name)
+    if text.startswith(hub.PREFIX):
+        return hub.fetch(text)
+    folder = Path(text)
+    return bundles.ZOO / _shipped_name(text) if not folder.exists() and folder.name == text else folder
+
+
+def open(name: ModelBundle | Name | None = None) -> ModelBundle:
+    """The bundle that a name of a model means, opened and verified; one that is opened already is returned as it is.
+
+    Args:
+        name: as ``find`` takes it.
+
+    Raises:
+        PolypsegError: as ``find`` and ``ModelBundle.load``.
+        UsageError: as ``find``.
+    """
+    return name if isinstance(name, ModelBundle) else ModelBundle.load(find(name))
+
+
+def shipped_names() -> list[str]:
+    """The names of the models that ship with the package."""
+    if not bundles.ZOO.is_dir():
+        return []
+    return sorted(folder.name for folder in bundles.ZOO.iterdir() if folder.is_dir() and folder.name[0] not in "._")
+
+
+def _shipped_name(name: str) -> str:
+    names = shipped_names()
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names, 1, 0.5)
+        hint = f"did you mean {near[0]}? `polypseg models` lists them" if near else "`polypseg models` lists them"
+        raise PolypsegError(f"{name}: is no model bundle, nor the name of a shipped one; {hint}")
+    return name
+
+
 def shipped() -> list[ShippedModel]:
     """The models that ship with this polypseg, the default first.
 
@@ -37,7 +98,7 @@ def shipped() -> list[ShippedModel]:
     """
     models = []
     for name in sorted(shipped_names(), key=lambda name: (name != DEFAULT_MODEL, name)):
-        bundle = ModelBundle.load(ZOO / name)
+        bundle = ModelBundle.load(bundles.ZOO / name)
         for export in (export for network in bundle.networks for export in network.exports):
             export.verify()
         size = sum(file.stat().st_size for file in bundle.folder.rglob("*") if file.is_file())

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from polypseg.cli import main
 from polypseg.pipeline.archive import ray as module
 from polypseg.pipeline.archive.worker import Job
+from polypseg.pipeline.options import PredictOptions
 
 pytest.importorskip("pyarrow")
 Run = Callable[..., tuple[int, str, list[str]]]
@@ -193,10 +194,11 @@ def test_an_address_where_nothing_answers(
 
 
 def test_what_a_worker_cannot_do_is_an_answer(tmp_path: Path, untrained: Any) -> None:
-    actor = module._Actor(asdict(Job(str(tmp_path), "plan", "other", (str(untrained.folder),), threads=1)))
+    job = Job(str(tmp_path), "plan", "other", (str(untrained.folder),), PredictOptions(threads=1))
+    actor = module._Actor(job)
     answer = actor({"partition": np.array([7])})
     assert answer["partition"] == [7] and "is not the model that the run began with" in answer["trouble"][0]
-    actor = module._Actor(asdict(Job(str(tmp_path), "plan", untrained.hash, (str(untrained.folder),), threads=1)))
+    actor = module._Actor(replace(job, hash=untrained.hash))
     (trouble,) = actor({"partition": np.array([0])})["trouble"]
     assert trouble.startswith(f"{tmp_path / 'plan.parquet'}: ") and "all workers see" in trouble
 
@@ -223,9 +225,9 @@ def test_as_many_workers_as_there_is_room_for(
         def cluster_resources() -> dict[str, float]:
             return resources
 
-    job = Job("out", "plan", "hash", **options)
+    asked = PredictOptions(**options, workers=workers, engine="ray")
     if isinstance(expected, str):
         with pytest.raises(Exception, match=expected):
-            module._share(Cluster, job, workers)
+            module._share(Cluster, asked)
     else:
-        assert module._share(Cluster, job, workers) == expected
+        assert module._share(Cluster, asked) == expected

@@ -27,6 +27,7 @@ from polypseg.pipeline.archive.plan import Plan
 from polypseg.pipeline.archive.rows import noted
 from polypseg.pipeline.archive.store import Store
 from polypseg.pipeline.archive.worker import Job, Worker
+from polypseg.pipeline.options import PredictOptions
 from polypseg.pipeline.predict import predict
 
 pytest.importorskip("pyarrow")
@@ -323,9 +324,8 @@ def test_as_many_frames_at_once_as_the_memory_allows(
 ) -> None:
     answer(frames[0], out=tmp_path / "out", engine="local")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    job = Job(
-        str(tmp_path / "out"), record["plan"], record["model"], (str(untrained.folder),), threads=2, batch_size=64
-    )
+    options = PredictOptions(threads=2, batch_size=64)
+    job = Job(str(tmp_path / "out"), record["plan"], record["model"], (str(untrained.folder),), options)
     worker = Worker(job)
     frame = 1080 * 1920 * worker_module.BYTES_A_PIXEL
     for height, width in ((1080, 1920), (2160, 3840), (8000, 10000), (30, 40)):

@@ -14,9 +14,9 @@ from polypseg.errors import PolypsegError
 from polypseg.pipeline.archive.rows import import_arrow
 from polypseg.pipeline.archive.sources import Entry, Listing
 from polypseg.pipeline.archive.store import Store
+from polypseg.pipeline.options import MOST_FRAMES
 
 PLAN = "plan.parquet"
-MOST_FRAMES = 1_000_000  # of a partition
 MOST_BYTES = 2**30  # of a partition's names and columns
 
 

@@ -10,13 +10,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.runtimes import usable_cores
 from polypseg.pipeline.archive.rows import Done
 from polypseg.pipeline.archive.worker import Job, Worker
+from polypseg.pipeline.options import PredictOptions
 
 log = logging.getLogger("polypseg")
 
@@ -28,7 +29,7 @@ BLOCKS = 10_000  # Ray Data's own books grow with these; more partitions share t
 OBJECTS = 80 * 2**20  # bytes: nothing but numbers of partitions passes through Ray's memory
 
 
-def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object], workers: int) -> None:
+def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object]) -> None:
     """Have partitions answered by workers.
 
     Args:
@@ -36,13 +37,13 @@ def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object], 
         job: what a worker needs to know.
         todo: the partitions' numbers.
         add: called with each one that is written, in the order in which that happens.
-        workers: how many; 0 takes one a GPU, or as many as the CPUs allow.
 
     Raises:
         PolypsegError: the cluster has no room for a worker, or a worker cannot go on: what it said.
     """
-    gpus, workers = _share(ray, job, workers)
-    threads = job.threads or 1
+    gpus, workers = _share(ray, job.options)
+    threads = job.options.threads or 1
+    options = replace(job.options, threads=threads, device="cuda" if gpus else job.options.device)
     log.info("ray: %d worker%s, %s each", workers, "s" * (workers > 1),
              "one GPU" if gpus else f"{threads} thread{'s' * (threads > 1)}")  # fmt: skip
     # There is no other way to say max_task_retries.
@@ -51,7 +52,7 @@ def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object], 
                                override_num_blocks=min(len(todo), BLOCKS))  # fmt: skip
     answers = data.map_batches(
         _Actor,
-        fn_constructor_args=({**asdict(job), "threads": threads, "device": "cuda" if gpus else job.device},),
+        fn_constructor_args=(replace(job, options=options),),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo)), max_tasks_in_flight_per_actor=IN_QUEUE),
         num_cpus=threads,
@@ -118,13 +119,13 @@ def started(address: str | None, cpus: int, at_once: bool) -> Iterator[Callable[
 class _Actor:
     """A worker in a process of Ray's. What goes wrong is an answer, not an exception: it needs no second attempt."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: Job) -> None:
         import cv2
 
-        cv2.setNumThreads(job["threads"])
+        cv2.setNumThreads(job.options.threads)
         self._trouble = ""
         try:
-            self._worker = Worker(Job(**job))
+            self._worker = Worker(job)
         except PolypsegError as error:
             self._trouble = str(error)
 
@@ -213,18 +214,19 @@ def _in_time(connect: Callable[[], object], address: str) -> None:
         raise PolypsegError(f"{address}: no Ray cluster answers there ({reason})") from failed[0]
 
 
-def _share(ray: Any, job: Job, workers: int) -> tuple[bool, int]:
+def _share(ray: Any, options: PredictOptions) -> tuple[bool, int]:
     """Whether workers have a GPU each, and how many there are.
 
     Raises:
         PolypsegError: not one finds room.
     """
     there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
-    on_gpu = job.device.startswith("cuda") or (job.device == "auto" and job.runtime in ("auto", "torch") and gpus > 0)
+    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+    device = options.device
+    on_gpu = device.startswith("cuda") or (device == "auto" and options.runtime in ("auto", "torch") and gpus > 0)
     if on_gpu and not gpus:
         raise PolypsegError("--device cuda: the cluster has no GPU; use --device cpu")
-    room = gpus if on_gpu else int(there.get("CPU", 0)) // (job.threads or 1)
+    room = gpus if on_gpu else cpus // (options.threads or 1)
     if not room:
-        raise PolypsegError(f"--threads {job.threads}: the cluster has {int(there.get('CPU', 0))} CPUs")
-    return on_gpu, workers or room
+        raise PolypsegError(f"--threads {options.threads}: the cluster has {cpus} CPUs")
+    return on_gpu, options.workers or room

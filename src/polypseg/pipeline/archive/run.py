@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
@@ -18,17 +18,17 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import polypseg
-from polypseg.bundle import INTENDED_USE, ModelBundle
+from polypseg import zoo
+from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.io.outputs import Output
 from polypseg.pipeline.archive import rows
-from polypseg.pipeline.archive.plan import MOST_FRAMES, PLAN, partition_number, write_plan
+from polypseg.pipeline.archive.plan import PLAN, partition_number, write_plan
 from polypseg.pipeline.archive.rows import Done
 from polypseg.pipeline.archive.sources import Listing
 from polypseg.pipeline.archive.store import Store, plain
 from polypseg.pipeline.archive.worker import TRANSFERS, Job, Worker, committed
-from polypseg.pipeline.options import check_one_of, check_ray_only
+from polypseg.pipeline.options import MOST_FRAMES, PredictOptions
 from polypseg.version import __version__
 
 log = logging.getLogger("polypseg")
@@ -37,34 +37,11 @@ RUN = "run.json"
 DONE = "done.csv"
 PARTS = (RUN, PLAN, DONE, "partitions", "masks")  # all that a run writes
 SAVED: tuple[Output, ...] = ("mask", "contours", "json")
-PARTITION = 128  # frames
-MEMORY = 512  # MiB
 SAVE_EVERY = 10.0  # seconds between two writings of done.csv
 TELL_EVERY = 60.0  # seconds between two lines of progress, where no bar is shown
 
 
-def predict_archive(
-    sources: Sequence[str],
-    *,
-    model: Sequence[str] = (),
-    out: str = "predictions",
-    save: Sequence[Output] | None = None,
-    runtime: str = "auto",
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int = 0,
-    tta: str | None = None,
-    point: Mapping[str, float | bool] | None = None,
-    batch_size: int | None = None,
-    engine: str | None = None,
-    address: str | None = None,
-    workers: int = 0,
-    partition: int = PARTITION,
-    memory: int = MEMORY,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> int:
+def predict_archive(sources: Sequence[str], out: str, options: PredictOptions, *, model: Sequence[str] = ()) -> int:
     """Segment an archive's frames into Parquet partitions and masks.
 
     The sources are listed once, into ``plan.parquet``: so many frames are a partition. Each partition becomes
@@ -73,67 +50,56 @@ def predict_archive(
 
     Args:
         sources: as ``Listing`` takes them.
-        model: bundles' or runs' folders; of several, their mean answers; of none, the model that ships.
         out: path or URL of the folder for the results.
-        save: ``mask`` (PNG files) and ``contours`` (in the rows); ``json`` stands for the rows, written anyway.
-        runtime: as ``polypseg.load`` takes it; likewise ``device``, ``precision``, ``threads`` and ``tta``.
-        point: what of the operating point is not to be the model's own, as ``polypseg.load`` takes it.
-        batch_size: most frames that are computed at once; by default what suits the device.
-        engine: ``local`` (this process, the default) or ``ray``.
-        address: Ray only, of a cluster, as ``host:6379`` or ``auto``; else ``RAY_ADDRESS``; else this machine.
-        workers: Ray only; 0 takes one a GPU, or as many as the CPUs allow.
-        partition: frames of a partition.
-        memory: what the frames in flight in one worker may take, MiB.
-        resume: keep the partitions that are there; the plan is the one of before, nothing is listed anew.
-        overwrite: remove an earlier run in ``out`` first.
-        progress: show how far it is on stderr.
+        options: how it is done. ``save`` takes ``mask`` (PNG files) and ``contours`` (in the rows); ``json`` stands for
+            the rows, written anyway. With ``resume`` the plan is the one of before: nothing is listed anew.
+        model: bundles' or runs' folders; of several, their mean predictions; of none, the model that ships.
 
     Returns:
         The exit status: 0, or 1 if frames could not be read.
 
     Raises:
-        UsageError: the arguments contradict one another.
+        UsageError: ``save`` names another output, or Ray is to read ``memory://``.
         PolypsegError: a source, the model, the store or the cluster cannot be used; results are there already, or were
             made otherwise than ``resume`` would make them; the disk is full.
     """
     start = time.perf_counter()
-    chosen: Sequence[str] = ("mask", "json") if save is None else save
-    _check(chosen, engine, address, workers, partition, memory, batch_size, resume, overwrite)
-    if engine == "ray" and any(name.startswith("memory://") for name in (out, *sources)):
+    other = [one for one in options.outputs if one not in SAVED]
+    if other:
+        raise UsageError(f"--save {other[0]}: an archive gets mask, contours and json; see --help")
+    if options.engine == "ray" and any(name.startswith("memory://") for name in (out, *sources)):
         raise UsageError("memory://: is one process's own; --engine ray has many")
     store = Store(out)
     ray: AbstractContextManager[Callable[[], Any] | None] = nullcontext()
-    if engine == "ray":
+    if options.engine == "ray":
         from polypseg.pipeline.archive.ray import run, started
 
         # A run that was finished before may have nothing left to do for it.
-        ray = started(address, max(1, threads) * workers, at_once=not (resume and store.exists(RUN)))
+        at_once = not (options.resume and store.exists(RUN))
+        ray = started(options.address, max(1, options.threads) * options.workers, at_once)
     with ray as ready:
         rows.import_arrow()
-        digest = "+".join(ModelBundle.load(one).hash for one in model or (None,))
-        asked = dict(point or {})
+        digest = "+".join(zoo.open(one).hash for one in model or (None,))
         made_with: dict[str, Any] = {
-            "sources": [plain(name) for name in sources],
-            "model": digest, "runtime": runtime, "device": device, "precision": precision, "tta": tta,
-            "operating_point": asked, "masks": "mask" in chosen, "contours": "contours" in chosen,
-            "partition": partition,
+            "sources": [plain(name) for name in sources], "model": digest,
+            "runtime": options.runtime, "device": options.device, "precision": options.precision, "tta": options.tta,
+            "operating_point": options.point,
+            "masks": "mask" in options.outputs, "contours": "contours" in options.outputs,
+            "partition": options.partition,
         }  # fmt: skip
-        if overwrite and store.exists(RUN):  # nothing is removed for what then cannot be done
+        if options.overwrite and store.exists(RUN):  # nothing is removed for what then cannot be done
             listing = Listing(sources, store.root)
             rows.schema(listing.columns)
             deque(listing, maxlen=0)
-            if engine != "ray":
-                polypseg.load(list(model) or None, runtime, device, precision, threads, tta)
-        record = _earlier(store, made_with, resume, overwrite) or _begin(store, sources, made_with)
-        job = Job(
-            store.root, record["plan"], digest, tuple(_from_anywhere(one) for one in model), runtime, device,
-            precision, threads, tta, asked, batch_size or 0, memory, made_with["masks"], made_with["contours"],
-        )  # fmt: skip
-        account = _Account(store, record, progress)
+            if options.engine != "ray":
+                options.load(model)
+        record = _earlier(store, made_with, options) or _begin(store, sources, made_with)
+        job = Job(store.root, record["plan"], digest, tuple(_from_anywhere(one) for one in model), options)
+        account = _Account(store, record, options.progress)
         todo = account.begin()
         with logging_redirect_tqdm(), account:
             if todo and ready is not None:
-                run(ready(), job, todo, account.add, workers)
+                run(ready(), job, todo, account.add)
             elif todo:
                 worker = Worker(job, account.tick)
                 log.info("%s", worker.segmenter.reason)
@@ -142,27 +108,7 @@ def predict_archive(
     return account.end(time.perf_counter() - start)
 
 
-def _check(
-    save: Sequence[str], engine: str | None, address: str | None, workers: int, partition: int, memory: int,
-    batch_size: int | None, resume: bool, overwrite: bool,
-) -> None:  # fmt: skip
-    if engine not in (None, "local", "ray"):
-        raise UsageError(f"--engine {engine}: is unknown; choose local or ray")
-    check_ray_only(engine, address, workers)
-    for name, value, least in (
-        ("partition", partition, 1), ("memory", memory, 1), ("batch_size", batch_size or 1, 1), ("workers", workers, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise UsageError(f"--{name} {value}: must be {least} or more")
-    if partition > MOST_FRAMES:
-        raise UsageError(f"--partition {partition}: must be {MOST_FRAMES} or less")
-    other = [one for one in save if one not in SAVED]
-    if other:
-        raise UsageError(f"--save {other[0]}: an archive gets mask, contours and json; see --help")
-    check_one_of(resume, overwrite)
-
-
-def _earlier(store: Store, made_with: dict[str, Any], resume: bool, overwrite: bool) -> dict[str, Any] | None:
+def _earlier(store: Store, made_with: dict[str, Any], options: PredictOptions) -> dict[str, Any] | None:
     """The record of the run to go on with; None where there is none, or no more.
 
     Raises:
@@ -182,11 +128,11 @@ def _earlier(store: Store, made_with: dict[str, Any], resume: bool, overwrite: b
         known = False
     if not known:
         raise PolypsegError(f"{place}: is none of an archive's run; choose another --out")
-    if overwrite:
+    if options.overwrite:
         for name in reversed(PARTS):
             store.remove(name)
         return None
-    if not resume:
+    if not options.resume:
         raise PolypsegError(f"{place}: is there already; use --resume, --overwrite or another --out")
     other = [name for name, value in made_with.items() if record.get(name) != value]
     if other:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from polypseg.data.folder import IMAGE_SUFFIXES, natural_order
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import natural_order
+from polypseg.io.kinds import IMAGE_SUFFIXES
 from polypseg.pipeline.archive.store import filesystem, is_url, plain, store_error
 from polypseg.pipeline.sources import check_utf8, is_camera
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 # Told apart also by people with red-green colour blindness (Okabe and Ito, 2008), and rare in the colon.
 TRUTH = (0, 158, 255)
@@ -46,3 +47,37 @@ def overlay(
     for left, top, right, bottom in boxes:
         cv2.rectangle(drawn, (int(left), int(top)), (int(right), int(bottom)), BOX, width, cv2.LINE_AA)
     return drawn
+
+
+def with_confidences(
+    frame: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    polyps: Sequence[tuple[tuple[int, int, int, int], float]],
+    fill: float = 0.25,
+) -> Image.Image:
+    """``overlay``, and above each polyp its confidence, or within it where there is no room above.
+
+    Args:
+        frame: H×W×3 uint8 RGB.
+        mask: H×W bool.
+        polyps: of each the box ``(xmin, ymin, xmax, ymax)`` in pixels, and the confidence, 0..1.
+        fill: opacity of the fill, 0..1.
+
+    Raises:
+        ValueError: the mask's size is not the frame's.
+    """
+    picture = Image.fromarray(overlay(frame, mask, fill=fill))
+    draw = ImageDraw.Draw(picture)
+    size = max(10, round(max(frame.shape[:2]) / 32))
+    font = ImageFont.load_default(size)
+    taken: list[tuple[float, float]] = []  # left and top of each text
+    for (left, top, right, _), confidence in polyps:
+        text = f"{confidence:.2f}"
+        length = draw.textlength(text, font)
+        x = min(max(0.0, (left + right - length) / 2), max(0.0, picture.width - length))
+        y = max(0.0, top - 1.5 * size)
+        while any(abs(x - one) < length and abs(y - other) < size for one, other in taken):
+            y += size  # below the text that is there
+        taken.append((x, y))
+        draw.text((x, y), text, PREDICTION, font, stroke_width=max(1, size // 12), stroke_fill=(0, 0, 0))
+    return picture

@@ -1,4 +1,4 @@
-"""How the words after ``polypseg predict`` become arguments; tests/inference/test_predict.py tests what they do."""
+"""How the words after ``polypseg predict`` become arguments; tests/pipeline/test_predict.py tests what they do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from polypseg import cli
 from polypseg.benchmark.speed import RUNTIMES
 from polypseg.cli import main
+from polypseg.cli.benchmark import Timed
+from polypseg.cli.predict import Saved
 from polypseg.inference.augmentation import VIEWS, Augmented
 from polypseg.io.outputs import OUTPUTS
 from polypseg.pipeline import predict as module
+from polypseg.pipeline.options import PredictOptions
 
 
 @pytest.fixture
@@ -25,11 +27,12 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What ``predict`` is called with, instead of doing it; it then answers 1."""
     calls: list[dict[str, Any]] = []
 
-    def stand_in(sources: list[str], **options: Any) -> int:
-        calls.append({"sources": sources, **options})
+    def stand_in(sources: list[str], out: str, options: PredictOptions, *, model: Any) -> int:
+        calls.append({"sources": sources, "out": out, "model": model, **vars(options)})
         return 1
 
     monkeypatch.setattr(module, "predict", stand_in)
+    monkeypatch.setattr("polypseg.cli.predict.check_models", list)  # the names of models mean nothing here
     return calls
 
 
@@ -48,7 +51,7 @@ def test_sources_alone(called: list[dict[str, Any]]) -> None:
             "runtime": "auto", "device": "auto", "precision": "auto", "threads": 0, "tta": None,
             "threshold": None, "min_confidence": None, "min_area": None, "fill_holes": None, "batch_size": None,
             "smoothing": 0.0, "resume": False, "overwrite": False, "live": False, "engine": None, "address": None,
-            "workers": 0, "partition": 128, "memory": 512,
+            "workers": 0, "partition": 128, "memory": 512, "progress": True,
         }
     ]  # fmt: skip
 
@@ -206,9 +209,9 @@ def test_failures_exit_with_1_and_one_line(
 
 
 def test_the_choices_of_the_command_line_are_those_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert get_args(cli.Saved) == OUTPUTS
-    assert get_args(cli.Timed) == tuple(RUNTIMES)
-    assert get_args(cli.Augmented) == get_args(Augmented) == tuple(VIEWS)
+    assert get_args(Saved) == OUTPUTS
+    assert get_args(Timed) == tuple(RUNTIMES)
+    assert get_args(Augmented) == tuple(VIEWS)
     assert status_of("--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert all(f"--{option}" in shown for option in ("model", "out", "save", "resume", "overwrite", "smoothing"))

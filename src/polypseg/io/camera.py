@@ -1,0 +1,89 @@
+"""A camera by OpenCV: by its number, the one way that is alike on Linux, macOS and Windows, or by its URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from polypseg.errors import PolypsegError, UsageError
+from polypseg.io.kinds import DICOM_SUFFIXES, IMAGE_SUFFIXES
+
+Pixels = NDArray[np.uint8]
+_URLS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
+# Files on the web whose names say so: what plays for ever has other endings (.m3u8, .mjpg, .ts, .flv) or none.
+_FILES_ON_THE_WEB = {*IMAGE_SUFFIXES, *DICOM_SUFFIXES, ".gif", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".wmv"}
+
+
+class CameraGone(PolypsegError):
+    """The camera sends no more frames."""
+
+
+def camera_frames(camera: int | str) -> Iterator[Pixels]:
+    """H×W×3 uint8 RGB frames of a camera or a stream, as they arrive, without an end.
+
+    Args:
+        camera: its number, or its URL.
+
+    Raises:
+        CameraGone: it cannot be opened, or sends no more.
+    """
+    is_index = isinstance(camera, int) or camera.isdecimal()
+    # The one line that matters is ours, not OpenCV's or its FFmpeg's.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    chatter = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    capture = cv2.VideoCapture(int(camera)) if is_index else cv2.VideoCapture(str(camera), cv2.CAP_FFMPEG)
+    try:
+        if not capture.isOpened():
+            raise CameraGone(
+                f"{camera_name(camera)}: cannot be opened; check its number or URL, and that it is connected"
+            )
+        while True:
+            whole, frame = capture.read()
+            if not whole:
+                raise CameraGone(f"{camera_name(camera)}: stopped sending frames; check its cable or its network")
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+    finally:
+        capture.release()
+        cv2.utils.logging.setLogLevel(chatter)
+
+
+def camera_name(camera: int | str | Iterable[Pixels]) -> str:
+    """What a camera is called in messages and files: a URL without the password that it may hold."""
+    if isinstance(camera, int) or (isinstance(camera, str) and camera.isdecimal()):
+        return f"camera {camera}"
+    if not isinstance(camera, str):
+        return "camera"
+    return re.sub("//[^/@]*@", "//", camera) if "://" in camera else Path(camera).name
+
+
+def camera_in(name: str) -> str | None:
+    """The number or URL of the camera that a name means, as ``0``, ``camera:0`` or ``rtsp://…``; None for other names.
+
+    Raises:
+        UsageError: it is the URL of a file, or names a camera without its number.
+    """
+    if name.lower().startswith(_URLS):
+        if name.lower().startswith("http") and _web_suffix(name) in _FILES_ON_THE_WEB:
+            raise UsageError(f"{name}: is a file on the web, and no camera; download it, and name the file")
+        return name
+    index = name.removeprefix("camera:")
+    if not re.fullmatch("[0-9]+", index):
+        if name.startswith("camera:"):
+            raise UsageError(f"{name}: a camera is named by its number, as camera:0")
+        return None
+    return None if index == name and Path(name).exists() else index
+
+
+def _web_suffix(url: str) -> str:
+    try:
+        return PurePosixPath(unquote(urlsplit(url).path)).suffix.lower()
+    except ValueError:  # as of [ without ]
+        return ""

@@ -1,0 +1,89 @@
+"""Help texts and the reference page: examples, no Python types, and what the code gives."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polypseg.cli import help, main, parser, reference
+from polypseg.cli.verb import REQUIRED, Verb, recipe_options
+from polypseg.cli.verbs import VERBS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "command-line.md"
+TYPES = re.compile(r"Literal|Optional|Union|NoneType|type:|\| None|\| null|\blist\[|\btuple\[|\bstr\b|<class")
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_the_help_of_a_verb(verb: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*verb.name.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert not TYPES.search(text), TYPES.search(text)
+    assert max(map(len, text.splitlines())) <= 120
+    words = text.split()
+    assert all(f"--{option.name}" in words for option in verb.options)
+    example = text.partition("examples:\n")[2].splitlines()
+    assert example and all(line.startswith(f"  polypseg {verb.name}") for line in example)
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_examples_parse_and_everything_has_a_meaning(verb: Verb) -> None:
+    for line in verb.examples:
+        name, rest = parser.find(shlex.split(line, comments=True)[1:], VERBS)
+        assert name == verb.name
+        parser.parse(verb, rest)
+    assert all(option.meaning and not option.meaning.endswith(".") for option in verb.options)
+    arguments = {name for name in inspect.signature(verb.run).parameters if name != "recipe"}
+    assert arguments == {option.name for option in verb.own_options} | {
+        name for name in (verb.positional and verb.positional.name,) if name
+    }
+
+
+def test_the_defaults_shown_are_those_of_the_parser() -> None:
+    for verb in VERBS.values():
+        values = parser.build(verb).get_defaults()
+        for option in verb.options:
+            assert values[option.name] == (None if option.default is REQUIRED else option.default), option
+
+
+def test_the_overview_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in VERBS)
+    assert main(["data", "--help"]) == 0
+    assert "data split" in capsys.readouterr().out
+
+
+def test_the_reference_page_is_what_the_code_gives(tmp_path: Path) -> None:
+    reference.main([str(tmp_path / "page.md")])
+    assert PAGE.read_text(encoding="utf-8") == (tmp_path / "page.md").read_text(encoding="utf-8"), (
+        "write it anew: python -m polypseg.cli.reference docs/reference/command-line.md"
+    )
+
+
+def test_the_reference_page_has_every_option() -> None:
+    text = reference.page()
+    sections = dict(re.findall(r"(?ms)^## polypseg ([^\n]+)\n(.*?)(?=^## |\Z)", text))
+    assert list(sections) == list(VERBS)
+    for name, verb in VERBS.items():
+        listed = re.findall(r"(?m)^\| `--([^`]+)` \|", sections[name])
+        expected = verb.options if name == "train" else verb.own_options
+        assert listed == [option.name for option in expected]
+    assert all(help.default(option) for option in recipe_options())
+
+
+def test_start_up_is_quick() -> None:
+    """Nothing heavy for help, version and a slip; in processes of their own."""
+    for words in (["--help"], ["--version"], ["train", "--help"], ["trian"], ["train", "x", "--print_config"]):
+        code = (
+            "import sys; from polypseg.cli import main\n"
+            f"try: main({words!r})\nexcept SystemExit: pass\n"
+            "print({'torch', 'lightning', 'pandas', 'openvino', 'av'} & set(sys.modules), file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines()[-1] == "set()", words
