@@ -239,6 +239,17 @@ def test_videos_and_images_in_one_run(folder: Path, tmp_path: Path, bundle: Mode
     assert set(content(out)) == {"exam.jsonl", "exam.timeline.json"}
 
 
+def test_a_damaged_video_counts_with_what_was_answered(tmp_path: Path, bundle: ModelBundle, run: Run) -> None:
+    whole, cut = tmp_path / "whole.ts", tmp_path / "cut.ts"
+    clip(whole)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    status, printed, told = run(cut, "--model", bundle.folder, "--out", tmp_path / "out")
+    lines = len((tmp_path / "out" / "cut.jsonl").read_text().splitlines())
+    assert status == 1 and f"cut.ts: {lines} frames" in printed
+    assert told[0].startswith(f"{cut}: is cut off after {lines} frames")
+    assert told[1] == "1 of 1 could not be read, or not to the end"
+
+
 @pytest.mark.parametrize(
     ("sources", "live", "camera"),
     [(["camera:1"], False, 1), ([], True, 0), (["rtsp://host"], True, "rtsp://host"), (["clip.mp4"], True, "clip.mp4")],

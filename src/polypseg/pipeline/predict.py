@@ -448,10 +448,13 @@ class _Run:
 
     def video(self, path: Path, **options: Any) -> None:
         """Segment a video, as ``predict_video`` does; one that cannot be read is told and passed over."""
-        from polypseg.pipeline.video import predict_video
+        from polypseg.pipeline.video import DamagedVideo, predict_video
 
         try:
             found = predict_video(self.segmenter, path, self.out, **options)
+        except DamagedVideo as damage:
+            self.fail(damage)
+            found = damage.summary
         except PolypsegError as error:
             self.fail(error)
             return
