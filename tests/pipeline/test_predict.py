@@ -30,6 +30,7 @@ from polypseg.files import locked
 from polypseg.inference.field_of_view import outside_of
 from polypseg.io.outputs import OUTPUTS
 from polypseg.io.pictures import read_frame, read_mask
+from polypseg.pipeline.options import PredictOptions
 from polypseg.pipeline.predict import predict
 
 FRAMES = 6
@@ -239,17 +240,6 @@ def test_videos_and_images_in_one_run(folder: Path, tmp_path: Path, bundle: Mode
     assert set(content(out)) == {"exam.jsonl", "exam.timeline.json"}
 
 
-def test_a_damaged_video_counts_with_what_was_answered(tmp_path: Path, bundle: ModelBundle, run: Run) -> None:
-    whole, cut = tmp_path / "whole.ts", tmp_path / "cut.ts"
-    clip(whole)
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
-    status, printed, told = run(cut, "--model", bundle.folder, "--out", tmp_path / "out")
-    lines = len((tmp_path / "out" / "cut.jsonl").read_text().splitlines())
-    assert status == 1 and f"cut.ts: {lines} frames" in printed
-    assert told[0].startswith(f"{cut}: is cut off after {lines} frames")
-    assert told[1] == "1 of 1 could not be read, or not to the end"
-
-
 @pytest.mark.parametrize(
     ("sources", "live", "camera"),
     [(["camera:1"], False, 1), ([], True, 0), (["rtsp://host"], True, "rtsp://host"), (["clip.mp4"], True, "clip.mp4")],
@@ -262,14 +252,14 @@ def test_a_camera_is_run_live(
     clip(tmp_path / "clip.mp4")
     called: list[tuple[Any, ...]] = []
 
-    def run_live(segmenter: Any, camera: int | str, out: Path, **options: Any) -> None:
-        called.append((segmenter.bundle.hash, camera, out, options))
+    def run_live(segmenter: Any, camera: int | str, out: Path, options: PredictOptions) -> None:
+        called.append((segmenter.bundle.hash, camera, out, options.overlay, options.smoothing))
 
     monkeypatch.setattr("polypseg.pipeline.live.run_live", run_live)
     assert (
         predict(sources, model=[str(bundle.folder)], out="out", live=live, save=["json"], smoothing=0.5, **EXACT) == 0
     )
-    assert called == [(bundle.hash, camera, Path("out"), {"overlay": False, "smoothing": 0.5})]
+    assert called == [(bundle.hash, camera, Path("out"), False, 0.5)]
 
 
 # ---- bad input ------------------------------------------------------------------------------------------
@@ -355,7 +345,7 @@ def test_an_unreadable_file_is_told_and_the_others_are_done(
             raise PermissionError(13, "Permission denied", str(path))
         return "digest"
 
-    monkeypatch.setattr("polypseg.pipeline.predict.sha256_file", refuse)
+    monkeypatch.setattr("polypseg.pipeline.flow.sha256_file", refuse)
     assert predict([str(folder)], model=[str(bundle.folder)], out=tmp_path / "out", **EXACT) == 1
     assert f"{folder / '2.bmp'}: cannot be read (Permission denied)" in caplog.text
     assert len(content(tmp_path / "out")) == 2 * (FRAMES - 1)
