@@ -102,6 +102,27 @@ def test_trouble_with_the_disk_is_one_line_and_keeps_the_old_file(
     assert path.read_text() == "old"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be opened there")
+def test_content_and_name_are_on_the_disk_before_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could lose a file that a table, written afterwards, names."""
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "content")
+        fsync(handle)
+
+    def renamed(source: str, target: Path) -> None:
+        steps.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    with atomic_write(tmp_path / "a.txt", "w") as file:
+        file.write("new")
+    assert steps == ["content", "name", "folder"]
+
+
 def test_a_full_disk_met_while_writing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with pytest.raises(PolypsegError, match="the disk is full"):

@@ -51,6 +51,16 @@ def test_polyps_are_the_connected_regions(seed: int, threshold: float) -> None:
     assert areas == sorted(areas, reverse=True)
 
 
+@pytest.mark.parametrize("enlarged", [True, False])
+def test_the_probability_is_to_be_read_only(enlarged: bool) -> None:
+    """Else whoever writes into it would change the confidences that are asked for afterwards."""
+    result = Segmentation.from_probability(Enlarged(blobs(0), 120, 180) if enlarged else blobs(0), 0.5)
+    expected = [polyp.confidence for polyp in Segmentation.from_probability(result.probability.copy(), 0.5).polyps]
+    with pytest.raises(ValueError, match="read-only"):
+        result.probability[:] = 0
+    assert [polyp.confidence for polyp in result.polyps] == pytest.approx(expected, abs=1e-6)
+
+
 def test_corners_connect() -> None:
     probability = np.zeros((4, 4), np.float32)
     probability[1, 1] = probability[2, 2] = 1

@@ -14,7 +14,7 @@ import torch
 import polypseg
 from polypseg.bundle import ModelBundle
 from polypseg.cli import main
-from polypseg.data import read_all
+from polypseg.data import phantom, read_all
 from polypseg.data.splits import read_split
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.export import formats
@@ -107,13 +107,44 @@ def test_without_data_phantom_frames_prove_it(plain: Path) -> None:
     assert polypseg.load(plain, device="cpu").precision == "bf16"
 
 
-def test_a_bundle_with_two_views_is_exported_and_run(plain: Path, tmp_path: Path) -> None:
-    frame = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+@pytest.mark.parametrize(
+    ("runtime", "precision", "largest"), [("onnx", "fp32", 1e-3), ("openvino", "fp32", 1e-3), ("onnx", "int8", 0.9)]
+)
+def test_a_bundle_with_two_views_is_exported_and_run(
+    plain: Path, phantom_folder: Path, runtime: str, precision: str, largest: float
+) -> None:
+    frame = phantom.draw(7, 70, 90)[0]
     expected = polypseg.load(plain, runtime="torch", device="cpu", precision="fp32").probability(frame)
-    for runtime in ("onnx", "openvino"):
-        export(plain, runtime, "fp32")
-        segmenter = polypseg.load(plain, runtime=runtime, precision="fp32")
-        assert segmenter.tta == "small" and np.abs(segmenter.probability(frame) - expected).max() < 1e-3
+    data = [phantom_folder] if precision == "int8" else []
+    export(plain, runtime, precision, data=data, max_drop=0.2, progress=False)
+    segmenter = polypseg.load(plain, runtime=runtime, precision=precision)
+    difference = np.abs(segmenter.probability(frame) - expected)
+    assert segmenter.tta == "small" and difference.max() < largest and difference.mean() < 0.06
+
+
+class _OfOneSize(torch.nn.Module):
+    """Its graph has the size in it: what it adds is always enlarged to 64×96."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        far = torch.nn.functional.avg_pool2d(images, 32).mean(1, keepdim=True)
+        return images[:, :1] + torch.nn.functional.interpolate(far, size=(images.shape[2], images.shape[3]))
+
+
+@pytest.mark.parametrize("any_size", [True, False])
+def test_an_int8_onnx_graph_with_a_size_in_it_keeps_it(
+    untrained: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_size: bool
+) -> None:
+    import onnx
+
+    network = torch.nn.Conv2d(3, 1, 3, padding=1) if any_size else _OfOneSize()
+    monkeypatch.setattr(formats, "open_network", lambda bundle: network.eval())
+    monkeypatch.setattr(formats, "_made", {})
+    file = tmp_path / "floats.onnx"
+    formats.write_onnx(untrained, file, any_size=False)
+    shutil.copy(file, tmp_path / "int8.onnx")
+    formats.open_size(untrained, file, tmp_path / "int8.onnx")
+    shape = onnx.load(tmp_path / "int8.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [one.dim_value for one in shape[2:]] == ([0, 0] if any_size else [64, 96])
 
 
 def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(plain: Path, phantom_folder: Path) -> None:

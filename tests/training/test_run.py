@@ -197,7 +197,9 @@ def test_seeded_runs_repeat_whatever_the_workers_and_the_cache(
     assert any(not torch.equal(value, weights(third)[key]) for key, value in weights(one).items())
 
 
-def start_training(out: Path, data: Path, *options: str) -> subprocess.Popen[str]:
+def start_training(
+    out: Path, data: Path, *options: str, program: tuple[str, ...] = ("-m", "polypseg.cli")
+) -> subprocess.Popen[str]:
     """The command line's training in a process of its own, with a small network."""
     arguments = [
         "train", "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
@@ -206,8 +208,7 @@ def start_training(out: Path, data: Path, *options: str) -> subprocess.Popen[str
         "--trainer.loggers", "[]", "--trainer.threads", "1", "--trainer.precision", "32-true", *options,
     ]  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "polypseg.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=ROOT,
+        [sys.executable, *program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
 
 
@@ -242,6 +243,35 @@ def test_interrupted_at_any_moment_it_goes_on(how: signal.Signals, tmp_path: Pat
     process.communicate()
     table = pd.read_csv(out / "metrics.csv")
     assert list(table["epoch"]) == list(range(len(table)))
+
+
+# The command line's, in a process that kills itself (SIGKILL) before a certain step of a certain epoch.
+KILLS_ITSELF = """
+import os, signal, sys
+from polypseg.cli import main
+from polypseg.training.callbacks import MetricsTable
+epoch, step = int(sys.argv[1]), int(sys.argv[2])
+def before_step(self, trainer, module, batch, index):
+    if (trainer.current_epoch, index) == (epoch, step):
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricsTable.on_train_batch_start = before_step
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_killed_between_two_steps_it_ends_as_an_unbroken_run(tmp_path: Path, phantom_folder: Path) -> None:
+    """28 frames in batches of 8 are 4 steps an epoch: in the first epoch, and in the midst of later ones."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    unbroken = start_training(whole, phantom_folder, "--trainer.epochs", "4")
+    assert unbroken.wait(300) == 0
+    for epoch, step in ((0, 2), (1, 1), (3, 3)):
+        more = ["--resume"] if parts.exists() else []
+        program = ("-c", KILLS_ITSELF, str(epoch), str(step))
+        killed = start_training(parts, phantom_folder, "--trainer.epochs", "4", *more, program=program)
+        assert killed.wait(300) == -signal.SIGKILL
+    resumed = start_training(parts, phantom_folder, "--trainer.epochs", "4", "--resume")
+    assert resumed.wait(300) == 0
+    assert_same_run(whole, parts)
 
 
 def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path) -> None:

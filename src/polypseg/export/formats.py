@@ -24,6 +24,7 @@ T = TypeVar("T")
 _made: dict[Hashable, tuple[Any, Any]] = {}
 INPUT = "frame"  # N×3×h×w float32, normalised
 OUTPUT = "logits"  # N×1×h×w float32
+SAME = 1e-2  # of a logit: the same arithmetic in another order of sums; of a graph with a size in it 0.1 and more
 
 
 def write_onnx(bundle: ModelBundle, file: Path, any_size: bool = True) -> None:
@@ -125,6 +126,54 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
         onnx.save(quantised, file)
     else:
         openvino.save_model(quantised, file, compress_to_fp16=False)
+
+
+def open_size(bundle: ModelBundle, floats: Path, file: Path) -> None:
+    """Leave height and width of an int8 ONNX export open, where its network has any size.
+
+    NNCF needs shapes, so that it gets the network at its own size. Where that graph has no size in it, only shapes
+    noted beside it, it is the network at every size, and so is what was quantised of it: the notes are removed.
+
+    Args:
+        bundle: what was exported.
+        floats: of ``write_onnx`` with ``any_size=False``, what ``file`` was quantised from.
+        file: the quantised ``.onnx``, which is written anew.
+    """
+    import onnx
+
+    if _has_any_size(bundle, _without_size(onnx.load(floats))):
+        onnx.save(_without_size(onnx.load(file)), file)
+
+
+def _without_size(model: Any) -> Any:
+    """An ONNX model with height and width of its input and output left open, and no shapes noted in between."""
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, name in ((2, "height"), (3, "width")):
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    del model.graph.value_info[:]
+    return model
+
+
+def _has_any_size(bundle: ModelBundle, model: Any) -> bool:
+    """Whether an ONNX model computes what the bundle's network does, at a smaller size and at one of another shape."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a graph with a size in it fails here, as it may
+    network = open_network(bundle).eval()
+    height, width = bundle.preprocessing.height, bundle.preprocessing.width
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        for rows, columns in ((max(32, height - 32), max(32, width - 32)), (height + 64, width + 32)):
+            images = torch.randn(1, 3, rows, columns, generator=torch.Generator().manual_seed(rows))
+            with torch.inference_mode():
+                expected = network(images).numpy()
+            (found,) = session.run(None, {INPUT: images.numpy()})
+            if found.shape != expected.shape or not np.abs(found - expected).max() < SAME:
+                return False
+    except Exception:  # of many classes: sizes in the graph, or in the network, do not go together
+        return False
+    return True
 
 
 def _once(kind: Hashable, bundle: ModelBundle, make: Callable[[], T]) -> T:

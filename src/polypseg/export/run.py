@@ -21,7 +21,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import phantom, read_all, with_masks
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.evaluation.selection import select
-from polypseg.export.formats import quantise, write_onnx, write_openvino
+from polypseg.export.formats import open_size, quantise, write_onnx, write_openvino
 from polypseg.export.parity import Parity, compare
 from polypseg.files import commit, disk_error, sha256_file
 from polypseg.inference.segmenter import Segmenter
@@ -182,12 +182,15 @@ def _write(
 ) -> None:
     floats = file if preset is None else file.with_stem("fp32")
     if format == "onnx":
-        # NNCF cannot tell the shapes of a network of any size, and quantises it to what ONNX Runtime does not run.
+        # NNCF cannot tell the shapes of a network of any size, and quantises it to what ONNX Runtime does not run: it
+        # gets the network's own size, which is taken out again.
         write_onnx(bundle, floats, any_size=preset is None)
     else:
         write_openvino(bundle, floats, half=precision == "bf16")
     if preset is not None:
         quantise(floats, file, images, preset)
+        if format == "onnx":
+            open_size(bundle, floats, file)
         for one in _files(floats):
             one.unlink()
 

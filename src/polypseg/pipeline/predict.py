@@ -154,10 +154,13 @@ class _Run:
 
     def video(self, path: Path) -> None:
         """Segment a video, as ``predict_video`` does; one that cannot be read is told and passed over."""
-        from polypseg.pipeline.video import predict_video
+        from polypseg.pipeline.video import DamagedVideo, predict_video
 
         try:
             found = predict_video(self.outputs.segmenter, path, self.plan.out, self.options)
+        except DamagedVideo as damage:
+            self._fail(damage)
+            found = damage.summary
         except PolypsegError as error:
             self._fail(error)
             return

@@ -92,6 +92,18 @@ class VideoSummary:
         return list(self.timeline["tracks"])
 
 
+class DamagedVideo(PolypsegError):
+    """A video is cut off or damaged; what could be decoded was answered, and all outputs are complete.
+
+    Attributes:
+        summary: what was done.
+    """
+
+    def __init__(self, summary: VideoSummary) -> None:
+        super().__init__(summary.timeline["problem"])
+        self.summary = summary
+
+
 def predict_video(
     segmenter: Segmenter,
     path: str | Path,
@@ -123,8 +135,8 @@ def predict_video(
 
     Raises:
         UsageError: an option is out of its range, or an output would replace the video.
-        PolypsegError: the video cannot be read; outputs are there already; the disk refuses. Also, at the very end and
-            with all outputs complete, that the video is cut off or damaged: what could be decoded was answered.
+        PolypsegError: the video cannot be read; outputs are there already; the disk refuses.
+        DamagedVideo: at the very end and with all outputs complete.
     """
     options = replace(options, **fields)
     started = time.perf_counter()
@@ -140,9 +152,10 @@ def predict_video(
                 timeline = run.through(outputs, options.progress)
             finally:
                 outputs.close()
+    summary = VideoSummary(reader.path, outputs.files, timeline, run.computed, time.perf_counter() - started)
     if timeline["problem"]:
-        raise PolypsegError(timeline["problem"])
-    return VideoSummary(reader.path, outputs.files, timeline, run.computed, time.perf_counter() - started)
+        raise DamagedVideo(summary)
+    return summary
 
 
 class Smoother:
