@@ -43,6 +43,7 @@ BUDGET = {"frames.first_size": 192, "frames.last_size": 224, "trainer.epochs": 2
 OURS, START = "the recipe", "where it starts"
 NO_OTHER_CENTRES = "no other centres"
 NO_REAL = "no real polyp-free frames"
+SHARE = "trainer.start_share"  # a variant that differs in it alone is mixed anew, not trained anew
 VARIANTS: dict[str, dict[str, Any]] = {
     START: {},
     OURS: {},
@@ -57,6 +58,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no hardest background": {"loss.background": 0.0},
     "augmentation strong": {"frames.augmentation": "strong"},
     "whole encoder trained": {"model.frozen_stride": None},
+    "half of the start stays": {SHARE: 0.5},
+    "nothing of the start stays": {SHARE: 0.0},
 }
 
 
@@ -111,30 +114,38 @@ def trained(variant: str, seed: int, left_out: str, split: Path, options: argpar
         calibrate(start, options.data, split_file=split, tta="none")
         run.mkdir(parents=True, exist_ok=True)
         start.rename(run / "bundle")
-    if not (run / "bundle").exists():
-        table, whole = read_split(split), read_all(options.data).frames
-        known = whole.set_index(["dataset", "frame_id"]).loc[
-            list(zip(table["dataset"], table["frame_id"], strict=True))
-        ]
-        keep = pd.Series(True, index=table.index)
-        if variant == NO_OTHER_CENTRES:
-            keep = pd.Series((known["centre"] == "").to_numpy() | (table["split"] == "test").to_numpy())
-        elif variant == NO_REAL:
-            frames = read_all(options.data)
-            order = {key: at for at, key in enumerate(zip(whole["dataset"], whole["frame_id"], strict=True))}
-            free = [not frames.mask(order[key]).any() for key in known.index]
-            keep = pd.Series(~(np.array(free) & (table["split"] == "train").to_numpy()))
-        own = run.parent / f"{run.name}.csv"
-        own.parent.mkdir(parents=True, exist_ok=True)
-        write_split(table[keep.to_numpy()], own)
-        settings = {**BUDGET, **VARIANTS[variant], "name": run.name, "trainer.seed": seed, "split": str(own)}
-        words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
-        _polypseg(
-            "train", "--config", str(RECIPE), *[word for one in options.data for word in ("--data", one)],
-            "--out", str(run), "--trainer.threads", str(options.threads), *words,
-            *(["--resume"] if run.exists() else []),
-        )  # fmt: skip
+    if (run / "bundle").exists():
+        return run / "bundle"
+    name = run.name
+    if set(VARIANTS[variant]) == {SHARE}:
+        name = f"{OURS.replace(' ', '-')}-{seed}"
+        if run.with_name(name).exists():
+            shutil.copytree(run.with_name(name), run)
+    own = run.with_name(f"{name}.csv")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    write_split(training_frames(variant, read_split(split), read_all(options.data)), own)
+    settings = {**BUDGET, **VARIANTS[variant], "name": name, "trainer.seed": seed, "split": str(own)}
+    words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
+    _polypseg(
+        "train", "--config", str(RECIPE), *[word for one in options.data for word in ("--data", one)],
+        "--out", str(run), "--trainer.threads", str(options.threads), *words,
+        *(["--resume"] if run.exists() else []),
+    )  # fmt: skip
     return run / "bundle"
+
+
+def training_frames(variant: str, table: pd.DataFrame, catalog: Catalog) -> pd.DataFrame:
+    """The split that a variant is trained by: all of ``table``, or what is left of it."""
+    keys = list(zip(catalog.frames["dataset"], catalog.frames["frame_id"], strict=True))
+    place = {key: index for index, key in enumerate(keys)}
+    rows = [place[key] for key in zip(table["dataset"], table["frame_id"], strict=True)]
+    tested = (table["split"] == "test").to_numpy()
+    if variant == NO_OTHER_CENTRES:
+        return table[tested | (catalog.frames["centre"].iloc[rows] == "").to_numpy()]
+    if variant == NO_REAL:
+        shown = np.array([catalog.mask(index).any() for index in rows])
+        return table[shown | (table["split"] != "train").to_numpy()]
+    return table
 
 
 def row(
