@@ -135,7 +135,6 @@ def test_a_pil_image_is_turned_as_its_exif_says(model: Model, tmp_path: Path) ->
         (torch.full((3, 8, 8), float("nan")), r"a float tensor is of 0\.\.1"),
         (Image.new("F", (8, 8)), "float samples"),
     ],
-    ids=str,
 )
 def test_what_is_no_frame_names_the_remedy(model: Model, picture: Any, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):
