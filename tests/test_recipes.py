@@ -18,6 +18,7 @@ def test_there_are_these() -> None:
         "seed",
         "realtime",
         "realtime-second",
+        "realtime-presence",
         "two-cores",
         "two-cores-second",
         "smoke",
