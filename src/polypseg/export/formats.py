@@ -195,6 +195,8 @@ def _program(bundle: ModelBundle, any_size: bool = True) -> torch.export.Exporte
     batch = {0: torch.export.Dim("batch", min=1)}
     # The views of test-time augmentation differ in size.
     size = {axis: 32 * torch.export.Dim(name, min=1, max=256) for axis, name in ((2, "height"), (3, "width"))}
+    # That the judgement of presence and the map have sizes that fit at any size takes the exporter hours to prove.
+    any_size = any_size and not bundle.architecture.presence
     try:
         return torch.export.export(network.eval(), example, dynamic_shapes=({**batch, **(size if any_size else {})},))
     except Exception:  # of many classes: the network computes with its own size
