@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from polypseg import catalog as catalog_module
 from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.data import phantom, read
@@ -22,6 +21,7 @@ from polypseg.data.cache import FrameCache
 from polypseg.data.dataset import EpochBatches, FrameDataset, Key, Kinds
 from polypseg.data.transforms import AUGMENTATIONS, evaluation_pipeline, seed_pipeline, training_pipeline
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.io import pictures
 
 SMALL = Preprocessing(64, 64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
@@ -104,9 +104,9 @@ def test_each_frame_is_decoded_once(
     kind: str, frames: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    opened = catalog_module.open_image
+    opened = pictures.open_image
     monkeypatch.setattr(
-        catalog_module, "open_image", lambda path, *others: decoded.append(str(path)) or opened(path, *others)
+        pictures, "open_image", lambda path, *others: decoded.append(str(path)) or opened(path, *others)
     )
     cache = FrameCache(frames, SMALL, kind, folder=tmp_path / "cache", progress=False)  # type: ignore[arg-type]
     for _ in range(3):

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from polypseg.bundle import ModelBundle
 from polypseg.errors import PolypsegError
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io import video as video
 from polypseg.io.video import VideoInfo, VideoReader, VideoWriter, finish_mp4, probe
+from polypseg.segmentation import Segmentation
 
 Picture = NDArray[np.uint8]
 INFO = VideoInfo(64, 48, 25.0, Fraction(1, 1000))
@@ -295,18 +297,16 @@ def test_a_hole_is_told(tmp_path: Path, name: str, options: dict[str, Any], shar
     assert re.fullmatch(f"{re.escape(str(spoilt))}: ({told}|is cut off after .*)", str(reader.problem))
 
 
-def test_a_stream_of_predictions_tells_damage_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_of_predictions_tells_damage_at_its_end(tmp_path: Path, untrained: ModelBundle) -> None:
     whole = clip(tmp_path / "whole.mp4", container={"movflags": "faststart"})
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
-    segmenter = object.__new__(Segmenter)
-    monkeypatch.setattr(Segmenter, "probabilities", lambda _, frames, batch_size: (frame[..., 0] for frame in frames))
-    monkeypatch.setattr(Segmenter, "answer", lambda _, probability, height, width, **__: (height, width))
-    assert list(segmenter.stream(whole)) == [(48, 64)] * 20
-    answers: list[object] = []
+    segmenter = Segmenter(untrained, "torch", "cpu", "fp32")
+    assert [found.mask.shape for found in segmenter.stream(whole)] == [(48, 64)] * 20
+    predictions: list[Segmentation] = []
     with pytest.raises(PolypsegError, match=r"cut\.mp4: is cut off after \d+ frames"):
-        answers.extend(segmenter.stream(cut))
-    assert answers and set(answers) == {(48, 64)}
+        predictions.extend(segmenter.stream(cut))
+    assert predictions and {found.mask.shape for found in predictions} == {(48, 64)}
 
 
 def test_a_pause_in_a_recording_is_no_damage(tmp_path: Path) -> None:
