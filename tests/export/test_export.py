@@ -108,7 +108,7 @@ def test_without_data_phantom_frames_prove_it(plain: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "precision", "largest"), [("onnx", "fp32", 1e-3), ("openvino", "fp32", 1e-3), ("onnx", "int8", 0.9)]
+    ("runtime", "precision", "largest"), [("onnx", "fp32", 1e-3), ("openvino", "fp32", 1e-3), ("openvino", "int8", 0.9)]
 )
 def test_a_bundle_with_two_views_is_exported_and_run(
     plain: Path, phantom_folder: Path, runtime: str, precision: str, largest: float
