@@ -92,13 +92,11 @@ class Fingerprints:
 
     def take(self, indices: NDArray[np.int64]) -> Fingerprints:
         """Those of some frames, in the order of their positions."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Fingerprints(
-            **{
-                name: [value[index] for index in indices] if isinstance(value, list) else value[indices]
-                for name, value in values.items()
-            }
-        )
+        taken: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            taken[item.name] = [value[index] for index in indices] if isinstance(value, list) else value[indices]
+        return Fingerprints(**taken)
 
 
 def fingerprints(catalog: Catalog, progress: bool = False, problems: list[Problem] | None = None) -> Fingerprints:

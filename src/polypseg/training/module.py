@@ -151,7 +151,7 @@ class SegmentationModule(L.LightningModule):
         for name, value in self.network.named_parameters():
             if value.requires_grad:
                 parts[next(prefix for prefix in parts if name.startswith(prefix))].append(value)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": values, "lr": rates.get(prefix, settings.learning_rate)} for prefix, values in parts.items()
         ]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
