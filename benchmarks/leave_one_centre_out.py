@@ -84,8 +84,11 @@ def main() -> int:
         split = split_without(catalog, left_out.split(","), options.runs)
         for variant in options.only:
             for seed in options.seeds[:1] if variant == START else options.seeds:
-                bundle = trained(variant, seed, left_out, split, options)
-                rows = [row(bundle, variant, seed, left_out, centre, split, options) for centre in left_out.split(",")]
+                bundle = trained(variant, seed, left_out, split, catalog, options)
+                rows = [
+                    row(bundle, variant, seed, left_out, centre, split, catalog, options)
+                    for centre in left_out.split(",")
+                ]
                 add(rows, options.out)
     return 0
 
@@ -104,7 +107,7 @@ def split_without(catalog: Catalog, centres: Sequence[str], runs: Path) -> Path:
     return path
 
 
-def trained(variant: str, seed: int, left_out: str, split: Path, options: argparse.Namespace) -> Path:
+def trained(variant: str, seed: int, left_out: str, split: Path, catalog: Catalog, options: argparse.Namespace) -> Path:
     """Train a variant, but for what is already there; its bundle."""
     run = options.runs / left_out / f"{variant.replace(' ', '-')}-{seed}"
     if variant == START and not (run / "bundle").exists():
@@ -123,7 +126,7 @@ def trained(variant: str, seed: int, left_out: str, split: Path, options: argpar
             shutil.copytree(run.with_name(name), run)
     own = run.with_name(f"{name}.csv")
     own.parent.mkdir(parents=True, exist_ok=True)
-    write_split(training_frames(variant, read_split(split), read_all(options.data)), own)
+    write_split(training_frames(variant, read_split(split), catalog), own)
     settings = {**BUDGET, **VARIANTS[variant], "name": name, "trainer.seed": seed, "split": str(own)}
     words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
     _polypseg(
@@ -149,18 +152,24 @@ def training_frames(variant: str, table: pd.DataFrame, catalog: Catalog) -> pd.D
 
 
 def row(
-    bundle: Path, variant: str, seed: int, left_out: str, centre: str, split: Path, options: argparse.Namespace
+    bundle: Path,
+    variant: str,
+    seed: int,
+    left_out: str,
+    centre: str,
+    split: Path,
+    catalog: Catalog,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """The scores of one centre's frames, none of which the bundle has seen."""
     table = read_split(split)
-    whole = read_all(options.data).frames
-    of_centre = set(whole[whole["centre"] == centre]["frame_id"])
+    of_centre = set(catalog.frames[catalog.frames["centre"] == centre]["frame_id"])
     part = options.runs / f"only-{centre}.csv"
     tested = table[(table["split"] == "test") & table["frame_id"].isin(of_centre)]
     write_split(tested, part)
     folder = options.runs / left_out / f"{variant.replace(' ', '-')}-{seed}-on-{centre}"
-    data = [one for one in options.data if read_all([one]).frames["dataset"].iloc[0] in set(tested["dataset"])]
     if not (folder / "report.json").exists():
+        data = [one for one in options.data if read_all([one]).frames["dataset"].iloc[0] in set(tested["dataset"])]
         evaluate(bundle, data, folder, split="test", split_file=part, runtime="torch", precision="fp32")
     report = read_json(folder / "report.json")
     found = report["detection"]["0.3"]

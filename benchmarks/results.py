@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from polypseg.benchmark.speed import processor as processor
 
 
 def add_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -19,12 +20,3 @@ def add_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if fresh:
             writer.writeheader()
         writer.writerows(rows)
-
-
-def processor() -> str:
-    """The processor's name, as /proc/cpuinfo or the platform tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
