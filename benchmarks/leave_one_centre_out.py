@@ -189,7 +189,7 @@ def row(
         "scored_on": centre,
         "seed": seed,
         "frames": report["n"],
-        "polyp_free": report["polyp_free"]["n"],
+        "polyp_free": report["polyp_free"]["frames"],
         **{
             f"{name}{end}": None if one is None else round(one[kind], 4)
             for name, one in values.items()
