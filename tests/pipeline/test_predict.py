@@ -545,12 +545,12 @@ def test_options_that_contradict_are_refused(options: dict[str, Any], folder: Pa
 SLOWLY = """
 import sys, time
 from polypseg import cli
-from polypseg.pipeline import predict
-write = predict.write_frame
+from polypseg.pipeline import stills
+write = stills.write_frame
 def slowly(*arguments):
     time.sleep(0.05)
     write(*arguments)
-predict.write_frame = slowly
+stills.write_frame = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
 

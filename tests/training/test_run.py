@@ -597,7 +597,9 @@ def test_unknown_network_names_suggest_the_nearest(
 
 def test_mlflow_by_option(tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs the extra: pip install 'polypseg[mlflow]'")
-    out = train(small_recipe(trainer={"epochs": 1, "loggers": ("mlflow",)}), [phantom_folder], tmp_path / "run")
+    recipe = small_recipe(trainer={"epochs": 1, "loggers": ("mlflow",)})
+    for name in ("before", "run"):  # each in its own place, also in one process
+        out = train(recipe, [phantom_folder], tmp_path / name)
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("polypseg").experiment_id])
     assert run.data.metrics["val_dice"] == pytest.approx(pd.read_csv(out / "metrics.csv")["val_dice"][0], abs=1e-5)

@@ -10,6 +10,11 @@ import os
 from collections.abc import Iterable
 
 
+def one_of_several() -> bool:
+    """Whether torchrun or SLURM's srun started this process; if it ended by itself, the others would wait for it."""
+    return bool({"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys())
+
+
 def check_data(sources: Iterable[str]) -> None:
     """Raise ``PolypsegError`` where a data set's folder is missing; before it may stand how its masks are read."""
     for source in sources:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polypseg.cli.checks import check_data, check_models, check_split
+from polypseg.cli.checks import check_data, check_models, check_split, one_of_several
 from polypseg.cli.verb import Verb
 from polypseg.training.recipe import Recipe
 
@@ -31,9 +31,10 @@ def train(
         folds: train as many networks, each on all folds of the frames but one, and make one ensemble of them.
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
-    check_data(data)
-    check_models((recipe.model.weights, recipe.teacher.bundle))
-    check_split(recipe.split if recipe.split.endswith(".csv") else None)
+    if not one_of_several():  # several agree on what stops one of them: training.processes
+        check_data(data)
+        check_models((recipe.model.weights, recipe.teacher.bundle))
+        check_split(recipe.split if recipe.split.endswith(".csv") else None)
     from polypseg.data import with_masks
     from polypseg.training.processes import is_first
 

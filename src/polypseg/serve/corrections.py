@@ -27,13 +27,16 @@ class Corrections:
         self._images, self._masks = folder / "images", folder / "masks"
         self._name = folder.name
         self._lock = threading.Lock()
-        for mask in self._masks.glob("*.png"):  # left by a crash between the two files of a pair
-            if not (self._images / mask.name).exists():
-                mask.unlink()
+        frames = {path.stem for path in _whole(self._images)}
+        for mask in _whole(self._masks):  # left by a crash between the two files of a pair; or somebody's own
+            if mask.stem not in frames:
+                aside = folder / "without-frame"
+                aside.mkdir(exist_ok=True)
+                mask.replace(aside / mask.name)
 
     def names(self) -> list[str]:
         """The stems, in order."""
-        return sorted(path.stem for path in self._images.glob("*.png"))
+        return sorted(path.stem for path in _whole(self._images))
 
     def add(self, name: str, frame: NDArray[np.uint8], mask: NDArray[np.bool_]) -> str:
         """Store a pair, and return its stem: a frame that is there already gets the new mask, another one a new name.
@@ -54,9 +57,8 @@ class Corrections:
         stem = re.sub(r"\.(png|jpe?g|tiff?|bmp|webp)$", "", own_name(name), flags=re.IGNORECASE)
         with self._lock:
             chosen, number = stem, 1
-            while (self._images / f"{chosen}.png").exists():
-                if (self._images / f"{chosen}.png").read_bytes() == picture:
-                    break
+            taken = {path.stem: path for path in _whole(self._images)}
+            while chosen in taken and taken[chosen].read_bytes() != picture:
                 number += 1
                 chosen = f"{stem}-{number}"
             with atomic_write(self._masks / f"{chosen}.png") as file:
@@ -69,8 +71,12 @@ class Corrections:
         """Write the data set as a ZIP file."""
         with self._lock, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for folder in (self._images, self._masks):
-                for file in sorted(folder.glob("*.png")):
+                for file in sorted(_whole(folder)):
                     archive.write(file, f"{self._name}/{folder.name}/{file.name}")
+
+
+def _whole(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.suffix != ".part"]  # a part was being written at a crash
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

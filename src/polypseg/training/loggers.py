@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
@@ -28,7 +29,7 @@ def _tensorboard(recipe: Recipe, folder: Path) -> Logger:
 def _mlflow(recipe: Recipe, folder: Path) -> Logger:
     uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
     try:
-        return MLFlowLogger("polypseg", run_name=recipe.name, tracking_uri=uri)
+        return _MlflowRun("polypseg", run_name=recipe.name, tracking_uri=uri)
     except ModuleNotFoundError as error:
         raise _missing("mlflow", error) from error
 
@@ -47,6 +48,20 @@ def _wandb(recipe: Recipe, folder: Path) -> Logger:
             f"wandb: cannot start ({reason}); log in with: wandb login; or set WANDB_MODE=offline"
         ) from error
     return logger
+
+
+class _MlflowRun(MLFlowLogger):
+    """MLflow for one training. MLflow notes its place in the environment: that is undone for the process's next run."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._before = os.environ.get("MLFLOW_TRACKING_URI")
+
+    def finalize(self, status: str = "success") -> None:
+        import mlflow
+
+        super().finalize(status)
+        mlflow.set_tracking_uri(self._before)
 
 
 class _WandbRun(WandbLogger):

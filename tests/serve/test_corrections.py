@@ -1,0 +1,36 @@
+"""The folder of corrected masks: what somebody put there is never lost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from polypseg.data import read
+from polypseg.serve.corrections import Corrections
+
+
+def test_a_data_set_that_was_put_there_stays_and_grows(phantom_folder: Path, tmp_path: Path) -> None:
+    """Its frames are JPEG, those of the page PNG."""
+    folder = tmp_path / "corrections"
+    for kind in ("images", "masks"):
+        shutil.copytree(phantom_folder / kind, folder / kind)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    corrections = Corrections(folder)
+    stems = sorted(path.stem for path in (phantom_folder / "images").iterdir())
+    assert corrections.names() == stems
+    frame = np.full((20, 30, 3), 90, np.uint8)
+    name = corrections.add(f"{stems[0]}.png", frame, np.eye(20, 30, dtype=bool))
+    assert name not in stems
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(read(folder)) == len(stems) + 1
+
+
+def test_a_mask_without_a_frame_is_put_aside(tmp_path: Path) -> None:
+    corrections = Corrections(tmp_path)
+    kept = corrections.add("a", np.zeros((9, 9, 3), np.uint8), np.eye(9, dtype=bool))
+    (tmp_path / "masks" / "b.png").write_bytes(b"half a pair, or somebody's own")
+    assert Corrections(tmp_path).names() == [kept]
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["a.png"]
+    assert (tmp_path / "without-frame" / "b.png").read_bytes() == b"half a pair, or somebody's own"
