@@ -61,7 +61,7 @@ class _MlflowRun(MLFlowLogger):
         import mlflow
 
         super().finalize(status)
-        mlflow.set_tracking_uri(self._before)
+        mlflow.set_tracking_uri(self._before)  # type: ignore[arg-type]  # None: as if never set
 
 
 class _WandbRun(WandbLogger):
