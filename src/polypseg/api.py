@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polypseg.bundle import ModelBundle
 from polypseg.errors import UsageError
+from polypseg.extras import naming_extras
 
 if TYPE_CHECKING:
     from polypseg.evaluation.evaluate import Report
@@ -26,6 +27,7 @@ Runtime = Literal["auto", "openvino", "onnx", "torch"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
+@naming_extras()
 def load(
     bundle: Model | Sequence[Model] | None = None,
     runtime: str = "auto",
@@ -96,6 +98,7 @@ class Run(os.PathLike[str]):
         return f"Run({self.folder}{scored})"
 
 
+@naming_extras("train")
 def train(
     recipe: Recipe | Place,
     data: Place | Sequence[Place],
@@ -171,6 +174,7 @@ def _whole_names(recipe: Recipe, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@naming_extras()
 def evaluate(
     bundle: Model | None = None,
     data: Place | Sequence[Place] = (),
@@ -242,6 +246,7 @@ class Predictions(os.PathLike[str]):
         return str(self.folder)
 
 
+@naming_extras()
 def predict(
     sources: Place | int | Sequence[Place | int],
     model: Place | Sequence[Place] = (),
