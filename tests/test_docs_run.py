@@ -184,7 +184,7 @@ def trained(world: Path) -> Callable[[], Path]:
     @functools.cache
     def run() -> Path:
         with contextlib.chdir(world):
-            given = ["train", "--config", "recipes/seed.yaml", "--data", "data/Kvasir-SEG", "--split", "grouped"]
+            given = ["train", "--config", "recipes/baseline.yaml", "--data", "data/Kvasir-SEG", "--split", "grouped"]
             assert main([*given, "--out", "trained"]) == 0
         return world / "trained"
 

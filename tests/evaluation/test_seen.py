@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def catalog(data: Path) -> Catalog:
     frames = read(data)
-    return frames.with_split(make_split("seed", frames))
+    return frames.with_split(make_split("random", frames))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
     bundle = ModelBundle.save(
         tmp_path_factory.mktemp("models") / "run" / "bundle", build(ARCHITECTURE).state_dict(), name="model",
         architecture=ARCHITECTURE, preprocessing=Preprocessing(32, 32), threshold=0.5,
-        split={"name": "seed", "hash": hash_split(catalog.frames)},
+        split={"name": "random", "hash": hash_split(catalog.frames)},
         data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
     )  # fmt: skip
     return bundle.folder

@@ -81,8 +81,8 @@ def _section(verb: Verb) -> str:
         parts.append("\n".join([TABLE, *rows]))
     if verb.name == "train":
         sections = ", ".join(f"`--{name} FILE`" for name in SECTIONS)
-        told = FIELDS.format(recipe=OFFLINE[0], split=OFFLINE[1], sections=sections)
-        parts += [told, "\n".join([TABLE, *map(_row, recipe_options())])]
+        about_fields = FIELDS.format(recipe=OFFLINE[0], split=OFFLINE[1], sections=sections)
+        parts += [about_fields, "\n".join([TABLE, *map(_row, recipe_options())])]
     elif verb.takes_recipe:
         parts.append(RECIPE)
     return "\n\n".join(parts) + "\n"

@@ -40,7 +40,7 @@ class Option:
 
     @property
     def is_list(self) -> bool:
-        """Whether it holds several values."""
+        """Whether it contains several values."""
         return get_origin(self.kind) in (list, tuple)
 
     @property
