@@ -58,7 +58,7 @@ NOT_HERE_IN_PYTHON = {
     r"push_to_hub": "a network: tests/test_hub.py",
 }
 # Each block there is an example by itself; tests/test_docs.py checks that they parse and that their imports resolve.
-BY_THEMSELVES = {"docs/reference/command-line.md", "docs/reference/python.md"}
+BY_THEMSELVES = {"docs/reference/command-line.md", "docs/how-to/python.md"}
 # Options that decide how long a verb takes, and what a network that has learnt nothing may lose when it is exported.
 SMALLER = {
     "train": {

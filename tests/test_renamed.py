@@ -24,6 +24,7 @@ from polypseg.export.card import render
 from polypseg.pipeline.options import PredictOptions
 from polypseg.training.recipe import FramesConfig, Recipe, first_difference, load_recipe, shipped_recipe
 
+ROOT = Path(__file__).resolve().parents[1]
 OLD = """\
 name: mine
 tta: small
@@ -112,7 +113,10 @@ def test_what_is_wrong_under_an_old_name_is_still_refused(tmp_path: Path) -> Non
         load_recipe(file)
 
 
-def test_python(caplog: pytest.LogCaptureFixture, untrained: ModelBundle, phantom_folder: Path) -> None:
+def test_python(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, untrained: ModelBundle, phantom_folder: Path
+) -> None:
+    monkeypatch.chdir(ROOT)  # where the recipes lie
     expected = Recipe(tta="hflip", split="random", frames=FramesConfig(augmentation="baseline"))
     assert Recipe(tta="flip", split="seed", frames=FramesConfig(augmentation="seed")) == expected  # type: ignore[arg-type]
     settings = {"teacher": {"bundle": "polypseg-realtime", "weight": 1.0}, "tta": "flip"}
@@ -122,6 +126,7 @@ def test_python(caplog: pytest.LogCaptureFixture, untrained: ModelBundle, phanto
     assert _recipe("baseline", {"teacher.weight": 0.25}).distillation.weight == 0.25
     assert _recipe("baseline", {"teacher": "a-model"}).distillation.teacher == "a-model"  # the field that is called so
     assert _recipe("seed", {}) == load_recipe(shipped_recipe("baseline"))
+    assert load_recipe("recipes/seed.yaml") == load_recipe("recipes/baseline.yaml")
     assert PredictOptions(tta="small").tta == "multiscale"
     assert polypseg.load(untrained, "torch", "cpu", tta="flip").settings["tta"] == "hflip"
     frames = read(phantom_folder)
@@ -161,7 +166,7 @@ def test_the_shipped_model_is_read_silently(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_they_stand_in_the_changelog_and_go_with_the_next_version() -> None:
-    text = (Path(__file__).resolve().parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     pairs = [pair for names in renamed.VALUES.values() for pair in names.items()] + list(renamed.FIELDS.items())
     assert [pair for pair in pairs if f"`{pair[0]}` | `{pair[1]}`" not in text] == []
     assert tuple(map(int, polypseg.__version__.split(".")[:2])) <= tuple(map(int, renamed.LAST.split(".")))

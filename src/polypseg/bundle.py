@@ -607,7 +607,7 @@ class ModelBundle:
 
     @property
     def networks(self) -> tuple[ModelBundle, ...]:
-        """The bundles that hold weights: its members, or itself."""
+        """The bundles that contain weights: its members, or itself."""
         return self.members or (self,)
 
     @property

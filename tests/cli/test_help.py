@@ -1,8 +1,9 @@
-"""Help texts and the reference page: examples, no Python types, and what the code gives."""
+"""Help texts and the reference pages: examples, no Python types, and what the code gives."""
 
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 import shlex
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+import polypseg
 from polypseg.cli import help, main, parser, reference
 from polypseg.cli.verb import REQUIRED, Verb, recipe_options
 from polypseg.cli.verbs import VERBS
+from polypseg.export.run import export
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "command-line.md"
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 TYPES = re.compile(r"Literal|Optional|Union|NoneType|type:|\| None|\| null|\blist\[|\btuple\[|\bstr\b|<class")
 
 
@@ -59,15 +62,34 @@ def test_the_overview_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> No
     assert "data split" in capsys.readouterr().out
 
 
-def test_the_reference_page_is_what_the_code_gives(tmp_path: Path) -> None:
-    reference.main([str(tmp_path / "page.md")])
-    assert PAGE.read_text(encoding="utf-8") == (tmp_path / "page.md").read_text(encoding="utf-8"), (
-        "write it anew: python -m polypseg.cli.reference docs/reference/command-line.md"
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_the_reference_pages_are_what_the_code_gives(name: str) -> None:
+    assert (REFERENCE / name).read_text(encoding="utf-8") == reference.PAGES[name](), (
+        "write it anew: python -m polypseg.cli.reference docs/reference"
     )
 
 
+def test_the_python_page_describes_every_argument() -> None:
+    text = reference.PAGES["python.md"]()
+    sections = dict(re.findall(r"(?ms)^### ([^\n]+)\n(.*?)(?=^##|\Z)", text))
+    assert set(polypseg.__all__) <= set(sections)
+    for name in (
+        "load",
+        "train",
+        "evaluate",
+        "predict",
+        "export",
+        "Segmenter",
+        "Segmenter.segment",
+        "ModelBundle.save",
+    ):
+        listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"(?m)^- ((?:`\w+`(?:, )?)+): ", sections[name]))))
+        signature = inspect.signature(operator.attrgetter(name)(polypseg) if name != "export" else export)
+        assert set(signature.parameters) - {"self"} <= listed, name
+
+
 def test_the_reference_page_has_every_option() -> None:
-    text = reference.page()
+    text = reference.PAGES["command-line.md"]()
     sections = dict(re.findall(r"(?ms)^## polypseg ([^\n]+)\n(.*?)(?=^## |\Z)", text))
     assert list(sections) == list(VERBS)
     for name, verb in VERBS.items():

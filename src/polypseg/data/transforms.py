@@ -15,6 +15,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from polypseg import renamed
 from polypseg.bundle import Preprocessing
 from polypseg.data.appearance import Glare, Screen
 from polypseg.errors import UsageError
@@ -40,6 +41,7 @@ def training_pipeline(preprocessing: Preprocessing, augmentation: str) -> A.Comp
     Raises:
         UsageError: there is no augmentation of that name.
     """
+    augmentation = renamed.value("augmentation", augmentation)
     if augmentation not in AUGMENTATIONS:
         raise UsageError(f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
     steps = {"none": _none, "baseline": _baseline, "strong": _strong, "stronger": _stronger}[augmentation](

@@ -212,7 +212,7 @@ class Recipe:
     def __post_init__(self) -> None:
         self._take_old_spellings()
         for name, value in self._values():
-            wrong = trouble(name, _types()[name], value)
+            wrong = trouble(name, field_types()[name], value)
             if wrong:
                 raise UsageError(f"{name} {shown(value)}: {wrong}")
         frames = self.frames
@@ -295,7 +295,7 @@ class Recipe:
 
 
 @functools.cache
-def _types() -> dict[str, Any]:
+def field_types() -> dict[str, Any]:
     """The type of every field, by its whole name."""
     found: dict[str, Any] = {}
     for name, kind in get_type_hints(Recipe).items():
@@ -319,7 +319,7 @@ def load_recipe(path: str | Path) -> Recipe:
         PolypsegError: the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise PolypsegError(f"{path}: cannot be read ({reason}); name a recipe, a YAML file") from error
@@ -421,14 +421,18 @@ def recipe_file(name: str | Path) -> Path:
     Raises:
         UsageError: there is neither.
     """
-    file = Path(name)
-    if not file.is_file():
-        file = file.parent / f"{renamed.value('recipe', file.stem)}{file.suffix}"
+    file = _file(name)
     return file if file.is_file() else shipped_recipe(str(file))
 
 
+def _file(path: str | Path) -> Path:
+    """A path as it is or, where nothing is there, with the recipe's name as it is spelt now."""
+    file = Path(path)
+    return file if file.exists() else file.parent / f"{renamed.value('recipe', file.stem)}{file.suffix}"
+
+
 # These say where and how fast a run computes, not what; they may differ when it is resumed.
-_MAY_DIFFER = {
+MAY_DIFFER = {
     "frames.workers", "frames.cache", "frames.cache_gb", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.patience", "trainer.keep", "trainer.start_share",
     "split",
@@ -439,7 +443,7 @@ def first_difference(
     before: dict[str, Any],
     now: dict[str, Any],
     prefix: str = "",
-    may_differ: Collection[str] = _MAY_DIFFER,
+    may_differ: Collection[str] = MAY_DIFFER,
     defaults: dict[str, Any] | None = None,
 ) -> str | None:
     """The first setting, as ``frames.size: 256 then, 352 now``, in which two recipes would train differently.
