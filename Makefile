@@ -7,6 +7,8 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c '$(SUITS)' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
+# Modules are compiled when they are first imported: compiling all of them takes minutes, and most are never used.
+PIP := -m pip install -qq --no-compile
 # What the metrics are tested against; without their dependencies, whose pins are older than ours.
 REFERENCES := pysodmetrics==1.6.2 monai==1.6.1 surface-distance-based-measures==0.1
 DATA ?=
@@ -20,8 +22,8 @@ install: .venv/installed
 		|| { echo "polypseg needs Python 3.11 to 3.13; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "installing into .venv (PyTorch is large: a few minutes)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq -e '.[dev]'
-	@$(BIN)/python -m pip install -qq --no-deps $(REFERENCES)
+	@$(BIN)/python $(PIP) -e '.[dev]'
+	@$(BIN)/python $(PIP) --no-deps $(REFERENCES)
 	@touch $@
 
 demo: install

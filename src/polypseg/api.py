@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from polypseg import renamed
 from polypseg.bundle import ModelBundle
 from polypseg.errors import UsageError
+from polypseg.extras import naming_extras
 
 if TYPE_CHECKING:
     from polypseg.evaluation.evaluate import Report
@@ -27,6 +28,7 @@ Runtime = Literal["auto", "openvino", "onnx", "torch"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
+@naming_extras()
 def load(
     bundle: Model | Sequence[Model] | None = None,
     runtime: str = "auto",
@@ -97,6 +99,7 @@ class Run(os.PathLike[str]):
         return f"Run({self.folder}{scored})"
 
 
+@naming_extras("train")
 def train(
     recipe: Recipe | Place,
     data: Place | Sequence[Place],
@@ -172,6 +175,7 @@ def _whole_names(recipe: Recipe, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@naming_extras()
 def evaluate(
     bundle: Model | None = None,
     data: Place | Sequence[Place] = (),
@@ -243,6 +247,7 @@ class Predictions(os.PathLike[str]):
         return str(self.folder)
 
 
+@naming_extras()
 def predict(
     sources: Place | int | Sequence[Place | int],
     model: Place | Sequence[Place] = (),
