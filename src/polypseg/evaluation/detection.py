@@ -62,8 +62,8 @@ def summarise(found: Detections, table: pd.DataFrame) -> DetectionSummary:
         scores = found.scores_by_size(groups, least, most)
         if scores.lesions or scores.regions:
             sized = {name: {**one, "f1": None} for name, one in _counts(scores).items() if isinstance(one, dict)}
-            found = {"lesions": scores.lesions, "predicted": scores.regions, **sized}
-            strata.append({"by": "lesion size", "stratum": area_name(least, most), **found})
+            counted = {"lesions": scores.lesions, "predicted": scores.regions, **sized}
+            strata.append({"by": "lesion size", "stratum": area_name(least, most), **counted})
     reason = _reason(overall)
     return DetectionSummary(
         overall,

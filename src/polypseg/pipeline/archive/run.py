@@ -134,8 +134,8 @@ def _earlier(store: Store, made_with: dict[str, Any], options: PredictOptions) -
         return None
     if not options.resume:
         raise PolypsegError(f"{place}: is there already; use --resume, --overwrite or another --out")
-    known = renamed.values(record, quiet=True)
-    other = [name for name, value in made_with.items() if known.get(name) != value]
+    recorded = renamed.values(record, quiet=True)
+    other = [name for name, value in made_with.items() if recorded.get(name) != value]
     if other:
         raise PolypsegError(f"{place}: was made with another {other[0]}; use --overwrite or another --out")
     return dict(record)
