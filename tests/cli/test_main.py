@@ -39,7 +39,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["trian"], ["data"], ["data", "shw"], ["train"], ["data", "split", "--data", "x", "--name", "random"],
+        [], ["trian"], ["data"], ["data", "shw"], ["train"], ["data", "split", "--data", "x", "--name", "nonsense"],
         ["data", "show", "--count", "many", "--data", "x"], ["data", "show", "--no_such_option"], ["train", "--data"],
         ["train", "--data", "x", "--frames.size", "100"], ["train", "--data", "x", "--config", "no-such.yaml"],
     ],

@@ -303,7 +303,7 @@ def test_impossible_requests_are_one_line(name: str, catalog: Catalog, options: 
 
 def test_wrong_options_are_usage_errors() -> None:
     with pytest.raises(UsageError):
-        make_split("random", catalog_of(FRAMES))
+        make_split("nonsense", catalog_of(FRAMES))
     with pytest.raises(UsageError):
         make_split("pranet", catalog_of(FRAMES), val_fraction=-0.1)
 

@@ -471,7 +471,7 @@ def test_calibration_finds_the_threshold(copied: Path, finished: Path, phantom_f
     tried = after.metadata["threshold_choice"]
     assert tried == pytest.approx(scores, abs=1e-3)
     assert scores[f"{after.threshold:.2f}"] == pytest.approx(max(scores.values()), abs=1e-3)
-    assert len(set(tried.values())) > 1 and after.metadata["threshold_split"] == "seed, val"
+    assert len(set(tried.values())) > 1 and after.metadata["threshold_split"] == "random, val"
     assert after.metadata["conformal"] is None
     assert after.metadata["metrics"] is None  # they were of the old threshold
     before = ModelBundle.load(finished).metadata
@@ -582,7 +582,7 @@ def test_calibrate_by_the_command_line(
     assert status == 0, error
     bundle = ModelBundle.load(copied)
     assert f"temperature {bundle.temperature:g}, threshold {bundle.threshold:g}" in out and "guarantee: " in out
-    noted = "seed, train; 28 of these 28 frames the model was trained on"
+    noted = "random, train; 28 of these 28 frames the model was trained on"
     assert bundle.metadata["threshold_split"] == noted and bundle.tta == "none"
     assert out.splitlines()[0] == f"chosen on {noted}"
     status, _, error = run(capsys, "calibrate", copied, "--data", phantom_folder, "--tta", "hflip")

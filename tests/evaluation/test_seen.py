@@ -168,9 +168,9 @@ def test_calibration_is_for_validation_frames(recorded: ModelBundle, data: Path,
         assert said in line and "--split val" in line
     assert (recorded.folder / "metadata.json").read_bytes() == before
     split = calibrate(recorded.folder, [data], progress=False).metadata["threshold_split"]
-    assert split == "seed, val"
+    assert split == "random, val"
     after = calibrate(recorded.folder, [data], split="test", allow_train_frames=True, progress=False)
-    assert after.metadata["threshold_split"] == "seed, test; 1 of these 1 frames are its test"
+    assert after.metadata["threshold_split"] == "random, test; 1 of these 1 frames are its test"
     assert after.frames() == recorded.frames()  # what it has seen stays known
 
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
         small_recipe(split="grouped", model={"weights": str(runs[0])}, trainer={"epochs": 1}),
         [phantom_folder], tmp_path / "other",
     )  # fmt: skip
-    with pytest.raises(PolypsegError, match="other: was trained by another split than seed"):
+    with pytest.raises(PolypsegError, match="other: was trained by another split than random"):
         average([runs[0], other], [phantom_folder], out)
     larger = train(small_recipe(frames={"size": 96}, trainer={"epochs": 1}), [phantom_folder], tmp_path / "larger")
     with pytest.raises(PolypsegError, match="larger: its preprocessing has height 96, the first one's 64"):

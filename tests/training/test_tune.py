@@ -350,7 +350,7 @@ def test_a_database_that_cannot_be_used_is_one_line(
         ("loss.bce: {choices: []}", "A below B"),
         ("loss.bce: {choices: [[1]]}", "A below B"),
         ("loss.bce: 3", "A below B"),
-        ("split: {choices: [seed, grouped]}", "could not be compared"),
+        ("split: {choices: [random, grouped]}", "could not be compared"),
     ],
 )
 def test_a_space_that_cannot_be_searched(text: str, says: str, recipe: Recipe, tmp_path: Path) -> None:

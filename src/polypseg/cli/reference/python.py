@@ -95,7 +95,7 @@ def _signature(name: str, one: Any) -> str:
             continue
         if of.kind is of.KEYWORD_ONLY and not {of.KEYWORD_ONLY, of.VAR_POSITIONAL} & set(kinds[:number]):
             shown.append("*")
-        star = {of.VAR_POSITIONAL: "*", of.VAR_KEYWORD: "**"}.get(of.kind, "")
+        star = "*" if of.kind is of.VAR_POSITIONAL else "**" if of.kind is of.VAR_KEYWORD else ""
         text = f"{star}{parameter}" + ("" if of.annotation is of.empty else f": {_type(of.annotation)}")
         if of.default is not of.empty:
             text += f" = {'…' if repr(of.default).startswith('<') else repr(of.default)}"
