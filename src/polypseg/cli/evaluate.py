@@ -11,7 +11,7 @@ from polypseg.cli.verb import Positional, Verb
 from polypseg.inference.augmentation import Augmented
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  (an option each)
     bundle: str | None,
     data: list[str],
     out: str = "evaluation",

@@ -11,7 +11,7 @@ from polypseg.inference.augmentation import Augmented
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as io.outputs.Output
 
 
-def predict(
+def predict(  # noqa: PLR0913  (an option each)
     sources: list[str],
     model: list[str] | None = None,
     out: str = "predictions",

@@ -101,7 +101,7 @@ class Frame:
     def pixels(self) -> NDArray[np.uint8]:
         """H×W×3 uint8 RGB, upright; converted when first asked for, by one thread at a time."""
         assert self._source is not None
-        converted = self._reader._upright(self._source)
+        converted = self._reader._upright(self._source)  # noqa: SLF001  (a frame is of its reader)
         self._source = None  # gives the decoder its buffer back
         return converted
 
@@ -286,7 +286,7 @@ class VideoReader:
             at = max(0.0, float((damaged - first) * time_base))
             self.problem = f"{self.path}: is damaged at {at:.1f} s, perhaps beyond; frames there are missing or spoilt"
 
-    def _packets(self) -> Iterator[av.Packet | None]:
+    def _packets(self) -> Iterator[av.Packet[Any] | None]:
         """Its packets, the last one empty; None where the container breaks off."""
         packets = self._container.demux(self._stream)
         while True:
@@ -382,7 +382,8 @@ def open_media(source: Path | IO[bytes], formats: Sequence[str] = FORMATS) -> av
     options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "file" if path else "none"}
     only = formats[0] if len(formats) == 1 else None
     name: Any = f"file:{source}" if path else source
-    return av.open(name, "r", format=only, metadata_errors="ignore", options=options)
+    container: av.container.InputContainer = av.open(name, "r", format=only, metadata_errors="ignore", options=options)
+    return container
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -395,7 +396,7 @@ def _open(path: Path) -> av.container.InputContainer:
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, PermissionError):
             raise PolypsegError(f"{path}: no permission to read it") from error
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             start = file.read(8)
         if not start:
             raise PolypsegError(f"{path}: is empty; copy or record it again") from error
@@ -412,7 +413,7 @@ def _stream_damage(path: Path) -> tuple[float | None, bool]:
         or the file is neither; and whether it ends within a packet.
     """
     total = path.stat().st_size
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         head = file.read(5 * 204)
         file.seek(0)
         for size, sync in ((188, 0), (192, 4), (204, 0)):
@@ -508,7 +509,7 @@ class VideoWriter:
             raise PolypsegError(f"{path}: this PyAV has no H.264 encoder; install the wheel from PyPI (pip install av)")
         # A Python file, because its errors name themselves, and at the frame where they happen.
         try:
-            self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115
+            self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115, PTH123
         except OSError as error:
             raise disk_error(path, error) from error
         self._container = av.open(
@@ -586,7 +587,7 @@ def whole_frames(part: Path) -> int:
         return 0
 
 
-def _whole_packets(container: av.container.InputContainer, size: int) -> Iterator[av.Packet]:
+def _whole_packets(container: av.container.InputContainer, size: int) -> Iterator[av.Packet[Any]]:
     """The packets up to the first that the file's end cuts."""
     packets = container.demux(container.streams.video[0])
     with contextlib.suppress(av.FFmpegError, OSError):
@@ -638,8 +639,8 @@ def finish_mp4(parts: Path | Sequence[tuple[Path, int]], path: Path) -> None:
                     packet.pts = packet.dts = (packet.pts or 0) + begin  # nothing is reordered
                     packet.stream = copy
                     target.mux(packet)
-        os.chmod(temporary, parts[0][0].stat().st_mode & 0o777)
-        os.replace(temporary, path)
+        Path(temporary).chmod(parts[0][0].stat().st_mode & 0o777)
+        Path(temporary).replace(path)
     except (av.FFmpegError, OSError) as error:
         raise _write_error(path, error) from error
     finally:

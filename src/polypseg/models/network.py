@@ -222,7 +222,7 @@ def _main_stages(decoder: Any) -> list[Any]:
     return list(decoder.blocks)
 
 
-def _drop_finest(decoder: torch.nn.Module, given: tuple[list[torch.Tensor]]) -> tuple[list[torch.Tensor]]:
+def _drop_finest(_decoder: torch.nn.Module, given: tuple[list[torch.Tensor]]) -> tuple[list[torch.Tensor]]:
     frame, _, *coarser = given[0]
     return ([frame, *coarser],)
 
@@ -254,4 +254,5 @@ def _architecture_class(name: str) -> type[torch.nn.Module]:
         near = difflib.get_close_matches(name, names, 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(names)}"
         raise PolypsegError(f"model: segmentation-models-pytorch has no architecture {name!r}{hint}")
-    return getattr(smp, name)
+    found: type[torch.nn.Module] = getattr(smp, name)
+    return found

@@ -35,6 +35,7 @@ class StrictRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What responds to a request: as FastAPI's, after the check."""
         handle = super().get_route_handler()
         declared = list(_with_dependencies(self.dependant))
         queried, sent = (
@@ -94,8 +95,9 @@ async def _read_form(request: Request) -> FormData:
     try:
         if not multipart:
             return await request.form(**limits)
-        request._form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
-        return request._form
+        form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
+        request._form = form  # noqa: SLF001  (where Starlette looks for it)
+        return form
     except MultiPartException as problem:
         raise HTTPException(400, problem.message) from problem
     except ValueError as problem:
