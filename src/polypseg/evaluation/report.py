@@ -23,7 +23,7 @@ from polypseg.files import atomic_write, csv_cells, write_json
 from polypseg.visualization import charts
 
 PAGE = "report.html"
-PICTURE_WIDTH = 640  # pixels, the most
+PICTURE_WIDTH = 640  # pixels
 FALSE = ("false_free", "false_beside")  # sections of false regions: in polyp-free frames, and beside polyps
 CRITERIA_IN_WORDS = {"any": "at any overlap", "0.3": "at IoU ≥ 0.3", "0.5": "at IoU ≥ 0.5"}
 
@@ -108,9 +108,8 @@ def _pictures(
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> str:
-    scale = min(1.0, PICTURE_WIDTH / picture.shape[1])
-    size = (round(scale * picture.shape[1]), max(1, round(scale * picture.shape[0])))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    height = round(picture.shape[0] * PICTURE_WIDTH / picture.shape[1])
+    small = cv2.resize(picture, (PICTURE_WIDTH, max(1, height)), interpolation=cv2.INTER_AREA)
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
     return _embed(encoded.tobytes(), "jpeg")
 
