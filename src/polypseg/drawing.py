@@ -66,7 +66,7 @@ def error_map(
     Raises:
         ValueError: a mask's size is not the frame's.
     """
-    drawn = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    drawn = np.repeat(np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)[..., None], 3, axis=2)
     for mask, colour in ((truth & prediction, HIT), (truth & ~prediction, TRUTH), (prediction & ~truth, PREDICTION)):
         drawn = overlay(drawn, mask, colour, fill)
     return drawn

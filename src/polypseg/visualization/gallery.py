@@ -120,11 +120,8 @@ def draw_predictions(panels: Sequence[Panel], path: str | Path, title: str = "",
             said = "false positive" if panel.prediction.any() else "no polyp marked"
             said = said if panel.dice is None else f"prediction, Dice {panel.dice:.3f}"
             _show(errors, error_map(panel.frame, panel.truth, panel.prediction), said)
-    colours = {"hit": HIT, "missed": TRUTH, "false": PREDICTION}
-    figure.legend(
-        handles=[Patch(color=[part / 255 for part in colour], label=name) for name, colour in colours.items()],
-        ncols=3, loc="outside lower center", frameon=False,
-    )  # fmt: skip
+    patches = [Patch(color=(red / 255, green / 255, blue / 255)) for red, green, blue in (HIT, TRUTH, PREDICTION)]
+    figure.legend(patches, ["hit", "missed", "false"], ncols=3, loc="outside lower center", frameon=False)
     _save(figure, path)
 
 
