@@ -16,7 +16,7 @@ PACKAGE = Path(polypseg.__file__).parent
 # each other.
 LAYERS = (
     ("errors", "names", "version"),
-    ("files",),
+    ("files", "extras"),
     ("metadata",),
     ("operating_point", "drawing"),
     ("segmentation",),

@@ -155,7 +155,8 @@ def test_what_really_ships_is_whole_small_and_described() -> None:
         named = {name for export in bundle.exports for name in export.record["files"]}
         found = {file.relative_to(bundle.folder).as_posix() for file in bundle.folder.rglob("*") if file.is_file()}
         assert found == {"metadata.json", "model.safetensors", "frames.csv", "README.md", *named}
-        assert model.dice and all(one["low"] is not None for one in model.dice), "a headline without its interval"
+        assert {one["measure"] for one in model.scores} == {"Dice", "polyp-free frames marked"}
+        assert all(one["low"] is not None for one in model.scores), "a headline without its interval"
         for key in ("recipe", "data", "split", "commit", "licence", "failures", "speed", "evaluations"):
             assert bundle.metadata[key], key
         card = (bundle.folder / "README.md").read_text(encoding="utf-8")

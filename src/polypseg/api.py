@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from polypseg.bundle import ModelBundle
 from polypseg.errors import UsageError
+from polypseg.extras import naming_extras
 from polypseg.names import Part, Precision, Runtime
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Place = str | os.PathLike[str]
 Model = ModelBundle | Place  # an opened bundle, or what ``polypseg.zoo.open`` takes; a Run is such a place
 
 
+@naming_extras()
 def load(
     bundle: Model | Sequence[Model] | None = None,
     runtime: str = "auto",
@@ -95,6 +97,7 @@ class Run(os.PathLike[str]):
         return f"Run({self.folder}{scored})"
 
 
+@naming_extras("train")
 def train(
     recipe: Recipe | Place,
     data: Place | Sequence[Place],
@@ -170,6 +173,7 @@ def _whole_names(recipe: Recipe, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@naming_extras()
 def evaluate(
     bundle: Model | None = None,
     data: Place | Sequence[Place] = (),
@@ -241,6 +245,7 @@ class Predictions(os.PathLike[str]):
         return str(self.folder)
 
 
+@naming_extras()
 def predict(
     sources: Place | int | Sequence[Place | int],
     model: Place | Sequence[Place] = (),

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -83,14 +84,15 @@ def ways(bundle: ModelBundle, runtimes: Sequence[str] = USUAL) -> list[Way]:
     """The ways in which this machine can run a bundle, the naive one first.
 
     A runtime that the bundle has no export for is among them too, with what its fp32 export would be; a Segmenter says
-    how to make it.
+    how to make it. PyTorch is left out where it is not installed, unless nothing else is asked for.
 
     Args:
         bundle: an opened bundle.
         runtimes: some of ``RUNTIMES``.
     """
     found = []
-    if {"torch", "compile"} & set(runtimes):
+    by_torch = {"torch", "compile"} & set(runtimes)
+    if by_torch and (find_spec("torch") is not None or by_torch == set(runtimes)):
         from polypseg.models.device import choose_device, gains_from_bf16
 
         for device in dict.fromkeys(("cpu", choose_device("auto").type)):

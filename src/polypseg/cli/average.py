@@ -6,8 +6,10 @@ from typing import Literal
 
 from polypseg.cli.checks import check_data, check_models, check_split
 from polypseg.cli.verb import Positional, Verb
+from polypseg.extras import naming_extras
 
 
+@naming_extras("torch")
 def average(
     models: list[str],
     data: list[str],

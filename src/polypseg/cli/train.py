@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from polypseg.cli.checks import check_data, check_models, check_split, one_of_several
 from polypseg.cli.verb import Verb
+from polypseg.extras import naming_extras
 from polypseg.training.recipe import Recipe
 
 
+@naming_extras("train")
 def train(
     recipe: Recipe,
     data: list[str],

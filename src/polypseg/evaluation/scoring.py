@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -126,7 +126,7 @@ class NetworkSize:
     """Gathers the definitions that need the network's size: ``dice_network_size``, ``dice_batch`` and ``loss``.
 
     They are taken from the probabilities that were answered, so that no frame is computed twice. A probability of
-    float32 cannot tell logits beyond ±16 apart; a loss counts them as such.
+    float32 cannot tell logits beyond ±16 apart; a loss counts them as such. Without torch there is no loss.
 
     Args:
         segmenter: whose answers will come, in order.
@@ -138,7 +138,7 @@ class NetworkSize:
         # The training loss is that of logits before the temperature; of a mean there is only what it gives.
         single = len(segmenter.bundles) == len(segmenter.bundle.networks) == 1 and segmenter.tta == "none"
         self._temperature = segmenter.temperature if single else 1.0
-        self._loss = loss
+        self._loss, self._with_loss = loss, find_spec("torch") is not None
         self._batch: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
         self._losses: list[float] = []
         self._per_batch: list[float] = []
@@ -164,8 +164,11 @@ class NetworkSize:
         self._batch = []
         mean = small.clip(1e-7, 1 - 1e-7)
         logits = self._temperature * (np.log(mean) - np.log1p(-mean))
-        pair = torch.from_numpy(logits)[:, None], torch.from_numpy(truth)[:, None]
-        self._losses += [float(segmentation_loss(*pair, self._loss))] * len(truth)
+        if self._with_loss:
+            import torch
+
+            pair = torch.from_numpy(logits)[:, None], torch.from_numpy(truth)[:, None]
+            self._losses += [float(segmentation_loss(*pair, self._loss))] * len(truth)
         prediction = small > np.float32(0.5)
         shown = truth.any((1, 2))
         if shown.any():
