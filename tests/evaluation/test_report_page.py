@@ -81,6 +81,8 @@ def test_a_picture_is_enlarged_by_keyboard_and_mouse(page: Any) -> None:
     shown = dialog.get_by_role("img")
     buttons.nth(1).press("Enter")
     assert shown.get_attribute("src") == buttons.nth(1).locator("img").get_attribute("src")
+    edge = dialog.get_by_role("button", name="Close").bounding_box()
+    assert edge["x"] + edge["width"] <= 390
     page.keyboard.press("ArrowLeft")
     assert shown.get_attribute("src") == buttons.nth(0).locator("img").get_attribute("src")
     page.keyboard.press("ArrowLeft")  # round the end
