@@ -30,7 +30,7 @@ def real_data() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("POLYPSEG_DATA", default))
     if not (folder / "Kvasir-SEG").is_dir():
-        pytest.skip(f"no real data in {folder}; set POLYPSEG_DATA to the folder that holds Kvasir-SEG")
+        pytest.skip(f"no real data in {folder}; set POLYPSEG_DATA to the folder that contains Kvasir-SEG")
     return folder
 
 
@@ -131,11 +131,11 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    split = make_split("seed", catalog)
+    split = make_split("random", catalog)
     write_split(split, folder / "split.csv")
     bundle = ModelBundle.save(
         folder / "bundle", network.state_dict(), name="exported", architecture=architecture,
-        preprocessing=preprocessing, threshold=0.4, split={"name": "seed", "hash": hash_split(split)},
+        preprocessing=preprocessing, threshold=0.4, split={"name": "random", "hash": hash_split(split)},
     )  # fmt: skip
     for name, precisions in PRECISIONS.items():
         for precision in precisions:

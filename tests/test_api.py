@@ -254,7 +254,7 @@ def test_a_result_draws_itself(model: Model, folder: Path) -> None:
     assert drawn.mode == "RGB" and drawn.size == (130, 90)
     changed = (np.asarray(drawn) != result.frame).any(axis=2)
     assert changed[result.mask].mean() > 0.9 and not changed.all()
-    bare = model.answer(model.probability(FRAME), *FRAME.shape[:2])
+    bare = model.segmentation(model.probability(FRAME), *FRAME.shape[:2])
     with pytest.raises(ValueError, match=r"has no frame to draw on: give it, as result\.plot\(frame\)"):
         bare.plot()
     assert bare.plot(result.frame).size == drawn.size
@@ -333,7 +333,7 @@ def test_bundles_and_catalogs_compare(model: Model, phantom_folder: Path) -> Non
 
 
 def test_a_segmenter_that_was_pickled_opens_its_bundle_again(untrained: ModelBundle) -> None:
-    model = polypseg.load(untrained, runtime="torch", device="cpu", precision="fp32", tta="flip", threshold=0.6)
+    model = polypseg.load(untrained, runtime="torch", device="cpu", precision="fp32", tta="hflip", threshold=0.6)
     again = pickle.loads(pickle.dumps(model))
     assert again.settings == model.settings and again(FRAME) == model(FRAME)
 
@@ -342,7 +342,7 @@ def test_several_views_share_one_set_of_weights(exported: ModelBundle) -> None:
     for runtime in ("torch", "onnx", "openvino"):
         model = polypseg.Segmenter(exported, runtime, "cpu", "fp32", tta="flips")
         assert len({id(member.runtime) for member in model._members}) == 1
-    small = polypseg.Segmenter(exported, "torch", "cpu", "fp32", tta="small")
+    small = polypseg.Segmenter(exported, "torch", "cpu", "fp32", tta="multiscale")
     first, second = (member.runtime for member in small._members)
     assert first._network is second._network  # type: ignore[attr-defined]
 

@@ -58,7 +58,7 @@ NOT_HERE_IN_PYTHON = {
     r"push_to_hub": "a network: tests/test_hub.py",
 }
 # Each block there is an example by itself; tests/test_docs.py checks that they parse and that their imports resolve.
-BY_THEMSELVES = {"docs/reference/command-line.md", "docs/reference/python.md"}
+BY_THEMSELVES = {"docs/reference/command-line.md", "docs/how-to/python.md"}
 # Options that decide how long a verb takes, and what a network that has learnt nothing may lose when it is exported.
 SMALLER = {
     "train": {
@@ -184,7 +184,7 @@ def trained(world: Path) -> Callable[[], Path]:
     @functools.cache
     def run() -> Path:
         with contextlib.chdir(world):
-            given = ["train", "--config", "recipes/seed.yaml", "--data", "data/Kvasir-SEG", "--split", "grouped"]
+            given = ["train", "--config", "recipes/baseline.yaml", "--data", "data/Kvasir-SEG", "--split", "grouped"]
             assert main([*given, "--out", "trained"]) == 0
         return world / "trained"
 

@@ -58,7 +58,7 @@ def test_the_core_predicts_evaluates_and_checks_data_without_torch(phantom_folde
         (("export", "polypseg-realtime"), "export"),
         (("tune", "--data", "{data}", "--out", "{out}"), "tune"),
         (("predict", "{data}", "--runtime", "torch", "--out", "{out}"), "torch"),
-        (("data", "split", "--data", "{data}", "--name", "seed", "--out", "{out}"), "train"),
+        (("data", "split", "--data", "{data}", "--name", "random", "--out", "{out}"), "train"),
     ],
 )
 def test_a_verb_that_lacks_its_extra_names_it(

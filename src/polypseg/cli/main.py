@@ -1,6 +1,6 @@
 """``polypseg``: finds the verb, runs it, and turns what went wrong into a line and an exit status.
 
-What a verb needs is imported inside it, so that ``polypseg --help`` answers at once.
+What a verb needs is imported inside it, so that ``polypseg --help`` prints at once.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def tune(
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
     check_data(data)
-    check_models((recipe.model.weights, recipe.teacher.bundle))
+    check_models((recipe.model.weights, recipe.distillation.teacher))
     check_split(recipe.split if recipe.split.endswith(".csv") else None)
     from polypseg.data import with_masks
     from polypseg.training.tune import tune as run

@@ -79,7 +79,7 @@ def test_the_same_files_as_by_the_local_engine(tmp_path: Path, run: Run, manifes
     options = (file, "--partition", 8)
     status, printed, errors = run(*options, "--out", tmp_path / "ray", "--engine", "ray", "--workers", 2)
     assert status == 1
-    # without Ray's own line on its log level, and progress, which is told where it takes more than a minute
+    # without Ray's own line on its log level, and progress, which is shown where it takes more than a minute
     ignored = " frames/s, ", "names a place outside the manifest's folder"
     told = [line for line in errors if not any(one in line for one in ignored) and not line.startswith("[20")]
     assert told == ["ray: 2 workers, 1 thread each", "3 of 60 frames could not be read; their rows say why"]
@@ -177,7 +177,7 @@ def test_an_address_where_nothing_answers(
     with closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         status, line = told("--address", address)
-        assert status == 1 and line.startswith(f"polypseg: {address}: no Ray cluster answers there")
+        assert status == 1 and line.startswith(f"polypseg: {address}: no Ray cluster responds there")
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert told() == (1, line)
     monkeypatch.delenv("RAY_ADDRESS")
@@ -188,7 +188,7 @@ def test_an_address_where_nothing_answers(
         status, line = told("--address", f"127.0.0.1:{port}")
     finally:
         stop.set()
-    assert status == 1 and "no Ray cluster answers there (in 0.1 s)" in line
+    assert status == 1 and "no Ray cluster responds there (in 0.1 s)" in line
     status, line = told("--address", "nonsense")
     assert status == 2 and "--address nonsense: is none" in line
 
