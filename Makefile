@@ -1,6 +1,7 @@
 # make demo            everything once, on phantom frames   (make demo DATA=path/to/Kvasir-SEG: on real ones)
 # make test            the whole test suite                  (real-data tests run where ../shared/data is)
 # make lint            ruff and mypy
+# make docs            the documentation as a site in site/
 # make bench           speed of training, evaluation and inference, against other ways of doing the same
 
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -14,7 +15,7 @@ REFERENCES := pysodmetrics==1.6.2 monai==1.6.1 surface-distance-based-measures==
 DATA ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint docs bench clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -37,10 +38,14 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: install
+	@test -x $(BIN)/mkdocs || $(BIN)/python $(PIP) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo site/index.html
+
 bench: install
 	@$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python benchmarks/evaluation.py $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python benchmarks/inference.py $(if $(DATA),--data "$(DATA)")
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site demo .pytest_cache .mypy_cache .ruff_cache

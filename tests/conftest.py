@@ -54,7 +54,7 @@ def small_recipe() -> Callable[..., Any]:
                 ModelConfig,
                 {
                     "name": "Unet",
-                    "encoder": "mobilenet_v2",
+                    "encoder": "tu-test_efficientnet",
                     "decoder_channels": (32, 16, 16, 8, 8),
                     "encoder_weights": "none",
                 },
@@ -102,7 +102,7 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
     from polypseg.models.network import build
 
     torch.manual_seed(0)
-    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+    architecture = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
     preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     catalog = read_all([phantom_folder])
     frames = range(len(catalog))
@@ -139,7 +139,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from polypseg.models.network import build
 
     torch.manual_seed(0)
-    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+    architecture = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
     network = build(architecture)
     with torch.no_grad():
         for _ in range(5):

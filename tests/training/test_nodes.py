@@ -58,7 +58,7 @@ def options(out: Path, data: Path, *more: str) -> str:
     """What ``polypseg train`` is given, as ``recipe`` has it."""
     words = [
         "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
-        "--model.encoder", "mobilenet_v2", "--model.decoder_channels", "[32,16,16,8,8]",
+        "--model.encoder", "tu-test_efficientnet", "--model.decoder_channels", "[32,16,16,8,8]",
         "--model.encoder_weights", "none", "--frames.size", "64", "--frames.workers", "0", "--trainer.loggers", "[]",
         "--frames.batch_size", str(BATCH), "--optimizer.name", "adamw", "--optimizer.learning_rate", "1e-3",
         "--optimizer.schedule", "one_cycle", "--optimizer.ema_decay", "0.5", "--trainer.epochs", str(EPOCHS),

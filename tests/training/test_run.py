@@ -203,7 +203,7 @@ def start_training(
     """The command line's training in a process of its own, with a small network."""
     arguments = [
         "train", "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
-        "--model.encoder", "mobilenet_v2", "--model.decoder_channels", "[32,16,16,8,8]",
+        "--model.encoder", "tu-test_efficientnet", "--model.decoder_channels", "[32,16,16,8,8]",
         "--model.encoder_weights", "none", "--frames.size", "64", "--frames.batch_size", "8", "--frames.workers", "0",
         "--trainer.loggers", "[]", "--trainer.threads", "1", "--trainer.precision", "32-true", *options,
     ]  # fmt: skip

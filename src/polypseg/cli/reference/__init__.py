@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from polypseg.cli.reference import command_line, python, recipe
+from polypseg.cli.reference import command_line, recipe
 
 PAGES: dict[str, Callable[[], str]] = {
     "command-line.md": command_line.page,
-    "python.md": python.page,
     "recipe.md": recipe.page,
 }
 
