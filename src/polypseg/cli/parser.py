@@ -110,7 +110,7 @@ def _typed(verb: Verb, words: list[str]) -> dict[str, Any]:
     return values
 
 
-def _read(verb: Verb, words: Sequence[str]) -> list[str]:
+def _read(verb: Verb, words: Sequence[str]) -> list[str]:  # noqa: C901  (one pass over the words, a case each)
     """The words as jsonargparse takes them: ``--option=value`` once each, then what stands without an option."""
     options = {f"--{option.name}": option for option in verb.options}
     configs: list[str] = []
