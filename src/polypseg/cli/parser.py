@@ -193,7 +193,7 @@ def _spelt_now(verb: Verb, name: str, value: str) -> tuple[str, str]:
     """An option and its value in place of old spellings of them."""
     if verb.takes_recipe and name == "--distillation.teacher" and value.lower().endswith((".yaml", ".yml")):
         return "--distillation", _current(Path(value), "teacher")  # the file of the section, as a model is none
-    if (section := name.removeprefix("--")) in SECTIONS:
+    if verb.takes_recipe and (section := name.removeprefix("--")) in SECTIONS:
         if not Path(value).is_file():
             fields = [one.name for one in recipe_options() if one.name.startswith(f"{section}.")]
             raise UsageError(
