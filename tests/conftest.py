@@ -181,7 +181,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from polypseg.models.network import build
 
     torch.manual_seed(0)
-    architecture = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
+    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
     network = build(architecture)
     with torch.no_grad():
         for _ in range(5):

@@ -313,7 +313,7 @@ def test_each_is_told_in_one_line(model: Model, folder: Path, phantom_folder: Pa
     assert repr(model) == "Segmenter(untrained: torch on cpu in fp32, threshold 0.565, min_confidence 0)"
     assert f"frame-1.png, 130×90, {count} polyp" in repr(result)
     assert repr(result.polyps[0]).startswith("Polyp(box=(") and "confidence=0." in repr(result.polyps[0])
-    what = f"Unet tu-test_efficientnet, 96×64, hash {bundle.hash[:12]}"
+    what = f"Unet mobilenet_v2, 96×64, hash {bundle.hash[:12]}"
     assert repr(bundle).startswith(f"ModelBundle(untrained: {what}, ")
     catalog = read(phantom_folder)
     assert repr(catalog).startswith("Catalog(40 frames, 40 with a mask: ")
