@@ -8,7 +8,9 @@ a time, or with one that does not come after its predecessor's, gets its predece
 ``VideoReader.problem`` says in one line what was met. Containers with an index say how much they hold. Of every other
 one the decoder is asked: it runs strictly, so that it hides nothing, up to the first error; from there the video is
 decoded again by a decoder that conceals errors, and goes on. Besides, a transport stream consists of whole packets
-that are counted. A cut exactly between two frames of a container without an index leaves a shorter whole video.
+that are counted. FFmpeg marks no HEVC picture that lacks its end: there the last one is decoded twice, with and without
+bytes behind its own, which make a difference only where they are taken for its end. A cut exactly between two frames
+of a container without an index leaves a shorter whole video.
 
 **Untrusted.** FFmpeg opens what comes from outside in ``open_media`` alone: no playlist, no network, no other file.
 """
@@ -46,6 +48,10 @@ FORMATS = (
 )  # fmt: skip
 _STEADY, _MOST_GAPS = 25, 2  # frames, and gaps among them, of a stream that is taken for steady
 _INDEXED = ("mov", "matroska", "avi")  # formats that say how much they hold
+# Codings of which FFmpeg marks pictures that it conceals, which in several threads it loses now and then.
+_MARKED = ("h264", "mpeg4")
+_HOLE = bytes(32)  # more zeros than stand in a row in any picture of H.264 or HEVC (Rec. ITU-T H.265, 7.4.2)
+_LONGEST_GROUP = 600  # packets from a key frame on that are kept, to decode the last one again
 # The first that PyAV was built with; its wheels on PyPI have libx264.
 _ENCODERS = ("libx264", "libopenh264")
 _ENCODER_OPTIONS = {
@@ -127,7 +133,7 @@ class VideoReader:
         self._cut = self._failed = False
         self._damaged: int | None = None  # where damage was met first, in the container's ticks
         self._end = 0  # of what the container held, likewise
-        self._sent = self._read_to = 0  # packets that the decoder got, and where in the file the last one ends
+        self._sent = self._read_to = 0  # packets to be shown that the decoder got, and where the last one ends
         self._open(strict=True)
         try:
             self._frames = self._decode()
@@ -145,9 +151,10 @@ class VideoReader:
         self._container = _open(self.path)
         try:
             self._stream = _video_stream(self._container, self.path)
-            self._stream.thread_type = "AUTO"
+            self._stream.thread_type = "NONE" if self._stream.codec_context.name in _MARKED else "AUTO"
+            self._group: list[av.Packet] = []  # of HEVC without an index: the packets since the last key frame
             if strict:
-                self._stream.codec_context.options = {"err_detect": "explode"}
+                self._stream.codec_context.options = {"err_detect": "explode+crccheck"}
         except BaseException:
             self.close()
             raise
@@ -214,7 +221,7 @@ class VideoReader:
         for source in self._read():
             yield source
             count += 1
-        if not self._failed and (self._indexed or count >= self._sent):
+        if not self._failed and count >= self._sent:
             return
         self._container.close()  # an error among the last frames shows only in that fewer come out than went in
         self._open(strict=False)
@@ -244,7 +251,9 @@ class VideoReader:
                 if packet.size:
                     self._cut = packet.is_corrupt  # unless whole ones follow
                     self._end = max(self._end, (packet.pts or 0) + (packet.duration or self._step))
-                    self._sent += 1
+                    self._sent += not packet.is_discard
+                    if self._stream.codec_context.name == "hevc":
+                        self._see_hevc(packet, time)
                     self._read_to = (packet.pos or 0) + packet.size
                     if packet.is_corrupt:
                         self._found_damage(time)
@@ -252,6 +261,22 @@ class VideoReader:
                 if source.is_corrupt:
                     self._found_damage(time if source.pts is None else source.pts)
                 yield source
+
+    def _see_hevc(self, packet: av.Packet, time: int) -> None:
+        """FFmpeg says nothing of an HEVC picture of which a part is missing."""
+        if _HOLE in bytes(packet):
+            self._found_damage(time)
+        if not self._indexed:
+            if packet.is_keyframe or len(self._group) == _LONGEST_GROUP:
+                self._group.clear()
+            self._group.append(packet)
+
+    def _lacks_its_end(self) -> bool:
+        """Whether the last HEVC picture of a container without an index is another one with bytes added at its end."""
+        if not self._group:
+            return False
+        plain, longer = (_last_picture(self._stream.codec_context, self._group, tail) for tail in (b"", b"\xa5" * 256))
+        return plain is not None and longer is not None and not np.array_equal(plain, longer)
 
     def _found_damage(self, pts: int) -> None:
         self._damaged = pts if self._damaged is None else min(pts, self._damaged)
@@ -269,7 +294,7 @@ class VideoReader:
                 self._found_damage(first + pts)
         share, partial = _stream_damage(self.path)
         unread = self._format == "yuv4mpegpipe" and self._read_to < self.path.stat().st_size
-        self._cut = self._cut or partial or unread
+        self._cut = self._cut or partial or unread or self._lacks_its_end()
         if share is not None and self._damaged is None:
             self._found_damage(first + round(share * (self._end - first)))
 
@@ -401,6 +426,25 @@ def _open(path: Path) -> av.container.InputContainer:
         if start[4:] in (b"ftyp", b"wide", b"mdat"):
             raise PolypsegError(f"{path}: is an MP4 cut off before its index; copy or record it again") from error
         raise PolypsegError(f"{path}: is no video that can be read, or its beginning is damaged") from error
+
+
+def _last_picture(
+    like: av.CodecContext, packets: Sequence[av.Packet], tail: bytes
+) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
+    """The last packet's picture, with bytes added to it; None where it gives none."""
+    decoder = av.CodecContext.create(like.name, "r")
+    decoder.extradata, decoder.thread_type = like.extradata, "NONE"
+    copies: list[av.Packet | None] = [av.Packet(bytes(packet)) for packet in packets[:-1]]
+    copies += [av.Packet(bytes(packets[-1]) + tail), None]
+    found = None
+    for number, packet in enumerate(copies):
+        if packet is not None:
+            packet.pts = number
+        with contextlib.suppress(av.FFmpegError, EOFError):
+            for frame in decoder.decode(packet):  # type: ignore[arg-type]
+                if frame.pts == len(packets) - 1:
+                    found = frame.to_ndarray()
+    return found
 
 
 def _stream_damage(path: Path) -> tuple[float | None, bool]:
