@@ -135,6 +135,7 @@ def test_what_is_wrong_in_a_file_is_told_too(tmp_path: Path) -> None:
         ("threads: many\n", "--threads many: must be a whole number"),
         ("a: [\n", "--config: is no YAML file with options"),
         ("just a text\n", "--config: is no YAML file with options"),
+        ("threads: 1\nthreads: 2\n", "threads: stands twice in one place; remove one"),
     ):
         file = tmp_path / "options.yaml"
         file.write_text(text)

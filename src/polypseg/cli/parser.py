@@ -6,6 +6,7 @@ and ``--config`` files into typed values and prints ``--print_config``.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from polypseg.cli.checks import holds_model
 from polypseg.cli.verb import REQUIRED, SECTIONS, Option, Verb, recipe_options
 from polypseg.errors import UsageError
+from polypseg.files import check_yaml
 from polypseg.training.recipe import Recipe, recipe_file
 
 if TYPE_CHECKING:
@@ -210,11 +212,15 @@ def _settle(verb: Verb, lists: dict[str, list[str]], further: list[tuple[str, st
 
 def _config(verb: Verb, given: str) -> Path:
     """The file that ``--config`` means: of that path, or, where a verb takes a recipe, one that ships, by its name."""
-    if verb.takes_recipe:
-        return recipe_file(given)
-    if not Path(given).is_file():
+    if not verb.takes_recipe and not Path(given).is_file():
         raise UsageError(f"--config {given}: is no file; it names a YAML file with options")
-    return Path(given)
+    file = recipe_file(given) if verb.takes_recipe else Path(given)
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # its reader says why
+        try:
+            check_yaml(file.read_text(encoding="utf-8"))
+        except UsageError as error:
+            raise UsageError(f"--config {given}: {error}") from error
+    return file
 
 
 def _plain(message: str, verb: Verb) -> str:
