@@ -279,6 +279,34 @@ for _depth in (8, 16):
     case(f"palette of {_depth} bits", _coloured, _palette[NOISE[..., 0]])
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+@pytest.mark.parametrize("used", [8, 12])
+def test_bits_that_the_header_names_and_nobody_uses_do_not_make_a_frame_dark(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Any, used: int
+) -> None:
+    values = NOISE[:1, ..., 0].astype(kind) << (used - 8)
+    bits = np.dtype(kind).itemsize * 8
+    frames = frames_of(save(image(values, BitsStored=bits), tmp_path / "dark.dcm"))
+    assert np.abs(frames.astype(int) - grey(NOISE[:1, ..., 0])).max() <= 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"dark.dcm: holds values up to {values.max()} of {2**bits - 1} and is read as {used} bits" in line
+
+
+def test_frames_of_a_film_keep_one_brightness(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.stack([NOISE[0, ..., 0].astype(np.uint16), NOISE[1, ..., 0].astype(np.uint16) * 257])
+    frames = frames_of(save(image(values), tmp_path / "film.dcm"))
+    assert frames[0].max() <= 1 and np.abs(frames[1].astype(int) - grey(NOISE[1, ..., 0])).max() <= 1
+    assert "holds values up to" in caplog.text and "is read as 16 bits" in caplog.text
+
+
+def test_bits_that_are_not_the_lowest_are_refused(tmp_path: Path) -> None:
+    data = image(NOISE[..., 0].astype(np.uint16) << 8, BitsStored=8)
+    data.HighBit = 15
+    with pytest.raises(PolypsegError, match="a sample's 8 bits are not the lowest ones") as caught:
+        frames_of(save(data, tmp_path / "high.dcm"))
+    told(caught.value, tmp_path / "high.dcm")
+
+
 @pytest.mark.parametrize("name", UNCOMPRESSED)
 @pytest.mark.parametrize(
     "syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian]
