@@ -302,7 +302,7 @@ def test_frames_of_a_film_keep_one_brightness(tmp_path: Path, caplog: pytest.Log
 def test_bits_that_are_not_the_lowest_are_refused(tmp_path: Path) -> None:
     data = image(NOISE[..., 0].astype(np.uint16) << 8, BitsStored=8)
     data.HighBit = 15
-    with pytest.raises(PolypsegError, match="a sample's 8 bits are not the lowest ones") as caught:
+    with pytest.raises(PolypsegError, match="samples' 8 bits are not the lowest ones") as caught:
         frames_of(save(data, tmp_path / "high.dcm"))
     told(caught.value, tmp_path / "high.dcm")
 

@@ -148,8 +148,9 @@ class DicomFrames:
                 frame for index in range(self._count) for frame in iter_pixels(source, indices=[index], **options)
             )
         for stored in decoded:
+            bits = self._bits_in_use(stored)
             try:
-                frame = _to_rgb(stored, self._header, self._bits_in_use(stored))
+                frame = _to_rgb(stored, self._header, bits)
             except Exception:
                 raise PolypsegError(
                     f"{self.path}: the rescale, window, look-up table or palette in its header cannot be applied; "
@@ -161,8 +162,16 @@ class DicomFrames:
         """Of a frame's samples; fewer than the header says only where it names all that there are and no window.
 
         That is doubtful, and said in a warning. Frames of a film keep one brightness.
+
+        Raises:
+            PolypsegError: the header says that they are not the lowest bits, and higher ones are in use.
         """
         header, bits, greatest = self._header, int(self._header.BitsStored), int(stored.max(initial=0))
+        if header.HighBit >= bits and greatest >= 1 << bits:
+            raise PolypsegError(
+                f"{self.path}: its samples' {bits} bits are not the lowest ones (HighBit {header.HighBit}), as today's "
+                "standard wants them; export the image again"
+            )
         told = ("RescaleSlope", "WindowWidth", "ModalityLUTSequence", "VOILUTSequence")
         if bits < header.BitsAllocated or bits <= 8 or header.PixelRepresentation or any(one in header for one in told):
             return bits
@@ -338,11 +347,8 @@ def _mended(path: Path, header: Dataset) -> Dataset:
     for name in ("PixelRepresentation", "PlanarConfiguration"):
         values[name] = int(_number(path, header, name) or 0)
     highest = _number(path, header, "HighBit")
-    if highest is not None and values["BitsStored"] <= highest < values["BitsAllocated"]:
-        raise PolypsegError(
-            f"{path}: its header says that a sample's {values['BitsStored']} bits are not the lowest ones (HighBit "
-            f"{highest:g}), as today's standard wants them; export the image again"
-        )
+    inside = highest is not None and values["BitsStored"] <= highest < values["BitsAllocated"]
+    values["HighBit"] = int(highest or 0) if inside else values["BitsStored"] - 1
     for name, value in values.items():
         put(pixels, name, value)
     put(pixels, "PhotometricInterpretation", photometric)
