@@ -138,6 +138,8 @@ class DicomFrames:
         options["number_of_frames"] = self._count
         if not self._syntax.is_deflated:
             options["transfer_syntax_uid"] = self._syntax
+        if self._header.HighBit >= self._header.BitsStored:  # else pydicom cuts off what _bits_in_use looks for
+            options["correct_unused_bits"] = False
         if self._syntax in JPEGLSTransferSyntaxes:  # highdicom brings it; where gdcm is too, signed pixels fail
             options["decoding_plugin"] = "pyjpegls"
         if self._syntax.is_encapsulated:
