@@ -6,7 +6,6 @@ and ``--config`` files into typed values and prints ``--print_config``.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
@@ -215,11 +214,13 @@ def _config(verb: Verb, given: str) -> Path:
     if not verb.takes_recipe and not Path(given).is_file():
         raise UsageError(f"--config {given}: is no file; it names a YAML file with options")
     file = recipe_file(given) if verb.takes_recipe else Path(given)
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # its reader says why
-        try:
-            check_yaml(file.read_text(encoding="utf-8"))
-        except UsageError as error:
-            raise UsageError(f"--config {given}: {error}") from error
+    try:
+        check_yaml(file.read_text(encoding="utf-8"))
+    except UsageError as error:
+        raise UsageError(f"--config {given}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise UsageError(f"--config {given}: cannot be read ({reason})") from error
     return file
 
 
@@ -235,6 +236,9 @@ def _plain(message: str, verb: Verb) -> str:
         return f"{also} is missing: {options[name].meaning}" if name in options else line
     if unknown := re.search(r"Option '([^']+)' is not accepted", line):
         return f"{unknown[1]}: is no option that a file of --config may hold{_nearest(unknown[1], options)}"
+    if unknown := re.search(r"Group '([^']+)' does not accept option '([^']+)'", line):
+        name = ".".join(unknown.groups())
+        return f"{name}: is no option that a file of --config may hold{_nearest(name, options)}"
     key = re.search(r'Parser key "([^"]+)"', line)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
     if key and value and key[1] in options:
