@@ -355,6 +355,51 @@ def test_a_cut_between_two_transport_packets_is_told_unless_a_frame_ends_there(
     assert inside > 20
 
 
+def test_a_transport_packet_that_is_missing_is_told(tmp_path: Path) -> None:
+    content = noisy(tmp_path / "a.ts", options={"preset": "ultrafast", "crf": "28", "g": "5"}).read_bytes()
+    packets = [content[start : start + 188] for start in range(0, len(content), 188)]
+    own = [number for number, one in enumerate(packets) if (one[1] & 31) << 8 | one[2] == 0x100]
+
+    def problem(kept: Sequence[bytes]) -> str | None:
+        (tmp_path / "b.ts").write_bytes(b"".join(kept))
+        with VideoReader(tmp_path / "b.ts") as reader:
+            assert len(list(reader)) >= 28
+        return reader.problem
+
+    for number in own[len(own) // 2 : -1 : len(own) // 20]:
+        told = str(problem([*packets[:number], *packets[number + 1 :]]))
+        assert re.search("is damaged at|is cut off after 29", told), number
+    assert problem(packets + packets) is None  # two recordings, one behind the other
+
+
+CONTAINED: list[tuple[str, dict[str, Any]]] = [
+    ("a.mkv", {"options": {"crf": "20", "bf": "2"}}),
+    ("live.mkv", {"container": {"live": "1"}}),
+    ("hevc.mkv", {"codec": "libx265", "options": {"x265-params": "log-level=none"}}),
+    ("a.webm", {"codec": "libvpx-vp9", "options": {"b": "2M", "cpu-used": "8", "deadline": "realtime"}}),
+    ("live.webm", {"codec": "libvpx", "options": {"b": "2M"}, "container": {"live": "1"}}),
+    ("a.gif", {"codec": "gif", "pixel_format": "rgb8", "options": {}}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CONTAINED)
+def test_a_cut_or_a_hole_within_any_frame_is_told(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    """Also where the recording was streamed, so that the file says nothing of its length."""
+    if options.get("codec", "libx264") not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {options['codec']}")
+    content = noisy(tmp_path / name, **options).read_bytes()
+    with VideoReader(tmp_path / name) as reader:
+        assert len(list(reader)) == 30 and reader.problem is None
+    for place in np.linspace(0.3, 0.9, 12) * len(content):
+        start, spoilt = int(place), tmp_path / f"spoilt-{name}"
+        hole = content[:start] + bytes(600) + content[start + 600 :]
+        for damaged in [content[:start]] + [hole] * (name != "a.gif"):  # whose pictures hold whatever stands there
+            spoilt.write_bytes(damaged)
+            with VideoReader(spoilt) as reader:
+                count = len(list(reader))
+            assert count >= 3 and re.search("is (cut off|damaged)", str(reader.problem)), (start, len(damaged))
+
+
 @pytest.mark.parametrize(("name", "options"), [*UNINDEXED[:4], ("clip.mp4", {}), ("clip.flv", {"codec": "flv1"})])
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_a_hole_is_told(tmp_path: Path, name: str, options: dict[str, Any], share: float) -> None:

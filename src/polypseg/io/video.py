@@ -5,12 +5,13 @@ stays one. Time counts from the first frame, as a player shows it (broadcast str
 a time, or with one that does not come after its predecessor's, gets its predecessor's plus one nominal frame.
 
 **Damage.** What can be decoded is read, up to the cut of a truncated file and beyond a damaged spot; afterwards
-``VideoReader.problem`` says in one line what was met. Containers with an index say how much they hold. Of every other
-one the decoder is asked: it runs strictly, so that it hides nothing, up to the first error; from there the video is
-decoded again by a decoder that conceals errors, and goes on. Besides, a transport stream consists of whole packets
-that are counted. FFmpeg marks no HEVC picture that lacks its end: there the last one is decoded twice, with and without
-bytes behind its own, which make a difference only where they are taken for its end. A cut exactly between two frames
-of a container without an index leaves a shorter whole video.
+``VideoReader.problem`` says in one line what was met. Containers with an index say how much they hold. The decoder is
+asked too: it runs strictly, so that it hides nothing, up to the first error; from there the video is decoded again by a
+decoder that conceals errors, and goes on. The structure of transport and program streams and of Matroska files is
+walked through: every packet must be there, and whole. What FFmpeg says nothing of is looked for here: long runs of
+zeros, and an HEVC stream that ends within a picture. The last picture is decoded twice, with and without bytes behind
+its own, which make a difference only where they are taken for its end. A cut exactly between two frames of a container
+that does not say how much it holds leaves a shorter whole video.
 
 **Untrusted.** FFmpeg opens what comes from outside in ``open_media`` alone: no playlist, no network, no other file.
 """
@@ -18,7 +19,9 @@ of a container without an index leaves a shorter whole video.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -50,7 +53,9 @@ _STEADY, _MOST_GAPS = 25, 2  # frames, and gaps among them, of a stream that is 
 _INDEXED = ("mov", "matroska", "avi")  # formats that say how much they hold
 # Codings of which FFmpeg marks pictures that it conceals, which in several threads it loses now and then.
 _MARKED = ("h264", "mpeg4")
-_HOLE = bytes(32)  # more zeros than stand in a row in any picture of H.264 or HEVC (Rec. ITU-T H.265, 7.4.2)
+# More zeros than stand in a row in any picture of HEVC or H.264 (Rec. ITU-T H.265, 7.4.2), or come out of VP8's and
+# VP9's arithmetic coding. FFmpeg says nothing of most such pictures.
+_HOLE, _SILENT = bytes(32), ("hevc", "h264", "vp8", "vp9")
 _LONGEST_GROUP = 600  # packets from a key frame on that are kept, to decode the last one again
 # The first that PyAV was built with; its wheels on PyPI have libx264.
 _ENCODERS = ("libx264", "libopenh264")
@@ -213,6 +218,7 @@ class VideoReader:
         if not self._indexed:
             missing = round(own_end / step) + 1 - count  # a program stream gives few times, and the others are guessed
             self._look_for_gaps(gaps if missing > 0 else [], count, first)
+        self._look_at_structure(first)
         self._tell(count, first, pts)
 
     def _pictures(self) -> Iterator[av.VideoFrame]:
@@ -252,8 +258,8 @@ class VideoReader:
                     self._cut = packet.is_corrupt  # unless whole ones follow
                     self._end = max(self._end, (packet.pts or 0) + (packet.duration or self._step))
                     self._sent += not packet.is_discard
-                    if self._stream.codec_context.name == "hevc":
-                        self._see_hevc(packet, time)
+                    if self._stream.codec_context.name in _SILENT:
+                        self._see(packet, time)
                     self._read_to = (packet.pos or 0) + packet.size
                     if packet.is_corrupt:
                         self._found_damage(time)
@@ -262,11 +268,12 @@ class VideoReader:
                     self._found_damage(time if source.pts is None else source.pts)
                 yield source
 
-    def _see_hevc(self, packet: av.Packet, time: int) -> None:
-        """FFmpeg says nothing of an HEVC picture of which a part is missing."""
-        if _HOLE in bytes(packet):
+    def _see(self, packet: av.Packet, time: int) -> None:
+        """Look at a packet of which a part may be missing without the decoder's saying so."""
+        # In a bare stream zeros may stand between pictures, and of H.264's the decoder tells there.
+        if (self._indexed or self._stream.codec_context.name != "h264") and _HOLE in bytes(packet):
             self._found_damage(time)
-        if not self._indexed:
+        if not self._indexed and self._stream.codec_context.name == "hevc":
             if packet.is_keyframe or len(self._group) == _LONGEST_GROUP:
                 self._group.clear()
             self._group.append(packet)
@@ -282,7 +289,7 @@ class VideoReader:
         self._damaged = pts if self._damaged is None else min(pts, self._damaged)
 
     def _look_for_gaps(self, gaps: Sequence[tuple[int, int]], count: int, first: int) -> None:
-        """Take one or two gaps in an otherwise steady stream for damage, and see to the container's own structure.
+        """Take one or two gaps in an otherwise steady stream for damage.
 
         A gap before the last frame is of a cut: where frames are reordered, the last comes before its predecessors. Any
         other may be a pause, and is damage only where the container has no structure that would tell.
@@ -292,7 +299,10 @@ class VideoReader:
             self._cut = self._cut or after == count - 1
             if self._format not in ("mpegts", "mpeg"):
                 self._found_damage(first + pts)
-        share, partial = _stream_damage(self.path)
+
+    def _look_at_structure(self, first: int) -> None:
+        """See to what the container's own structure says, whatever the decoder made of it."""
+        share, partial = _stream_damage(self.path, self._stream.id)
         unread = self._format == "yuv4mpegpipe" and self._read_to < self.path.stat().st_size
         self._cut = self._cut or partial or unread or self._lacks_its_end()
         if share is not None and self._damaged is None:
@@ -447,12 +457,16 @@ def _last_picture(
     return found
 
 
-def _stream_damage(path: Path) -> tuple[float | None, bool]:
-    """What the structure of an MPEG transport or program stream says of damage.
+def _stream_damage(path: Path, identity: int) -> tuple[float | None, bool]:
+    """What the structure of an MPEG transport or program stream, a Matroska file or a GIF says of damage.
+
+    Args:
+        path: the file.
+        identity: of the video stream: a transport stream's packets bear it.
 
     Returns:
-        the share of the file before the first place where a packet should begin and does not, None where there is none
-        or the file is neither; and whether it ends within a packet.
+        the share of the file before the first place where something else should stand, None where there is none or the
+        file is of another kind; and whether it ends within a packet.
     """
     total = path.stat().st_size
     with open(path, "rb") as file:
@@ -460,22 +474,87 @@ def _stream_damage(path: Path) -> tuple[float | None, bool]:
         file.seek(0)
         for size, sync in ((188, 0), (192, 4), (204, 0)):
             if head[sync::size][:5] == b"G" * 5:
-                place = _lost_packet(file, size, sync)
+                place = _lost_packet(file, size, sync, identity)
                 return None if place is None else place / total, total % size != 0
         if head.startswith(b"\0\0\1\xba"):
             return _walk_program_stream(file, total)
+        if head.startswith(b"\x1a\x45\xdf\xa3"):
+            return _walk_matroska(file, total)
+        if head.startswith(b"GIF8"):
+            file.seek(-1, io.SEEK_END)
+            return None, file.read() != b";"
     return None, False
 
 
-def _lost_packet(file: IO[bytes], size: int, sync: int) -> int | None:
-    """Where a transport stream of packets of ``size`` bytes has none, bytes."""
-    at = 0
+def _lost_packet(file: IO[bytes], size: int, sync: int, identity: int) -> int | None:
+    """Where a transport stream of packets of ``size`` bytes lacks one, bytes: where none begins, or where the video's
+    numbers, 0 to 15 in turn, skip one (ISO/IEC 13818-1, 2.4.3). Where a table comes between, a recording may have been
+    put behind another."""
+    at, before, tables_before = 0, None, 0
     while block := file.read(size * 65536):
-        lost = np.flatnonzero(np.frombuffer(block, np.uint8)[sync::size] != ord("G"))
+        whole = np.frombuffer(block, np.uint8)[: len(block) // size * size].reshape(-1, size)[:, sync : sync + 6]
+        starts, flags, low, third, extra, marks = whole.astype(np.int32).T
+        lost = np.flatnonzero(starts != ord("G"))
+        identities = (flags & 31) << 8 | low
+        own = np.flatnonzero((identities == identity) & (third & 16 > 0) & (starts == ord("G")))
+        if len(own):
+            numbers, tables = third[own] & 15, np.searchsorted(np.flatnonzero(identities == 0), own)
+            skipped = (np.diff(numbers, prepend=numbers[0] - 1 if before is None else before) - 1) & 15
+            told = (third[own] & 32 > 0) & (extra[own] > 0) & (marks[own] & 128 > 0)  # the stream says so itself
+            joined = (flags[own] & 64 > 0) & (np.diff(tables, prepend=-tables_before) > 0)
+            # 15 skipped: one comes twice, as it may.
+            lost = np.sort(np.append(lost, own[(skipped > 0) & (skipped < 15) & ~told & ~joined]))
+            before, tables_before = int(numbers[-1]), 0
+        tables_before += int(np.count_nonzero(identities[own[-1] if len(own) else 0 :] == 0))
         if len(lost):
             return at + int(lost[0]) * size
         at += len(block)
     return None
+
+
+_MATROSKA = {"segment": 0x18538067, "cluster": 0x1F43B675}
+# What stands in those: SeekHead, Info, Tracks, Cues, Tags, Attachments, Chapters; Timestamp, SimpleBlock, BlockGroup,
+# PrevSize, Position; and anywhere Void, CRC-32 and the file's head.
+_MATROSKA_PARTS = {
+    0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1941A469, 0x1043A770, 0xE7, 0xA3, 0xA0, 0xAB, 0xA7,
+    0xEC, 0xBF, 0x1A45DFA3,
+}  # fmt: skip
+
+
+def _walk_matroska(file: IO[bytes], total: int) -> tuple[float | None, bool]:
+    """As ``_stream_damage``, from element to element (RFC 8794, RFC 9559)."""
+    at, end = 0, math.inf  # of the segment; what stands behind it is nobody's
+    while at < min(total, end):
+        file.seek(at)
+        head = file.read(12)
+        identity, length = _vint(head, 4, False)
+        size, taken = _vint(head[length:], 8, True)
+        known = identity in _MATROSKA_PARTS or identity in _MATROSKA.values()
+        if not length or not taken:
+            return (None, True) if total - at < 12 and length + taken else (at / total, False)
+        at += length + taken
+        if identity in _MATROSKA.values():  # of unknown size, as of recordings that are streamed, or not
+            if size is not None and at + size > total:
+                return None, True
+            end = at + size if size is not None and identity == _MATROSKA["segment"] else end
+        elif size is None or at + size > total:
+            return (None, True) if known else (at / total, False)
+        else:
+            at += size
+    return None, False
+
+
+def _vint(data: bytes, longest: int, value: bool) -> tuple[int | None, int]:
+    """A number of variable length at the beginning, and its length, 0 where there is none; as a ``value`` without the
+    marker, and None where it stands for an unknown size."""
+    length = 9 - data[0].bit_length() if data and data[0] else 0
+    if not 0 < length <= min(longest, len(data)):
+        return None, 0
+    number = int.from_bytes(data[:length])
+    if value:
+        number &= (1 << 7 * length) - 1
+        return (None if number == (1 << 7 * length) - 1 else number), length
+    return number, length
 
 
 def _walk_program_stream(file: IO[bytes], total: int) -> tuple[float | None, bool]:
