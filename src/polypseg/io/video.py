@@ -261,7 +261,7 @@ class VideoReader:
                     if self._stream.codec_context.name in _SILENT:
                         self._see(packet, time)
                     self._read_to = (packet.pos or 0) + packet.size
-                    if packet.is_corrupt:
+                    if packet.is_corrupt and self._format != "mpegts":  # whose packets are walked through below
                         self._found_damage(time)
             for source in decoded:
                 if source.is_corrupt:
@@ -503,7 +503,8 @@ def _lost_packet(file: IO[bytes], size: int, sync: int, identity: int) -> int | 
             told = (third[own] & 32 > 0) & (extra[own] > 0) & (marks[own] & 128 > 0)  # the stream says so itself
             joined = (flags[own] & 64 > 0) & (np.diff(tables, prepend=-tables_before) > 0)
             # 15 skipped: one comes twice, as it may.
-            lost = np.sort(np.append(lost, own[(skipped > 0) & (skipped < 15) & ~told & ~joined]))
+            wrong = (skipped > 0) & (skipped < 15) & ~told & ~joined | (flags[own] & 128 > 0)  # by the receiver's mark
+            lost = np.sort(np.append(lost, own[wrong]))
             before, tables_before = int(numbers[-1]), 0
         tables_before += int(np.count_nonzero(identities[own[-1] if len(own) else 0 :] == 0))
         if len(lost):
