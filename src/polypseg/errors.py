@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+LONGEST_LINE = 10_000  # characters
+
 
 class PolypsegError(Exception):
     """Something outside the program is wrong: a file, an argument, the disk, the network.
@@ -21,7 +23,12 @@ class UsageError(PolypsegError):
 
 
 def one_line(text: str) -> str:
-    """A text that shows on one line, whatever a file's name in it holds: control characters are written as ``\\n``."""
+    """A text that shows on one line of sensible length, whatever a file's name or value in it holds.
+
+    Control characters are written as ``\\n``, and the middle of more than ``LONGEST_LINE`` characters is left out.
+    """
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE // 2]} … {text[-LONGEST_LINE // 2 :]}"
     if text.isprintable():
         return text
     return "".join(
