@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import random
 import shutil
 import subprocess
 import sys
@@ -359,6 +360,36 @@ def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
         found = frames_of(save(data, tmp_path / "image.dcm")).astype(int)
         assert np.abs(found - np.stack([decoded(frame) for frame in content])).max() <= 4
         assert np.abs(found[:, 4::8, 4::8] - FLAT[:, 4::8, 4::8]).max() <= 8
+
+
+def test_a_damaged_jpeg_does_not_end_the_process(tmp_path: Path) -> None:
+    """Whatever is wrong in its tables and its scan: GDCM aborts at one of these."""
+    whole, rng = encoded(NOISE[0], "JPEG", quality=90), random.Random(0)
+    tables, scan = whole.find(b"\xff\xc4"), whole.find(b"\xff\xda")
+    files = []
+    for number in range(120):
+        content = bytearray(whole)
+        for _ in range(3):
+            content[rng.randrange(tables + 4, scan)] = rng.randrange(256)
+        for _ in range(6):
+            content[rng.randrange(scan + 14, len(content) - 2)] = rng.randrange(255)
+        if number > 100:
+            options = {"PhotometricInterpretation": "YBR_FULL_422"}
+            data = encapsulated([bytes(content)], uid.JPEGBaseline8Bit, NOISE[:1], **options)
+            files.append(save(data, tmp_path / f"{number}.dcm"))
+    program = """
+import sys
+from polypseg.errors import PolypsegError
+from polypseg.io.dicom import read_dicom
+for path in sys.argv[1:]:
+    try:
+        list(read_dicom(path))
+    except PolypsegError as error:
+        print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", program, *map(str, files)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert all(line.startswith(str(tmp_path)) for line in found.stdout.splitlines())
 
 
 def test_a_jpeg_that_holds_rgb_or_grey_is_read_as_such(tmp_path: Path) -> None:

@@ -131,7 +131,6 @@ class DicomFrames:
     def _decode_images(self) -> Iterator[NDArray[np.uint8]]:
         from pydicom import dcmread
         from pydicom.pixels import iter_pixels
-        from pydicom.uid import JPEGLSTransferSyntaxes
 
         source = dcmread(self.path) if self._syntax.is_deflated else self.path
         options = {option: self._header.get(keyword) for option, keyword in _PIXEL_OPTIONS.items()}
@@ -140,8 +139,8 @@ class DicomFrames:
             options["transfer_syntax_uid"] = self._syntax
         if self._header.HighBit >= self._header.BitsStored:  # else pydicom cuts off what _bits_in_use looks for
             options["correct_unused_bits"] = False
-        if self._syntax in JPEGLSTransferSyntaxes:  # highdicom brings it; where gdcm is too, signed pixels fail
-            options["decoding_plugin"] = "pyjpegls"
+        if plugin := _plugin(self._syntax, self._header.BitsAllocated):
+            options["decoding_plugin"] = plugin
         if self._syntax.is_encapsulated:
             decoded = iter_pixels(source, **options)
         else:
@@ -398,6 +397,24 @@ def put(dataset: Dataset, keyword: str, value: Any) -> None:
     if keyword in dataset:
         del dataset[keyword]
     setattr(dataset, keyword, value)
+
+
+def _plugin(syntax: UID, bits: int) -> str | None:
+    """Which of pydicom's decoders is to be used; None leaves it to pydicom, which begins with GDCM.
+
+    That ends the whole process at some damaged pictures, and fails at signed JPEG-LS. JPEG lossless has no other.
+    """
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    wanted = None
+    if syntax in uid.JPEGLSTransferSyntaxes:  # highdicom brings it
+        wanted = "pyjpegls"
+    elif syntax in uid.JPEG2000TransferSyntaxes:
+        wanted = "pylibjpeg"
+    elif syntax == uid.JPEGBaseline8Bit or (syntax == uid.JPEGExtended12Bit and bits == 8):
+        wanted = "pillow"
+    return wanted if wanted is not None and wanted in get_decoder(syntax).available_plugins else None
 
 
 def _wrong_count(path: Path, held: int | str, claimed: int) -> PolypsegError:
