@@ -1,18 +1,14 @@
 # docker build -t polypseg:local .
-# PyPI's torch computes on CPUs and NVIDIA GPUs. For a much smaller image that has CPUs only, name PyTorch's index of CPU
-# wheels, as its installation page gives it: --build-arg TORCH_INDEX=...
+# It computes on the CPU, by OpenVINO, and has no PyTorch. For an NVIDIA GPU: --build-arg EXTRAS=serve,dicom,torch
 FROM python:3.12-slim
 
-ARG TORCH_INDEX=""
-# hadolint ignore=DL3013
-RUN pip install --no-cache-dir "torch>=2.6" "torchvision>=0.21" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
-
+ARG EXTRAS=serve,dicom
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE ./
 COPY recipes recipes
 COPY src src
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir ".[serve,dicom]" \
+RUN pip install --no-cache-dir ".[$EXTRAS]" \
  && useradd --uid 10001 --no-create-home polypseg \
  && install -d -o 10001 -m 700 /state
 

@@ -1,18 +1,21 @@
 # make demo            everything once, on phantom frames   (make demo DATA=path/to/Kvasir-SEG: on real ones)
 # make test            the whole test suite                  (real-data tests run where ../shared/data is)
 # make lint            ruff and mypy
+# make docs            the documentation as a site in site/
 # make bench           speed of training, evaluation and inference, against other ways of doing the same
 
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c '$(SUITS)' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
+# Modules are compiled when they are first imported: compiling all of them takes minutes, and most are never used.
+PIP := -m pip install -qq --no-compile
 # What the metrics are tested against; without their dependencies, whose pins are older than ours.
 REFERENCES := pysodmetrics==1.6.2 monai==1.6.1 surface-distance-based-measures==0.1
 DATA ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint docs bench clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -20,8 +23,8 @@ install: .venv/installed
 		|| { echo "polypseg needs Python 3.11 to 3.13; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "installing into .venv (PyTorch is large: a few minutes)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq -e '.[dev]'
-	@$(BIN)/python -m pip install -qq --no-deps $(REFERENCES)
+	@$(BIN)/python $(PIP) -e '.[dev]'
+	@$(BIN)/python $(PIP) --no-deps $(REFERENCES)
 	@touch $@
 
 demo: install
@@ -35,10 +38,14 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: install
+	@test -x $(BIN)/mkdocs || $(BIN)/python $(PIP) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo site/index.html
+
 bench: install
 	@$(BIN)/python benchmarks/training.py $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python benchmarks/evaluation.py $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python benchmarks/inference.py $(if $(DATA),--data "$(DATA)")
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site demo .pytest_cache .mypy_cache .ruff_cache

@@ -45,7 +45,7 @@ OURS = "the recipe"
 VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
     "another seed": {"trainer.seed": 43},
-    "augmentation of the known recipe": {"frames.augmentation": "seed"},
+    "augmentation of the baseline recipe": {"frames.augmentation": "baseline"},
     "no augmentation": {"frames.augmentation": "none"},
     "no ImageNet weights": {"model.encoder_weights": "none"},
     "no average of weights": {"optimizer.ema_decay": None},
@@ -68,13 +68,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full size from the first epoch": {"frames.first_size": None},
     "trained below the network's size": {"frames.last_size": 128},
 }
-LOOKS = {"test-time flips": "flips", "test-time second look": "small"}  # of the recipe itself, not trained anew
+VIEWS = {"test-time flips": "flips", "test-time second view": "multiscale"}  # of the recipe itself, not trained anew
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", action="append", required=True, help="folder of a data set; name two or more")
-    parser.add_argument("--only", nargs="+", choices=[*VARIANTS, *LOOKS], help="these variants, beside the recipe")
+    parser.add_argument("--only", nargs="+", choices=[*VARIANTS, *VIEWS], help="these variants, beside the recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="folder that keeps the runs")
     parser.add_argument("--out", type=Path, default=Path("results/ablation.csv"), help="CSV, written anew")
     parser.add_argument("--chart", type=Path, default=Path("docs/images/ablation.png"), help="PNG, drawn anew")
@@ -84,7 +84,7 @@ def main() -> int:
 
     directions = list(itertools.permutations([Path(folder) for folder in options.data], 2))
     rows: list[dict[str, Any]] = []
-    for variant in [*VARIANTS, *LOOKS]:
+    for variant in [*VARIANTS, *VIEWS]:
         if options.only and variant not in (OURS, *options.only):
             continue
         for trained, judged in directions:
@@ -102,7 +102,7 @@ def main() -> int:
 def judge(variant: str, trained: Path, judged: Path, runs: Path) -> pd.DataFrame:
     """Train a variant on one data set and score it on another, but for what is already there; one row a frame."""
     runs = runs / trained.name
-    run = runs / _slug(OURS if variant in LOOKS else variant)
+    run = runs / _slug(OURS if variant in VIEWS else variant)
     if not (run / "bundle").exists():
         settings = {**BUDGET, **VARIANTS[variant], "name": run.name}
         words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
@@ -112,7 +112,7 @@ def judge(variant: str, trained: Path, judged: Path, runs: Path) -> pd.DataFrame
         )  # fmt: skip
     file = runs / f"{_slug(variant)}-on-{judged.name}.csv"
     if not file.exists():
-        segmenter = Segmenter(ModelBundle.load(run), tta=LOOKS.get(variant, "none"))
+        segmenter = Segmenter(ModelBundle.load(run), tta=VIEWS.get(variant, "none"))
         frames = read_all([judged])
         scores, _ = score_masks(segmenter, frames, progress=sys.stderr.isatty())
         scores["group"] = [frame.group for frame in frames]
@@ -135,7 +135,7 @@ def row(variant: str, trained: Path, judged: Path, scores: pd.DataFrame, ours: p
     groups = scores["group"].tolist()
     dice = bootstrap_interval(scores["dice"], "mean", groups)
     change = compare(scores["dice"], ours["dice"], groups=groups)
-    changed = {"tta": LOOKS[variant]} if variant in LOOKS else VARIANTS[variant]
+    changed = {"tta": VIEWS[variant]} if variant in VIEWS else VARIANTS[variant]
     return {
         "date": scores["date"][0],
         "variant": variant,

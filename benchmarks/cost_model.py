@@ -64,7 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     runs = newest([row for row in read(options.scaling) if row["measure"] == "workers"])
     if not runs:
-        print(f"{options.scaling}: holds no measure of workers; run benchmarks/scaling.py", file=sys.stderr)
+        print(f"{options.scaling}: contains no measure of workers; run benchmarks/scaling.py", file=sys.stderr)
         return 1
     found = measured(runs, read(options.speed))
     parts = {"measured": inputs(found), "sizes": sizes(found), "check": check(found, runs)}
@@ -75,7 +75,7 @@ def main() -> int:
             page = options.page.read_text(encoding="utf-8")
             page, count = re.subn(f"(?s){begin}.*?{end}", lambda _, t=f"{begin}\n\n{text}\n\n{end}": t, page)
             if count != 1:
-                print(f"{options.page}: holds no part marked {begin}", file=sys.stderr)
+                print(f"{options.page}: contains no part marked {begin}", file=sys.stderr)
                 return 1
             options.page.write_text(page, encoding="utf-8")
     return 0

@@ -2,7 +2,7 @@
 
 Two groups, each measured in rounds that all of its members take turns in:
 
-- U-Net++ with EfficientNet-B3 at 352, the network of the known recipe, with random weights, which are as fast as
+- U-Net++ with EfficientNet-B3 at 352, the network of the baseline recipe, with random weights, which are as fast as
   trained ones;
 - U-Net++ with EfficientNet-Lite2 at 352 and a slim decoder, with random weights too, or the bundles of ``--model``.
 
@@ -10,7 +10,7 @@ Beside each stand plain PyTorch (eager, fp32, default memory layout: what all ot
 Runtime, as a notebook would use them; beside the second group also the tool that people would pick instead,
 Ultralytics' newest nano segmentation network, exported to OpenVINO by its own exporter at its default size. Its weights
 are random as well: speed only, and its boxes (column ``polyps``) mean nothing. Those three run in environments of their
-own, which are made on first use and hold no polypseg; none is a dependency.
+own, which are made on first use and contain no polypseg; none is a dependency.
 
 Networks with random weights find nothing here, their threshold is 1: what follows the network then takes least.
 
@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument(
         "--data", action="append", help="folder of a data set, may be given several times; phantom frames without"
     )
-    parser.add_argument("--split", default="val", help="part of the split that --model's Dice is told on")
+    parser.add_argument("--split", default="val", help="part of the split that --model's Dice is measured on")
     parser.add_argument("--split_file", help="a CSV; by default the split that the bundle was trained with")
     parser.add_argument("--model", nargs="+", default=[], help="bundles to measure instead of the untrained Lite2")
     parser.add_argument("--videos", default="../shared/data/video", help="folder with the clips; skipped if missing")
@@ -285,7 +285,7 @@ class Bench:
                 if (stream.width, stream.height) == (1380, 1080):
                     clips.append(path)
         if not clips:
-            print(f"{self.options.videos}: holds no clip of 1380x1080; videos are skipped")
+            print(f"{self.options.videos}: contains no clip of 1380x1080; videos are skipped")
             return []
         segmenter = Segmenter(bundle, threads=self.options.threads)
         outputs = {"video to JSON lines": False, "video to JSON lines and overlay": True}

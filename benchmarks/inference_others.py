@@ -1,7 +1,7 @@
 """Other ways of segmenting a frame, timed as ``polypseg.benchmark.speed`` times ours.
 
-``inference.py`` runs this file in environments of their own, which hold no polypseg: of it, only the definition of the
-network is read. It speaks the protocol of a ``Worker``: its job is a line of JSON on standard input, then come
+``inference.py`` runs this file in environments of their own, which contain no polypseg: of it, only the definition of
+the network is read. It speaks the protocol of a ``Worker``: its job is a line of JSON on standard input, then come
 requests, each answered with a line.
 """
 

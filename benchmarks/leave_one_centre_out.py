@@ -3,9 +3,9 @@
 Every variant changes one thing of ``recipes/realtime-second.yaml`` at a small budget. It is trained on all frames but
 those of the centres left out, and but PraNet's test frames. Its operating point is chosen on validation frames of the
 others. It is scored on the centres left out, which neither its training nor the model it starts from has met. A row
-holds, with intervals, the Dice of the frames with a polyp, the lesions found, the regions right, the polyp-free frames
-marked; and the share of these that is marked where just so many lesions are found as ``--found`` asks for. A row is one
-run: another seed moves the figures too.
+contains, with intervals, the Dice of the frames with a polyp, the lesions found, the regions right, the polyp-free
+frames marked; and the share of these that is marked where just so many lesions are found as ``--found`` asks for. A row
+is one run: another seed moves the figures too.
 
 Centres joined by a comma are left out together, which is harder than one by one, and scored each by itself. Runs are
 kept in ``--runs``; what is interrupted goes on, what is done is not done again.
@@ -99,7 +99,7 @@ def split_without(catalog: Catalog, centres: Sequence[str], runs: Path) -> Path:
     if not path.exists():
         left_out = catalog.frames["centre"].isin(centres)
         if set(centres) - set(catalog.frames["centre"]):
-            raise SystemExit(f"--centres {' '.join(centres)}: the data hold {sorted(set(catalog.frames['centre']))}")
+            raise SystemExit(f"--centres {' '.join(centres)}: the data contain {sorted(set(catalog.frames['centre']))}")
         others = make_split("pranet", Catalog(catalog.frames[~left_out]))
         tested = catalog.frames[left_out][["dataset", "frame_id"]].assign(split="test")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What Ray costs, what it gains, and what it holds in memory, over the same frames as the local engine.
+"""What Ray costs, what it gains, and what it contains in memory, over the same frames as the local engine.
 
 Three measures, each of whole runs of ``polypseg predict`` in processes of their own, over a manifest that names the
 frames of ``--data`` as often as it takes:

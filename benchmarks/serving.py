@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a bundle's or a run's folder")
     parser.add_argument("--data", help="folder of a data set; phantom frames without one")
     parser.add_argument("--frames", type=int, default=64, help="different frames that are sent")
-    parser.add_argument("--users", type=int, default=8, help="that wait for their answers, for the throughput")
+    parser.add_argument("--users", type=int, default=8, help="that wait for their responses, for the throughput")
     parser.add_argument("--seconds", type=float, default=20, help="of each turn, and of the load")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--share", type=float, default=0.8, help="of the throughput, for the latencies")

@@ -45,7 +45,7 @@ class PlainDataset(torch.utils.data.Dataset):
 
     def __init__(self, catalog: Catalog, preprocessing: Preprocessing) -> None:
         self.rows = list(catalog)
-        self.pipeline = training_pipeline(preprocessing, "seed")
+        self.pipeline = training_pipeline(preprocessing, "baseline")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -30,7 +30,7 @@ def real_data() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("POLYPSEG_DATA", default))
     if not (folder / "Kvasir-SEG").is_dir():
-        pytest.skip(f"no real data in {folder}; set POLYPSEG_DATA to the folder that holds Kvasir-SEG")
+        pytest.skip(f"no real data in {folder}; set POLYPSEG_DATA to the folder that contains Kvasir-SEG")
     return folder
 
 
@@ -54,7 +54,7 @@ def small_recipe() -> Callable[..., Any]:
                 ModelConfig,
                 {
                     "name": "Unet",
-                    "encoder": "mobilenet_v2",
+                    "encoder": "tu-test_efficientnet",
                     "decoder_channels": (32, 16, 16, 8, 8),
                     "encoder_weights": "none",
                 },
@@ -102,7 +102,7 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
     from polypseg.models.network import build
 
     torch.manual_seed(0)
-    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+    architecture = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
     preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     catalog = read_all([phantom_folder])
     frames = range(len(catalog))
@@ -117,11 +117,11 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    split = make_split("seed", catalog)
+    split = make_split("random", catalog)
     write_split(split, folder / "split.csv")
     bundle = ModelBundle.save(
         folder / "bundle", network.state_dict(), name="exported", architecture=architecture,
-        preprocessing=preprocessing, threshold=0.4, split={"name": "seed", "hash": hash_split(split)},
+        preprocessing=preprocessing, threshold=0.4, split={"name": "random", "hash": hash_split(split)},
     )  # fmt: skip
     for name, precisions in PRECISIONS.items():
         for precision in precisions:
@@ -139,7 +139,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from polypseg.models.network import build
 
     torch.manual_seed(0)
-    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+    architecture = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
     network = build(architecture)
     with torch.no_grad():
         for _ in range(5):

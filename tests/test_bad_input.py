@@ -1,6 +1,6 @@
 """Every bad input is either read right or refused with one line that names the file.
 
-Two tables: ``READ`` holds inputs that look odd and must give exactly these pixels, ``REFUSED`` those that must be
+Two tables: ``READ`` contains inputs that look odd and must give exactly these pixels, ``REFUSED`` those that must be
 told. Each entry writes its files beside five good frames; the tests then go through the functions of
 ``polypseg.catalog``, through ``polypseg.data.read`` and through the command line.
 """
@@ -65,7 +65,7 @@ def orientation(value: int) -> Image.Exif:
 
 
 def stored(shown: NDArray[Any], value: int) -> NDArray[Any]:
-    """What a file must hold so that it looks like ``shown`` at this EXIF orientation.
+    """What a file must contain so that it looks like ``shown`` at this EXIF orientation.
 
     By the EXIF standard (CIPA DC-008, tag Orientation): where the stored first row and first column are seen.
     """
@@ -336,7 +336,7 @@ class Refused:
 
     Attributes:
         write: writes into the data set's folder and returns the path that the message must name.
-        says: a pattern that the message holds.
+        says: a pattern that the message contains.
         decoded: whether only decoding the pixels brings it out; else ``read`` refuses it.
         usable: good frames that the audit can still use.
         whole: whether the data set itself cannot be read, so that ``data check`` has nothing to list.
@@ -537,14 +537,14 @@ REFUSED: dict[str, Refused] = {
         bad_frame("odd.tif", encoded("TIFF", GREY.astype(np.float32))), "floating-point or 32-bit"
     ),
     "32-bit TIFF": Refused(bad_frame("odd.tif", encoded("TIFF", GREY.astype(np.int32))), "floating-point or 32-bit"),
-    "TIFF of two pages": Refused(bad_frame("odd.tif", pages), "holds 2 pictures"),
-    "TIFF of many pages": Refused(bad_frame("odd.tif", many_pages), "holds more than 100 pictures"),
+    "TIFF of two pages": Refused(bad_frame("odd.tif", pages), "contains 2 pictures"),
+    "TIFF of many pages": Refused(bad_frame("odd.tif", many_pages), "contains more than 100 pictures"),
     "TIFF of a huge tile": Refused(
         bad_frame("odd.tif", lambda path: tile_that_claims(path, 40_000)), "larger than 80,000,000"
     ),
     "JPEG of many scans": Refused(bad_frame("odd.jpg", lambda path: scans(path, 200)), "a JPEG of 2[0-9]+ scans"),
-    "animated PNG": Refused(bad_frame("odd.png", pages), "holds 2 pictures"),
-    "animated WebP": Refused(bad_frame("odd.webp", pages), "holds 2 pictures"),
+    "animated PNG": Refused(bad_frame("odd.png", pages), "contains 2 pictures"),
+    "animated WebP": Refused(bad_frame("odd.webp", pages), "contains 2 pictures"),
     "animated GIF named .png": Refused(
         bad_frame(
             "odd.png",
@@ -552,7 +552,7 @@ REFUSED: dict[str, Refused] = {
                 path, PICTURE, format="GIF", save_all=True, append_images=[Image.fromarray(255 - PICTURE)]
             ),
         ),
-        "holds 2 pictures",
+        "contains 2 pictures",
     ),
     "GIF": Refused(bad_frame("odd.gif", lambda path: save(path, PICTURE)), "not an image by its name"),
     "frame without a mask": Refused(
@@ -587,28 +587,28 @@ REFUSED: dict[str, Refused] = {
     "two files of one stem": Refused(two_of_one_stem, "same stem as odd.jpg", usable=GOOD + 1),
     "folder inside images/": Refused(sub_folder, "is a folder"),
     "link to a file that is gone": Refused(dangling, "No such file"),
-    "empty folder": Refused(emptied(), "holds no images/ folder", usable=0, whole=True),
-    "images/ empty": Refused(emptied("images", "masks"), "holds no frame", usable=0),
+    "empty folder": Refused(emptied(), "contains no images/ folder", usable=0, whole=True),
+    "images/ empty": Refused(emptied("images", "masks"), "contains no frame", usable=0),
     "missing folder": Refused(missing, "is no folder", usable=0, whole=True),
     "a file in place of the folder": Refused(a_file, "is no folder", usable=0, whole=True),
     "images/ without masks/": Refused(without_masks, "is missing; put the masks there", usable=0),
     "boxes that are no JSON": Refused(kvasir_boxes("{not JSON"), "not valid JSON", usable=0, whole=True),
     "boxes nested too deep": Refused(kvasir_boxes("[" * 100_000), "not valid JSON", usable=0, whole=True),
-    "boxes that are a list": Refused(kvasir_boxes([]), "lacks an expected field", usable=0, whole=True),
+    "boxes that are a list": Refused(kvasir_boxes([]), "is missing an expected field", usable=0, whole=True),
     "boxes without ymax": Refused(
         kvasir_boxes(
             {"good-0": {"height": 32, "width": 48, "bbox": [{key: BOX[key] for key in BOX if key != "ymax"}]}}
         ),
-        "lacks an expected field",
+        "is missing an expected field",
         usable=0,
         whole=True,
     ),
     "boxes without a size": Refused(
-        kvasir_boxes({"good-0": {"bbox": [BOX]}}), "lacks an expected field", usable=0, whole=True
+        kvasir_boxes({"good-0": {"bbox": [BOX]}}), "is missing an expected field", usable=0, whole=True
     ),
     "boxes of infinite size": Refused(
         kvasir_boxes('{"good-0": {"height": 1e999, "width": 48, "bbox": []}}'),
-        "lacks an expected field",
+        "is missing an expected field",
         usable=0,
         whole=True,
     ),
@@ -797,7 +797,7 @@ def test_a_way_to_read_masks_that_there_is_not(
     kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "split.csv"
-    status, _, error = run(capsys, "data", "split", "--data", folder, "--name", "seed", "--masks", kind, "--out", out)
+    status, _, error = run(capsys, "data", "split", "--data", folder, "--name", "random", "--masks", kind, "--out", out)
     assert status == 2 and f"--masks {kind}: is no way to read masks" in error
 
 
@@ -807,7 +807,7 @@ def test_a_frame_of_fewer_bits_than_its_file_is_told_once(folder: Path, caplog: 
     for name in "ab":
         read_frame(folder / "images" / f"{name}.png")
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{folder / 'images' / 'a.png'}: holds values up to ")
+    assert record.getMessage().startswith(f"{folder / 'images' / 'a.png'}: contains values up to ")
     assert "is read as 12 bits" in record.getMessage()
 
 
@@ -829,7 +829,7 @@ def test_bad_input_stops_every_verb_with_one_line(
 ) -> None:
     case = REFUSED[name]
     path = case.write(folder)
-    for command in commands(folder, tmp_path, "grouped" if case.decoded else "seed"):
+    for command in commands(folder, tmp_path, "grouped" if case.decoded else "random"):
         status, _, error = run(capsys, *command)
         assert status == 1, command
         assert error.startswith("polypseg: ")
@@ -889,13 +889,13 @@ def test_one_frame_can_be_read_but_neither_split_nor_trained_on(
     assert run(capsys, "data", "show", "--data", folder, "--out", tmp_path / "frames.png")[0] == 0
     assert run(capsys, "data", "check", "--data", folder, "--out", tmp_path / "check")[0] == 0
     out = tmp_path / "split.csv"
-    for split in ("seed", "grouped", "kfold", "pranet", "medico"):
+    for split in ("random", "grouped", "kfold", "pranet", "medico"):
         status, _, error = run(capsys, "data", "split", "--data", folder, "--name", split, "--out", out)
         assert status == 1
         assert error.startswith("polypseg: ")
         assert len(error.splitlines()) == 1
         assert not out.exists()
-    for split in ("seed", "grouped"):
+    for split in ("random", "grouped"):
         run_folder = tmp_path / f"run-{split}"
         status, _, error = run(
             capsys, "train", "--data", folder, "--out", run_folder, "--split", split,
@@ -910,7 +910,7 @@ def test_one_frame_can_be_read_but_neither_split_nor_trained_on(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["data", "split", "--name", "seed"],
+        ["data", "split", "--name", "random"],
         ["data", "split", "--data", "x", "--name", "kfold", "--folds", "1"],
         ["data", "check", "--data"],
         ["train", "--data", "x", "--trainer.epochs", "0"],
@@ -1027,7 +1027,7 @@ def test_two_spellings_of_one_name_in_one_folder_are_two_files_of_one_stem(folde
     save(folder / "images" / f"{NFC}.png", PICTURE)
     save(folder / "images" / f"{NFD}.png", PICTURE)
     if len(list((folder / "images").iterdir())) < GOOD + 2:
-        pytest.skip("this file system holds one of the two only")
+        pytest.skip("this file system contains one of the two only")
     save(folder / "masks" / f"{NFC}.png", WHITE)
     with pytest.raises(PolypsegError, match="same stem"):
         read(folder)
@@ -1051,7 +1051,7 @@ def test_a_name_of_two_lines_is_told_in_one(folder: Path, tmp_path: Path, capsys
     for kind in ("images", "masks"):
         (folder / kind / "good-0.png").rename(folder / kind / "a\n\x1b[31mb\u2028.png")
     save(folder / "masks" / "a\n\x1b[31mb\u2028.png", POLYP.astype(np.uint8))
-    shown = r"masks/a\n\x1b[31mb\u2028.png: mask holds the values 0 and 1"
+    shown = r"masks/a\n\x1b[31mb\u2028.png: mask contains the values 0 and 1"
     status, _, error = run(capsys, "data", "split", "--data", folder, "--name", "grouped", "--out", tmp_path / "s.csv")
     assert status == 1 and shown in error and len(error.splitlines()) == 1
     status, out, _ = run(capsys, "data", "check", "--data", folder, "--out", tmp_path / "check")
@@ -1066,7 +1066,7 @@ def test_hidden_files_of_desktops_are_passed_over(folder: Path) -> None:
 
 
 def test_the_same_data_given_twice_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in (["check"], ["split", "--name", "seed"], ["show"]):
+    for verb in (["check"], ["split", "--name", "random"], ["show"]):
         status, _, error = run(capsys, "data", *verb, "--data", folder, "--data", folder)
         assert status == 1
         assert_one_line(error, folder / "images" / "good-0.png", "occurs twice")
@@ -1079,7 +1079,7 @@ def test_no_permission(place: str, folder: Path, tmp_path: Path, capsys: pytest.
     mode = path.stat().st_mode
     path.chmod(0)
     try:
-        for command in commands(folder, tmp_path, "seed"):
+        for command in commands(folder, tmp_path, "random"):
             status, _, error = run(capsys, *command)
             assert status == 1
             assert_one_line(error, path, "Permission denied")

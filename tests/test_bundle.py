@@ -134,14 +134,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         lambda folder: change(folder, schema_version="1"), "metadata.json", "has schema '1'",
     ),
     **{
-        f"no {key}": (changing(**{key: None}), "metadata.json", f"lacks {key}")
+        f"no {key}": (changing(**{key: None}), "metadata.json", f"is missing {key}")
         for key in ("schema_version", "name", "architecture", "preprocessing", "operating_point", "weights_sha256")
     },
     **{
         f"{key} {value!r}": (
             changing(**{key: value}),
             "metadata.json",
-            "holds an unusable value",
+            "contains an unusable value",
         )
         for key, value in (
             ("operating_point", 0.5),
@@ -185,7 +185,7 @@ def test_weights_damaged_after_loading_are_told(tmp_path: Path) -> None:
         bundle.weights()
 
 
-def test_the_hash_is_of_all_that_decides_an_answer(tmp_path: Path) -> None:
+def test_the_hash_is_of_all_that_decides_a_prediction(tmp_path: Path) -> None:
     bundle = save(tmp_path / "one")
     same = save(tmp_path / "two", name="other", licence="x")
     assert bundle.hash == same.hash == ModelBundle.load(tmp_path / "one").hash
@@ -220,7 +220,7 @@ def test_a_bundle_of_the_former_schema_reads_as_before(tmp_path: Path) -> None:
     assert not {"threshold", "postprocessing"} & updated.metadata.keys()
     change(bundle.folder, **former)
     change(bundle.folder, threshold=None)
-    with pytest.raises(PolypsegError, match="lacks threshold"):
+    with pytest.raises(PolypsegError, match="is missing threshold"):
         ModelBundle.load(bundle.folder)
     change(bundle.folder, threshold=2)
     with pytest.raises(PolypsegError, match=r"unusable value \(threshold 2: must lie in 0..1\)"):
@@ -279,7 +279,7 @@ def test_save_leaves_what_is_no_bundle_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for place in ("thesis", "file"):
-        with pytest.raises(PolypsegError, match=f"{place}: holds something that is no bundle"):
+        with pytest.raises(PolypsegError, match=f"{place}: contains something that is no bundle"):
             save(tmp_path / place)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     assert (tmp_path / "file").read_text() == "x"
@@ -428,8 +428,8 @@ def test_compact_is_the_same_model_in_half_the_bytes(tmp_path: Path) -> None:
     before, after = ((one.folder / "model.safetensors").stat().st_size for one in (full, small))
     assert after < 0.55 * before
     frame = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
-    answers = [Segmenter(one, "torch", "cpu", "fp32").segment(frame).probability for one in (full, small)]
-    assert 0 < np.abs(answers[0] - answers[1]).max() < 0.01
+    predictions = [Segmenter(one, "torch", "cpu", "fp32").segment(frame).probability for one in (full, small)]
+    assert 0 < np.abs(predictions[0] - predictions[1]).max() < 0.01
     assert full.metadata["metrics"] == ModelBundle.load(full.folder).metadata["metrics"]
 
 
@@ -461,7 +461,7 @@ def test_an_ensemble_holds_its_members_whole(tmp_path: Path) -> None:
     )
     for seed, one in enumerate(loaded.members, 1):
         assert all(torch.equal(one.weights()[key], value) for key, value in state(seed).items())
-    # what decides no answer may be added to a member, as an export of it is
+    # what decides no prediction may be added to a member, as an export of it is
     loaded.members[1].update(speed={"rows": []})
     again = ModelBundle.load(tmp_path / "elsewhere")
     assert again.hash == saved.hash and again.members[1].metadata["speed"] == {"rows": []}
@@ -485,7 +485,7 @@ def test_a_shipped_ensemble_is_listed(tmp_path: Path, monkeypatch: pytest.Monkey
         zoo.shipped()
 
 
-def test_an_ensembles_hash_is_of_all_that_decides_its_answer(tmp_path: Path) -> None:
+def test_an_ensembles_hash_is_of_all_that_decides_its_prediction(tmp_path: Path) -> None:
     one = join(tmp_path / "one")
     assert join(tmp_path / "two", name="other").hash == one.hash
     changed = [
@@ -513,7 +513,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no members": (lambda folder: change(folder, members={}), "metadata.json", "unusable value"),
     "members of another type": (lambda folder: change(folder, members=["fold-1"]), "metadata.json", "unusable value"),
     "a member outside": (lambda folder: change(folder, members={"../run-1": "0"}), "metadata.json", "unusable value"),
-    "no operating point": (changing(operating_point=None), "metadata.json", "lacks operating_point"),
+    "no operating point": (changing(operating_point=None), "metadata.json", "is missing operating_point"),
 }  # fmt: skip
 
 
@@ -557,7 +557,7 @@ def test_joining_what_cannot_be_joined(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(PolypsegError, match="thesis: holds something that is no bundle"):
+    with pytest.raises(PolypsegError, match="thesis: contains something that is no bundle"):
         ModelBundle.join(tmp_path / "thesis", {"a": bundle.members[0]}, name="x", threshold=0.5)
     assert names(tmp_path / "thesis") == ["chapter.txt"]
 

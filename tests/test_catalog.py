@@ -102,7 +102,7 @@ def test_what_is_wrong_with_a_split_is_told() -> None:
         catalog.with_split(split(("a", "train"), ("z", "test")))
     with pytest.raises(PolypsegError, match="names frame a of other, which is not in the data"):
         catalog.with_split(split(("a", "train"), dataset="other"))
-    with pytest.raises(PolypsegError, match="'test' holds no frames"):
+    with pytest.raises(PolypsegError, match="'test' contains no frames"):
         catalog.with_split(split(("a", "train"))).of_split("test")
 
 

@@ -265,7 +265,7 @@ def test_what_is_no_name_of_the_hub_is_a_wrong_argument(hub: Hub, reference: str
 def test_the_hubs_refusals_are_told_apart(hub: Hub, tmp_path: Path) -> None:
     refused(f"hf://{NAME}", "not on the hub, or not open to you", "hf auth login")
     hub.repositories[NAME] = [{"README.md": b"# a model of another kind"}]
-    refused(f"hf://{NAME}", "holds no metadata.json")
+    refused(f"hf://{NAME}", "contains no metadata.json")
     refused(f"hf://{NAME}@v2", "has no revision 'v2'")
     hub.refuses = (403, "GatedRepo")
     refused(f"hf://{NAME}", "its owner grants access")

@@ -104,12 +104,12 @@ def test_a_segmenter_uses_its_bundles(exported: ModelBundle, tmp_path: Path) -> 
     )  # fmt: skip
     assert bundle.operating_point == chosen and bundle.hash != exported.hash
     segmenter = polypseg.load(bundle.folder, device="cpu")
-    answers = [segmenter.segment(phantom.draw(seed, 80, 110)[0]) for seed in range(8)]
-    for answer in answers:
-        expected = chosen.clean(answer.probability >= np.float32(0.3))
-        np.testing.assert_array_equal(answer.mask, expected)
-        assert all(polyp.area >= 0.05 * expected.size for polyp in answer.polyps)
-    confidences = [polyp.confidence for answer in answers for polyp in answer.polyps]
+    predictions = [segmenter.segment(phantom.draw(seed, 80, 110)[0]) for seed in range(8)]
+    for prediction in predictions:
+        expected = chosen.clean(prediction.probability >= np.float32(0.3))
+        np.testing.assert_array_equal(prediction.mask, expected)
+        assert all(polyp.area >= 0.05 * expected.size for polyp in prediction.polyps)
+    confidences = [polyp.confidence for prediction in predictions for polyp in prediction.polyps]
     floor = float(np.median(confidences))
     strict = polypseg.load(bundle.folder, device="cpu", min_confidence=floor)
     assert strict.settings["operating_point"] == {**asdict(chosen), "min_confidence": floor}

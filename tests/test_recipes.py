@@ -15,7 +15,7 @@ RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"
 
 def test_there_are_these() -> None:
     assert {path.stem for path in RECIPES} == {
-        "seed",
+        "baseline",
         "realtime",
         "realtime-second",
         "realtime-presence",
@@ -30,13 +30,13 @@ def test_recipe_is_named_like_its_file(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
 
-def test_seed_is_the_known_recipe_to_the_letter() -> None:
-    recipe = load_recipe(RECIPES[0].with_name("seed.yaml"))
+def test_the_baseline_recipe_to_the_letter() -> None:
+    recipe = load_recipe(RECIPES[0].with_name("baseline.yaml"))
     assert (recipe.model.name, recipe.model.encoder) == ("UnetPlusPlus", "efficientnet-b3")
     assert (recipe.model.encoder_weights, recipe.model.decoder_dropout) == ("imagenet", 0.4)
-    assert (recipe.frames.size, recipe.frames.batch_size, recipe.frames.augmentation) == (256, 16, "seed")
+    assert (recipe.frames.size, recipe.frames.batch_size, recipe.frames.augmentation) == (256, 16, "baseline")
     assert (recipe.optimizer.name, recipe.optimizer.schedule, recipe.trainer.epochs) == ("adam", "cosine", 25)
-    assert (recipe.loss.bce, recipe.loss.dice, recipe.split, recipe.threshold) == (1, 1, "seed", 0.5)
+    assert (recipe.loss.bce, recipe.loss.dice, recipe.split, recipe.threshold) == (1, 1, "random", 0.5)
     assert recipe.optimizer.ema_decay is None
 
 
@@ -53,12 +53,12 @@ def test_one_epoch_of_each_recipe_runs(path: Path, phantom_folder: Path, tmp_pat
     recipe = replace(
         recipe,
         model=model,
-        teacher=replace(recipe.teacher, bundle=recipe.teacher.bundle and "polypseg-realtime"),
+        distillation=replace(recipe.distillation, teacher=recipe.distillation.teacher and "polypseg-realtime"),
         frames=replace(
             recipe.frames, size=64, first_size=recipe.frames.first_size and 32, last_size=None, batch_size=14, workers=0
         ),
         trainer=replace(recipe.trainer, epochs=1, loggers=()),
-        split="seed",
+        split="random",
     )
     out = train(recipe, [phantom_folder], tmp_path / "run")
     metadata = yaml.safe_load((out / "bundle" / "metadata.json").read_text())

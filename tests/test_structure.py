@@ -15,8 +15,8 @@ PACKAGE = Path(polypseg.__file__).parent
 # A module may import from its own package and from those of earlier layers; members of one layer do not know
 # each other.
 LAYERS = (
-    ("errors", "version"),
-    ("files",),
+    ("errors", "renamed", "version"),
+    ("files", "extras"),
     ("metadata",),
     ("operating_point", "drawing"),
     ("segmentation",),

@@ -82,7 +82,7 @@ def test_an_exports_file_lies_in_its_folder(tmp_path: Path, name: str, stale: bo
     bundle = save(tmp_path / "b")
     weights = DIGEST if stale else bundle.metadata["weights_sha256"]
     change(bundle.folder, {"exports": [export({name: DIGEST, "openvino/x.bin": DIGEST}, weights)]})
-    refused(bundle.folder, "metadata.json: holds an unusable value", "which no export is")
+    refused(bundle.folder, "metadata.json: contains an unusable value", "which no export is")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_an_exports_record_is_one_that_polypseg_writes(tmp_path: Path, record: d
     bundle = save(tmp_path / "b")
     files = {"openvino/x.xml": DIGEST, "openvino/x.bin": DIGEST}
     change(bundle.folder, {"exports": [{**export(files, bundle.metadata["weights_sha256"]), **record}]})
-    refused(bundle.folder, "metadata.json: holds an unusable value")
+    refused(bundle.folder, "metadata.json: contains an unusable value")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_member_lies_in_a_folder_of_its_name(tmp_path: Path, name: str) -> Non
     one = save(tmp_path / "other")
     bundle = ModelBundle.join(tmp_path / "b", {"a": one}, name="all", threshold=0.5)
     change(bundle.folder, {"members": {name: one.network_hash}})
-    refused(bundle.folder, "metadata.json: holds an unusable value")
+    refused(bundle.folder, "metadata.json: contains an unusable value")
     with pytest.raises(ValueError, match="member"):
         ModelBundle.join(tmp_path / "c", {name: one}, name="all", threshold=0.5)
     assert not (tmp_path / "c").exists()
@@ -124,7 +124,7 @@ def test_members_are_not_without_number(tmp_path: Path) -> None:
     bundle = ModelBundle.join(tmp_path / "b", {"a": save(tmp_path / "a")}, name="all", threshold=0.5)
     change(bundle.folder, {"members": {f"m{number}": DIGEST for number in range(65)}})
     refused(bundle.folder, "names 65 members, more than 64")
-    # one that holds itself, by way of a link
+    # one that contains itself, by way of a link
     (bundle.folder / "m0").symlink_to(bundle.folder)
     change(bundle.folder, {"members": {"m0": DIGEST}})
     refused(bundle.folder, "m0: leads out of the bundle")
@@ -209,7 +209,7 @@ ENCODERS = [
 def test_an_encoders_name_opens_nothing(tmp_path: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = save(tmp_path / "b")
     change(bundle.folder, {}, architecture={"encoder": encoder})
-    refused(bundle.folder, "metadata.json: holds an unusable value", "is no name of an encoder")
+    refused(bundle.folder, "metadata.json: contains an unusable value", "is no name of an encoder")
     from polypseg.training.recipe import ModelConfig, Recipe
 
     with pytest.raises(UsageError, match="encoder"):
@@ -278,7 +278,7 @@ def test_loading_opens_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_number_is_one_that_can_be(tmp_path: Path, part: str, values: dict[str, Any]) -> None:
     bundle = save(tmp_path / "b")
     change(bundle.folder, {}, **{part: values})
-    refused(bundle.folder, "metadata.json: holds an unusable value")
+    refused(bundle.folder, "metadata.json: contains an unusable value")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_number_is_one_that_can_be(tmp_path: Path, part: str, values: dict[str
 def test_an_entry_is_of_its_type(tmp_path: Path, key: str, value: Any) -> None:
     bundle = save(tmp_path / "b")
     change(bundle.folder, {key: value})
-    refused(bundle.folder, "metadata.json: holds an unusable value")
+    refused(bundle.folder, "metadata.json: contains an unusable value")
 
 
 def test_what_only_a_report_or_a_card_uses_is_one_line_too(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_what_was_measured_with_another_hash_is_dropped(tmp_path: Path) -> None:
     bundle = save(tmp_path / "b", licence="x", **measured)
     same = bundle.update(licence="y", device="z")
     assert all(same.metadata[key] == value for key, value in measured.items())
-    for number, details in enumerate(({"threshold": 0.7}, {"temperature": 3.0}, {"tta": "flip"})):
+    for number, details in enumerate(({"threshold": 0.7}, {"temperature": 3.0}, {"tta": "hflip"})):
         changed = save(tmp_path / str(number), licence="x", **measured).update(**details)
         assert not measured.keys() & changed.metadata.keys() and changed.metadata["licence"] == "x"
     kept = bundle.update(threshold=0.8, metrics={"test": {"n": 4, "dice": 0.8}})

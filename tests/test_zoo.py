@@ -48,8 +48,8 @@ def test_a_shipped_model_is_found_by_name_and_the_default_without_one(stand_in: 
     assert shipped_names() == ["polypseg-accurate", DEFAULT_MODEL]
     assert zoo.open("polypseg-accurate").folder == stand_in / "polypseg-accurate"
     assert zoo.open(None).folder == stand_in / DEFAULT_MODEL
-    answer = polypseg.load(runtime="torch", device="cpu").segment(np.zeros((48, 64, 3), np.uint8))
-    assert answer.mask.shape == (48, 64)
+    prediction = polypseg.load(runtime="torch", device="cpu").segment(np.zeros((48, 64, 3), np.uint8))
+    assert prediction.mask.shape == (48, 64)
 
 
 def test_an_own_folder_of_that_name_is_taken_first_but_not_as_the_default(stand_in: Path, tmp_path: Path) -> None:
@@ -155,7 +155,8 @@ def test_what_really_ships_is_whole_small_and_described() -> None:
         named = {name for export in bundle.exports for name in export.record["files"]}
         found = {file.relative_to(bundle.folder).as_posix() for file in bundle.folder.rglob("*") if file.is_file()}
         assert found == {"metadata.json", "model.safetensors", "frames.csv", "README.md", *named}
-        assert model.dice and all(one["low"] is not None for one in model.dice), "a headline without its interval"
+        assert {one["measure"] for one in model.scores} == {"Dice", "polyp-free frames marked"}
+        assert all(one["low"] is not None for one in model.scores), "a headline without its interval"
         for key in ("recipe", "data", "split", "commit", "licence", "failures", "speed", "evaluations"):
             assert bundle.metadata[key], key
         card = (bundle.folder / "README.md").read_text(encoding="utf-8")

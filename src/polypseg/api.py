@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from polypseg import renamed
 from polypseg.bundle import ModelBundle
 from polypseg.errors import UsageError
+from polypseg.extras import naming_extras
 
 if TYPE_CHECKING:
     from polypseg.evaluation.evaluate import Report
@@ -26,6 +28,7 @@ Runtime = Literal["auto", "openvino", "onnx", "torch"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
+@naming_extras()
 def load(
     bundle: Model | Sequence[Model] | None = None,
     runtime: str = "auto",
@@ -48,7 +51,7 @@ def load(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
-        tta: test-time augmentation, ``none``, ``flip``, ``flips`` or ``small``; by default the bundle's own.
+        tta: test-time augmentation, ``none``, ``hflip``, ``flips`` or ``multiscale``; by default the bundle's own.
         threshold: probability, 0..1, at and above which a pixel belongs to a region; this and the next three by default
             the bundle's own, its operating point.
         min_confidence: a region's least confidence, 0..1, to be a polyp.
@@ -96,6 +99,7 @@ class Run(os.PathLike[str]):
         return f"Run({self.folder}{scored})"
 
 
+@naming_extras("train")
 def train(
     recipe: Recipe | Place,
     data: Place | Sequence[Place],
@@ -156,7 +160,7 @@ def _whole_names(recipe: Recipe, fields: Mapping[str, Any]) -> dict[str, Any]:
     known = [name for name in recipe.to_dict() if name not in sections]
     known += [f"{section}.{name}" for section, values in sections.items() for name in values]
     found: dict[str, Any] = {}
-    for name, value in fields.items():
+    for name, value in renamed.values(fields).items():
         if name in sections and isinstance(value, Mapping):
             found |= {f"{name}.{inner}": one for inner, one in value.items()}
             continue
@@ -171,6 +175,7 @@ def _whole_names(recipe: Recipe, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@naming_extras()
 def evaluate(
     bundle: Model | None = None,
     data: Place | Sequence[Place] = (),
@@ -201,7 +206,7 @@ def evaluate(
         predictions: folder of masks or probability maps, one a frame, named by its stem.
         threshold: predictions only, probability at and above which a pixel is polyp, 0..1; None is 0.5.
         allow_train_frames: also score frames that the bundle was trained or chosen on; the report says so first.
-        corruptions: also score spoilt frames (blur, darkness, highlights, …); 40 times the work.
+        corruptions: also score corrupted frames (blur, darkness, highlights, …); 40 times the work.
         runtime, device, precision, tta: as of ``load``.
         masks: how masks are read, as of ``train``.
         progress: show progress bars; by default where standard error is a terminal.
@@ -242,6 +247,7 @@ class Predictions(os.PathLike[str]):
         return str(self.folder)
 
 
+@naming_extras()
 def predict(
     sources: Place | int | Sequence[Place | int],
     model: Place | Sequence[Place] = (),

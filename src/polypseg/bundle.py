@@ -1,11 +1,12 @@
-"""The ModelBundle: one folder that holds a trained model and everything needed to use it rightly.
+"""The ModelBundle: one folder that contains a trained model and everything needed to use it rightly.
 
-``model.safetensors`` holds the weights, ``metadata.json`` the rest: architecture, preprocessing, operating
+``model.safetensors`` contains the weights, ``metadata.json`` the rest: architecture, preprocessing, operating
 point and where they come from. Exports of the same network lie beside them, ``openvino/`` and ``onnx/``,
 each named with its hash in ``metadata.json``. There is no pickle and no code inside. Torch is imported only to read
 the weights.
 
-An ensemble is a bundle too. It holds whole bundles, its members, instead of weights, and names them with their hashes.
+An ensemble is a bundle too. It contains whole bundles, its members, instead of weights, and names them with their
+hashes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg import metadata as rules
+from polypseg import renamed
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import (
     atomic_write,
@@ -285,7 +287,7 @@ class ModelBundle:
         required = [_FORMER[0] if version == 1 and key == "operating_point" else key for key in _REQUIRED]
         missing = [key for key in required if key not in metadata and not (ensemble and key == "weights_sha256")]
         if missing:
-            raise PolypsegError(f"{file}: lacks {', '.join(missing)}; {remedy}")
+            raise PolypsegError(f"{file}: is missing {', '.join(missing)}; {remedy}")
         if version not in (1, SCHEMA_VERSION):
             raise PolypsegError(f"{file}: has schema {version!r}, which never was; {remedy}")
         bundle = cls(folder, metadata)
@@ -295,7 +297,7 @@ class ModelBundle:
             _ = bundle.architecture, bundle.preprocessing, bundle.operating_point, bundle.temperature
             _ = bundle.exports, bundle.hash
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-            raise PolypsegError(f"{file}: holds an unusable value ({error}); {remedy}") from error
+            raise PolypsegError(f"{file}: contains an unusable value ({error}); {remedy}") from error
         # The card and the exports' folders, too, are read or written by these names.
         for name in (*bundle.files, *members, CARD_FILE, *rules.FORMATS):
             _check_inside(folder, name)
@@ -369,7 +371,7 @@ class ModelBundle:
         threshold: float | None = None,
         **details: Any,
     ) -> ModelBundle:
-        """Write an ensemble, which answers by the mean of its members' probabilities; as ``save``.
+        """Write an ensemble, which predicts the mean of its members' probabilities; as ``save``.
 
         The members are copied whole, with their exports. The first one's network size is the ensemble's; the members'
         own temperatures count, their operating points do not.
@@ -455,7 +457,7 @@ class ModelBundle:
         return self.update(frames={"sha256": sha256_file(self.folder / FRAMES_FILE)})
 
     def frames(self) -> list[FrameRecord] | None:
-        """The frames of its split and of what it was trained on from, ``train`` first; an ensemble's of all members.
+        """The frames of its split and of what it was fine-tuned from, ``train`` first; an ensemble's of all members.
 
         Returns:
             A record a frame; None where none were written, as by former versions.
@@ -502,14 +504,14 @@ class ModelBundle:
             raise PolypsegError(f"{self.folder}: is an ensemble; {what or f'take its members one by one: {names}'}")
 
     def lineage(self) -> dict[str, Any]:
-        """How the weights came to be, as far as ``metadata.json`` tells: what is written down of a bundle that others
-        were trained on from, or averaged from.
+        """How the weights came to be, as far as ``metadata.json`` says: what is written down of a bundle that others
+        were fine-tuned from, or averaged from.
 
         Returns:
             ``name`` and ``hash`` (of weights in 16 bits, that of the bundle before); of a mean of others' weights
             ``averaged_from``, a list of such lineages; of an ensemble ``ensemble_of``, the same of its members, or, of
             the folds of one recipe, ``recipe`` and their number ``folds``; else ``epoch``, ``recipe`` and, where
-            training started from a bundle or learnt a bundle's answers, ``started_from`` and ``taught_by``, their
+            training started from a bundle or was distilled from one, ``started_from`` and ``taught_by``, their
             lineages.
         """
         known: dict[str, Any] = {"name": self.name, "hash": self.metadata.get("compacted_from", self.hash)}
@@ -577,7 +579,7 @@ class ModelBundle:
         if "operating_point" in self.metadata:
             return OperatingPoint.from_dict(self.metadata["operating_point"])
         former = {"threshold": self.metadata["threshold"], **self.metadata.get("postprocessing", {})}
-        return OperatingPoint.from_dict({**former, "confidence": "mean"})  # as schema 1 told of a polyp
+        return OperatingPoint.from_dict({**former, "confidence": "mean"})  # as schema 1 had it
 
     @property
     def threshold(self) -> float:
@@ -597,7 +599,7 @@ class ModelBundle:
     @property
     def tta(self) -> str:
         """Its own test-time augmentation, as ``Segmenter`` takes it: what it is meant to be run with."""
-        return str(self.metadata.get("tta", "none"))
+        return renamed.value("tta", str(self.metadata.get("tta", "none")), quiet=True)
 
     def at(self, preprocessing: Preprocessing) -> ModelBundle:
         """The same bundle with another preprocessing, as for another size of its input; nothing is written."""
@@ -605,7 +607,7 @@ class ModelBundle:
 
     @property
     def networks(self) -> tuple[ModelBundle, ...]:
-        """The bundles that hold weights: its members, or itself."""
+        """The bundles that contain weights: its members, or itself."""
         return self.members or (self,)
 
     @property
@@ -652,7 +654,7 @@ class ModelBundle:
         return sha256_lines(f"{part}={self.metadata[part]}" for part in _DECIDING if part in self.metadata)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The network's ``state_dict``, on the CPU; float32 and int64, also where the file holds float16.
+        """The network's ``state_dict``, on the CPU; float32 and int64, also where the file contains float16.
 
         Raises:
             PolypsegError: the file is damaged, or it is an ensemble, whose members have the weights.
@@ -707,7 +709,7 @@ def _remedy(folder: Path, otherwise: str = "") -> str:
     if _is_shipped(folder):
         return "reinstall it: pip install --force-reinstall --no-deps polypseg"
     if _is_fetched(folder):
-        return f"remove {folder.parents[1]} to have it fetched again, or tell its owner"
+        return f"remove {folder.parents[1]} to have it fetched again, or ask its owner"
     return f"copy the bundle again{otherwise}"
 
 
@@ -729,13 +731,13 @@ def _members(bundle: ModelBundle, names: list[str], remedy: str) -> tuple[ModelB
     """The members of an ensemble, each the very one that its ``metadata.json`` describes."""
     file, recorded = bundle.folder / METADATA_FILE, bundle.metadata["members"]
     if not names:
-        raise PolypsegError(f"{file}: holds an unusable value (no members); {remedy}")
+        raise PolypsegError(f"{file}: contains an unusable value (no members); {remedy}")
     members = []
     for name in sorted(names):  # whatever the order of the keys
         folder = bundle.folder / name
         if not (folder / METADATA_FILE).is_file():
             raise PolypsegError(f"{folder / METADATA_FILE}: is missing; {remedy}")
-        if "members" in rules.read_metadata(folder / METADATA_FILE):  # which may hold others without an end
+        if "members" in rules.read_metadata(folder / METADATA_FILE):  # which may contain others without an end
             raise PolypsegError(f"{folder}: is not the member that {file} describes; {remedy}")
         member = ModelBundle.load(folder)
         if recorded[name] not in (member.network_hash, member._former_hash):
@@ -799,7 +801,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         PolypsegError: the disk is full, the folder cannot be written, or something that is no bundle lies there.
     """
     if folder.exists() and not (folder / METADATA_FILE).is_file() and not _is_empty(folder):
-        raise PolypsegError(f"{folder}: holds something that is no bundle, which is left alone; name another")
+        raise PolypsegError(f"{folder}: contains something that is no bundle, which is left alone; name another")
     try:
         make_folder(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:

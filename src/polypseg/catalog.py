@@ -38,7 +38,7 @@ class Catalog:
         width, height: pixels, EXIF orientation applied. int.
         boxes: list of ``[xmin, ymin, xmax, ymax]`` in pixels, as the data set publishes them.
         dataset: name of the data set, as ``kvasir-seg``. str.
-        group: frames with the same group must not be parted by a grouped split. str.
+        group: frames with the same group must stay in one subset of a grouped split. str.
         split: ``train``, ``val``, ``test``, or an empty string where no split was applied. str.
         centre: the hospital, as ``C1``, where the data set names it; else, and where the column is left out, an
             empty string. str.
@@ -87,7 +87,7 @@ class Catalog:
         """One Catalog of several, in their order; of none, one without frames.
 
         Raises:
-            PolypsegError: two of them hold the same frame of the same data set.
+            PolypsegError: two of them contain the same frame of the same data set.
         """
         if not catalogs:
             return cls.from_rows([])
@@ -136,7 +136,7 @@ class Catalog:
         """
         chosen = self.frames[self.frames["split"] == split]
         if chosen.empty:
-            raise PolypsegError(f"split {split!r} holds no frames; check the split file")
+            raise PolypsegError(f"split {split!r} contains no frames; check the split file")
         return Catalog(chosen.reset_index(drop=True))
 
     def with_split(self, split: pd.DataFrame) -> Catalog:
@@ -145,7 +145,7 @@ class Catalog:
         Frames that the table does not name are left out; that is how one split file serves several sets.
 
         Raises:
-            PolypsegError: the table names a frame that the Catalog does not hold, or names one twice.
+            PolypsegError: the table names a frame that the Catalog does not contain, or names one twice.
         """
         names = split[["dataset", "frame_id", "split"]].astype(str)
         twice = names.duplicated(["dataset", "frame_id"])

@@ -1,4 +1,4 @@
-"""The one error that a user can cause, told in one line."""
+"""The one error that a user can cause, reported in one line."""
 
 from __future__ import annotations
 

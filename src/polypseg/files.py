@@ -25,7 +25,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 MOST_YAML = 10_000  # values of a file of settings
 LOCK = ".lock"  # in a folder whose process is still writing
 _LONGEST_NAME = 255  # bytes, of every file system that is in use
-_held: set[str] = set()  # folders that this very process holds
+_held: set[str] = set()  # folders that this very process has locked
 _held_lock = threading.Lock()
 
 
@@ -153,7 +153,7 @@ def check_yaml(text: str) -> None:
 
     def size(node: yaml.Node) -> int:
         if sizes.get(id(node)) == 0:
-            raise UsageError("holds a value that contains itself")
+            raise UsageError("has a value that contains itself")
         if id(node) not in sizes:
             sizes[id(node)] = 0
             sizes[id(node)] = 1 + sum(map(size, _inside(node)))
@@ -162,7 +162,7 @@ def check_yaml(text: str) -> None:
     try:
         node = yaml.compose(text, yaml.SafeLoader) if len(text) <= 1 << 20 else None
         if len(text) > 1 << 20 or (node is not None and size(node) > MOST_YAML):
-            raise UsageError(f"holds more than {MOST_YAML} values")
+            raise UsageError(f"contains more than {MOST_YAML} values")
     except yaml.YAMLError:
         return
     except RecursionError:
@@ -236,13 +236,13 @@ def sha256_lines(lines: Iterable[str]) -> str:
 def commit() -> str | None:
     """The commit of the source tree that polypseg runs from, with ``-dirty``; None for an installed package."""
     try:
-        answer = subprocess.run(
+        done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 @contextlib.contextmanager
@@ -250,13 +250,13 @@ def locked(folder: str | Path) -> Iterator[None]:
     """Hold a folder to write into, for this process alone.
 
     The operating system ends the lock with the process, however that ends, and no child of it inherits the lock. A
-    file ``.lock`` that a killed process left behind holds nobody up. Where a file system knows no locks, none is held.
+    file ``.lock`` that a killed process left behind stops nobody. Where a file system knows no locks, none is taken.
 
     Args:
         folder: made if it is missing, with its parents; removed again if it was, and nothing is written into it.
 
     Raises:
-        PolypsegError: another process, or another thread, holds it; or it cannot be written.
+        PolypsegError: another process, or another thread, has locked it; or it cannot be written.
     """
     folder = Path(folder)
     name = os.path.realpath(folder)
@@ -276,7 +276,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Removed while it is locked: whoever opened it before finds it gone, and looks again.
+            # Removed while it is locked: whoever opened it before finds it gone, and tries again.
             if os.name != "nt":
                 (folder / LOCK).unlink(missing_ok=True)
             os.close(handle)
@@ -296,7 +296,7 @@ def _is_held(folder: Path) -> PolypsegError:
 
 
 def _lock_file(path: Path) -> int | None:
-    """A handle that holds the file's lock; None where another process has it. Raises ``OSError``."""
+    """A handle that has the file's lock; None where another process has it. Raises ``OSError``."""
     while True:
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         try:

@@ -1,8 +1,8 @@
 """Models on the Hugging Face hub: ``hf://owner/name[@revision]`` to a folder, and files to a repository.
 
 The hub is asked only about such a name. Of its repository nothing is fetched but ``metadata.json``, the weights and the
-exports that it names, and the same of an ensemble's members: formats that hold no code. The token is huggingface_hub's
-own matter (``hf auth login`` or HF_TOKEN); it is neither read nor written here.
+exports that it names, and the same of an ensemble's members: formats that contain no code. The token is
+huggingface_hub's own matter (``hf auth login`` or HF_TOKEN); it is neither read nor written here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from polypseg.metadata import (
 
 log = logging.getLogger("polypseg")
 PREFIX = "hf://"
-_TIMEOUT = 10.0  # seconds without an answer
+_TIMEOUT = 10.0  # seconds without a response
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -38,10 +38,10 @@ _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def fetch(reference: str) -> Path:
-    """The folder, in the hub's cache, that holds the bundle which ``reference`` names; what is missing is fetched.
+    """The folder, in the hub's cache, that contains the bundle which ``reference`` names; what is missing is fetched.
 
     A commit that was fetched before needs no network. Of a branch or a tag, or of none, which is ``main``, the hub is
-    asked for the commit, and a warning tells it.
+    asked for the commit, and a warning says so.
 
     Args:
         reference: ``hf://owner/name`` or ``hf://owner/name@revision``; a commit, a tag or a branch.
@@ -57,8 +57,8 @@ def fetch(reference: str) -> Path:
     _silence()
     pinned = _COMMIT.fullmatch(revision) is not None
     try:
-        # hf_hub_download goes on trying for half a minute where there is no network. The question for the file's size,
-        # which is not repeated, tells that at once.
+        # hf_hub_download keeps trying for half a minute where there is no network. The question for the file's size,
+        # which is not repeated, says that at once.
         metadata = Path(_download(hub, repository, METADATA_FILE, revision))
         commit = metadata.parent.name  # the cache keeps files as snapshots/COMMIT/NAME
 
@@ -69,7 +69,7 @@ def fetch(reference: str) -> Path:
                 except LocalEntryNotFoundError:
                     raise
                 except EntryNotFoundError:
-                    continue  # opening the bundle tells what it lacks
+                    continue  # opening the bundle says what is missing
 
         members = _names(member_names, read_metadata(metadata), reference)
         take(f"{member}/{METADATA_FILE}" for member in members)
@@ -160,7 +160,7 @@ def _cached(hub: Any, repository: str, revision: str) -> Path | None:
 
 
 def _names(of: Callable[[Any], list[str]], metadata: Any, reference: str) -> list[str]:
-    """Names in ``metadata.json``; none where it is not as it should be: opening it tells that.
+    """Names in ``metadata.json``; none where it is not as it should be: opening it says so.
 
     Raises:
         PolypsegError: one is none that may be fetched.
@@ -183,9 +183,9 @@ def _explained(error: Exception, reference: str, repository: str, revision: str)
         return PolypsegError(f"{reference}: its owner grants access one by one; ask for it on its page, and {_LOGIN}")
     if isinstance(error, errors.RevisionNotFoundError):
         return PolypsegError(f"{reference}: the hub's repository has no revision {revision!r}; name one that it has")
-    # The former is the cache's answer, not the hub's.
+    # The former is the cache's response, not the hub's.
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return PolypsegError(f"{reference}: holds no {METADATA_FILE}, so no bundle of polypseg; name another")
+        return PolypsegError(f"{reference}: contains no {METADATA_FILE}, so no bundle of polypseg; name another")
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
         return PolypsegError(f"{reference}: is not on the hub, or not open to you; check the name, or {_LOGIN}")
     if isinstance(error, OSError) and error.errno in _DISK:

@@ -1,4 +1,4 @@
-"""What a bundle's ``metadata.json`` may hold and name; it may come from anyone.
+"""What a bundle's ``metadata.json`` may contain and name; it may come from anyone.
 
 Everything is checked before anything is built, opened or fetched by it: its size, the names of files in it, of encoders
 and of members. Numbers are checked where they are used, by ``bundle`` and ``operating_point``.
@@ -86,7 +86,7 @@ def check_kinds(metadata: Mapping[str, Any]) -> None:
         if not isinstance(value, (*kinds, type(None))):
             raise ValueError(f"{key}.{inner} is of type {type(value).__name__}")
     if not all(isinstance(one, str) for one in (metadata.get("data") or {}).get("datasets") or ()):
-        raise ValueError("data.datasets holds other things than names")
+        raise ValueError("data.datasets contains other things than names")
     name = metadata["name"]
     if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
         raise ValueError(f"name {name[:_LONGEST_NAME]!r}")
@@ -164,7 +164,7 @@ def canonical(value: Any) -> str:
     """JSON of a value that does not depend on the order of keys, nor on how a number was written.
 
     Raises:
-        ValueError: it holds a number that is none.
+        ValueError: it contains a number that is none.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -181,13 +181,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"it holds {key[:_LONGEST_NAME]!r} twice")
+            raise ValueError(f"it contains {key[:_LONGEST_NAME]!r} twice")
         found[key] = value
     return found
 
 
 def _check_depth(value: Any) -> None:
-    """Raise ``ValueError`` where it is too deep to be written again, or holds text that cannot be."""
+    """Raise ``ValueError`` where it is too deep to be written again, or contains text that cannot be."""
     left = [(value, 1)]
     while left:
         one, depth = left.pop()

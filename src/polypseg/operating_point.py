@@ -83,7 +83,7 @@ class OperatingPoint:
         """
         if not self.min_area and not self.fill_holes:
             return mask
-        # Only the part that holds regions is worked on: labelling every pixel is costly on large frames.
+        # Only the part that contains regions is worked on: labelling every pixel is costly on large frames.
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         if not width:
             return mask

@@ -343,7 +343,7 @@ class Segmentation:
     @cached_property
     def _candidates(self) -> list[tuple[Polyp, NDArray[np.bool_]]]:
         """Each with its pixels inside its box."""
-        # Labels only the part of the frame that holds regions: that is most of the cost on large frames.
+        # Labels only the part of the frame that contains regions: that is most of the cost on large frames.
         left, top, across, down = cv2.boundingRect(self.candidate_mask.view(np.uint8))
         if not across:
             return []

@@ -113,7 +113,7 @@ def test_the_naive_way_comes_first_and_is_what_others_are_compared_with(
 
 
 def test_each_way_has_a_process_of_its_own(measured: tuple[dict[str, Any], Path]) -> None:
-    """OpenVINO's memory would hold PyTorch's if they shared one, or if it were inherited from this one."""
+    """OpenVINO's memory would include PyTorch's if they shared one, or if it were inherited from this one."""
     assert 2 * of(measured[0], OPENVINO)["memory_mb"] < of(measured[0], NAIVE)["memory_mb"]
 
 

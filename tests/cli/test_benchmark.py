@@ -45,7 +45,7 @@ def test_it_prints_a_table_and_writes_two_files(
     assert (status, error) == (0, "")
     head, openvino, onnx, *files = out.splitlines()
     assert head.startswith("how") and openvino.startswith("openvino cpu fp32")
-    assert onnx.startswith("onnx cpu fp32") and "polypseg export" in onnx  # it holds none, and that stops nothing
+    assert onnx.startswith("onnx cpu fp32") and "polypseg export" in onnx  # it contains none, and that stops nothing
     assert files == [str(tmp_path / "out" / name) for name in ("benchmark.csv", "benchmark.json")]
     report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert report["provenance"]["frame_size"] == "80x60"

@@ -1,21 +1,26 @@
-"""Help texts and the reference page: examples, no Python types, and what the code gives."""
+"""Help texts and the reference pages: examples, no Python types, and what the code gives."""
 
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import polypseg
 from polypseg.cli import help, main, parser, reference
 from polypseg.cli.verb import REQUIRED, Verb, recipe_options
 from polypseg.cli.verbs import VERBS
+from polypseg.export.run import export
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "command-line.md"
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 TYPES = re.compile(r"Literal|Optional|Union|NoneType|type:|\| None|\| null|\blist\[|\btuple\[|\bstr\b|<class")
 
 
@@ -59,15 +64,39 @@ def test_the_overview_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> No
     assert "data split" in capsys.readouterr().out
 
 
-def test_the_reference_page_is_what_the_code_gives(tmp_path: Path) -> None:
-    reference.main([str(tmp_path / "page.md")])
-    assert PAGE.read_text(encoding="utf-8") == (tmp_path / "page.md").read_text(encoding="utf-8"), (
-        "write it anew: python -m polypseg.cli.reference docs/reference/command-line.md"
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_the_reference_pages_are_what_the_code_gives(name: str) -> None:
+    assert (REFERENCE / name).read_text(encoding="utf-8") == reference.PAGES[name](), (
+        "write it anew: python -m polypseg.cli.reference docs/reference"
     )
 
 
+def test_the_python_page_names_every_public_name_where_it_is() -> None:
+    text = (REFERENCE / "python.md").read_text(encoding="utf-8")
+    named = {pkgutil.resolve_name(name) for name in re.findall(r"(?m)^::: (\S+)$", text)}
+    listed = re.search(r"members: \[(.+)\]", text)
+    assert listed
+    named |= {getattr(polypseg.api, name) for name in listed[1].split(", ")}
+    offered = {name: export if name == "export" else getattr(polypseg, name) for name in polypseg.__all__}
+    assert not [name for name, one in offered.items() if one not in named and one.__module__ != "polypseg.errors"]
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [
+        *(polypseg.load, polypseg.train, polypseg.evaluate, polypseg.predict, export),
+        *(polypseg.Segmenter, polypseg.Segmenter.segment, polypseg.ModelBundle.save),
+    ],
+    ids=lambda one: one.__qualname__,
+)
+def test_docstrings_describe_every_argument(documented: Callable[..., Any]) -> None:
+    (arguments,) = re.findall(r"(?ms)^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(documented) or "")
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"(?m)^    (\w+(?:, \w+)*): ", arguments))))
+    assert set(inspect.signature(documented).parameters) - {"self"} <= listed
+
+
 def test_the_reference_page_has_every_option() -> None:
-    text = reference.page()
+    text = reference.PAGES["command-line.md"]()
     sections = dict(re.findall(r"(?ms)^## polypseg ([^\n]+)\n(.*?)(?=^## |\Z)", text))
     assert list(sections) == list(VERBS)
     for name, verb in VERBS.items():

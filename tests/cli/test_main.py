@@ -41,7 +41,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["trian"], ["data"], ["data", "shw"], ["train"], ["data", "split", "--data", "x", "--name", "random"],
+        [], ["trian"], ["data"], ["data", "shw"], ["train"], ["data", "split", "--data", "x", "--name", "nonsense"],
         ["data", "show", "--count", "many", "--data", "x"], ["data", "show", "--no_such_option"], ["train", "--data"],
         ["train", "--data", "x", "--frames.size", "100"], ["train", "--data", "x", "--config", "no-such.yaml"],
     ],
@@ -91,7 +91,7 @@ def test_phantom_to_split(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     folder = tmp_path / "phantom"
     assert status == 0 and out.strip() == str(folder) and len(list((folder / "images").iterdir())) == 12
     split = tmp_path / "split.csv"
-    status, out, _ = run(capsys, "data", "split", "--data", folder, "--name", "seed", "--out", split)
+    status, out, _ = run(capsys, "data", "split", "--data", folder, "--name", "random", "--out", split)
     table = pd.read_csv(split, dtype=str)
     assert status == 0 and "8 train, 2 val, 2 test" in out
     assert list(table.columns) == ["dataset", "frame_id", "split"] and len(table) == 12
@@ -112,7 +112,7 @@ def test_data_may_be_given_several_times(
             Image.new("L", (64, 48), 255 * (index % 2)).save(other / kind / f"{index:03d}.png")
     split = tmp_path / "split.csv"
     status, _, _ = run(
-        capsys, "data", "split", "--data", phantom_folder, f"--data={other}", "--name", "seed", "--out", split
+        capsys, "data", "split", "--data", phantom_folder, f"--data={other}", "--name", "random", "--out", split
     )
     table = pd.read_csv(split, dtype=str)
     assert status == 0
@@ -123,7 +123,7 @@ def test_data_may_be_given_several_times(
 def test_failures_exit_with_1_and_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for arguments in (
         ["data", "show", "--data", tmp_path / "nowhere"],
-        ["data", "split", "--data", tmp_path, "--name", "seed"],
+        ["data", "split", "--data", tmp_path, "--name", "random"],
         [
             "train",
             "--data",

@@ -131,7 +131,7 @@ def test_what_is_wrong_is_told_in_plain_words(line: str, says: str) -> None:
 
 def test_what_is_wrong_in_a_file_is_told_too(tmp_path: Path) -> None:
     for text, says in (
-        ("tresholt: 0.5\n", "tresholt: is no option that a file of --config may hold; did you mean threshold?"),
+        ("tresholt: 0.5\n", "tresholt: is no option that a file of --config may contain; did you mean threshold?"),
         ("threads: many\n", "--threads many: must be a whole number"),
         ("a: [\n", "--config: is no YAML file with options"),
         ("just a text\n", "--config: is no YAML file with options"),
@@ -165,7 +165,7 @@ MISSING = [
 
 
 def test_what_is_missing_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
-    """In one process, for speed: nothing that is told loads the libraries that take seconds."""
+    """In one process, for speed: nothing that is printed loads the libraries that take seconds."""
     code = (
         "import sys; from polypseg.cli import main\n"
         f"for words in {MISSING!r}:\n"

@@ -88,7 +88,7 @@ def test_a_broken_run_is_one_line(
 
 
 def test_no_runs_and_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", str(tmp_path)]) == 0 and "holds no runs yet" in capsys.readouterr().out
+    assert main(["runs", str(tmp_path)]) == 0 and "contains no runs yet" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.startswith(f"polypseg: {tmp_path / 'nowhere'}: is no folder")
 

@@ -106,7 +106,7 @@ def test_mask_values(tmp_path: Path) -> None:
         "label-values": 2, "empty-mask": 1, "tiny-mask": 1, "grey-masks": 1, "several-polyps": 1
     }  # fmt: skip
     assert {Path(*finding.frames).stem for finding in result.of_kind("label-values")} == {"dim", "label"}
-    assert "holds the values 0 and 127, no white (255)" in result.of_kind("label-values")[0].message
+    assert "contains the values 0 and 127, no white (255)" in result.of_kind("label-values")[0].message
     assert found["empty-mask"].frames == ("set/empty",)
     assert found["tiny-mask"].frames == ("set/tiny",)
     assert found["tiny-mask"].numbers["pixels"] == 63
@@ -322,7 +322,7 @@ def test_pictures_put_pairs_first_and_side_by_side(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def real(real_data: Path) -> Audit:
     folder = real_data / "Kvasir-SEG"
-    return audit(folder, make_split("seed", read(folder)))
+    return audit(folder, make_split("random", read(folder)))
 
 
 IDENTICAL = {
@@ -353,11 +353,11 @@ def test_kvasirs_reexported_frames_are_near_duplicates(real: Audit) -> None:
 
 
 @pytest.mark.real
-def test_which_identical_pair_the_seed_split_parts(real: Audit, real_data: Path) -> None:
-    split = make_split("seed", read(real_data / "Kvasir-SEG")).set_index("frame_id")["split"]
-    parted = {pair for pair in IDENTICAL if split[list(pair)].nunique() == 2}
-    assert parted == {frozenset({"cju886ryxnsl50801r93jai7q", "cju8amfdtqi4x09871tygrgqe"})}
-    assert pairs(real.of_kind("leak-exact")) == parted
+def test_which_identical_pair_the_random_split_separates(real: Audit, real_data: Path) -> None:
+    split = make_split("random", read(real_data / "Kvasir-SEG")).set_index("frame_id")["split"]
+    separated = {pair for pair in IDENTICAL if split[list(pair)].nunique() == 2}
+    assert separated == {frozenset({"cju886ryxnsl50801r93jai7q", "cju8amfdtqi4x09871tygrgqe"})}
+    assert pairs(real.of_kind("leak-exact")) == separated
     assert real.of_kind("leak-exact")[0].message.count("in val") == 1
 
 

@@ -71,7 +71,7 @@ def test_augmentation_moves_frame_and_mask_together(augmentation: str) -> None:
 
 def test_transforms_choose_independently() -> None:
     """Flips left-right and up-down come in all four combinations, each about a quarter of the time."""
-    pipeline = training_pipeline(SMALL, "seed")
+    pipeline = training_pipeline(SMALL, "baseline")
     flips = [step for step in pipeline.transforms if "Flip" in type(step).__name__]
     pipeline.transforms = flips
     frame = np.zeros((64, 64, 3), np.uint8)

@@ -58,7 +58,7 @@ def sha256(content: bytes) -> str:
 
 @dataclass
 class Step:
-    """How the server answers one request."""
+    """How the server responds one request."""
 
     body: bytes = ARCHIVE
     etag: str | None = '"v1"'

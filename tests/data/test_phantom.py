@@ -240,7 +240,7 @@ def test_a_broken_off_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(PolypsegError, match="holds other files"):
+    with pytest.raises(PolypsegError, match="contains other files"):
         phantom.write(tmp_path, 2, height=40, width=40)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(PolypsegError, match="is a file"):
@@ -270,7 +270,7 @@ def test_a_lost_frame_and_a_damaged_index_are_named(tmp_path: Path) -> None:
     assert len(polypseg.data.read(out, problems)) == 2
     assert [(problem.kind, Path(problem.path).name) for problem in problems] == [("missing-frame", "phantom-0001.jpg")]
     (out / "phantom.json").write_text("{}")
-    with pytest.raises(PolypsegError, match="lacks an expected field"):
+    with pytest.raises(PolypsegError, match="is missing an expected field"):
         polypseg.data.read(out)
 
 

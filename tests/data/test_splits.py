@@ -76,7 +76,7 @@ def names(table: pd.DataFrame, split: str) -> list[str]:
 
 def test_a_name_that_would_be_a_formula_comes_back_from_the_file(tmp_path: Path) -> None:
     catalog = catalog_of(["=1", "-2", "'=3", "4"])
-    table = make_split("seed", catalog)
+    table = make_split("random", catalog)
     write_split(table, tmp_path / "split.csv")
     assert all(",=" not in line and ",-" not in line for line in (tmp_path / "split.csv").read_text().splitlines())
     pd.testing.assert_frame_equal(read_split(tmp_path / "split.csv"), table)
@@ -90,9 +90,9 @@ def write_list(path: Path, frames: list[str]) -> None:
 FRAMES = [f"f{k:03d}" for k in range(200)]
 
 
-def test_seed_is_the_classical_recipe_per_data_set() -> None:
+def test_random_is_the_classical_recipe_per_data_set() -> None:
     one, two = catalog_of(FRAMES), catalog_of([str(k) for k in range(30, 0, -1)], "cvc-clinicdb")
-    table = make_split("seed", Catalog.concatenate([one, two]))
+    table = make_split("random", Catalog.concatenate([one, two]))
     assert table.columns.tolist() == ["dataset", "frame_id", "split"]
     assert table["frame_id"].tolist() == FRAMES + [str(k) for k in range(30, 0, -1)]
     for dataset, listed in (("kvasir-seg", FRAMES), ("cvc-clinicdb", [str(k) for k in range(30, 0, -1)])):
@@ -159,7 +159,7 @@ def test_folds_part_no_group_and_are_stratified_by_area() -> None:
     assert (table.groupby("fold")["small"].sum() - 12.5).abs().max() <= 1.5
     few = catalog_of(names[:6], group=["a", "a", "b", "b", "c", "c"], folder=Path("/x/data"))
     assert set(make_folds(few, 3, prints=prints_of(few))) == {0, 1, 2}
-    with pytest.raises(PolypsegError, match=r"/x/data: holds 3 groups .* too few for --folds 4; lower it"):
+    with pytest.raises(PolypsegError, match=r"/x/data: contains 3 groups .* too few for --folds 4; lower it"):
         make_folds(few, 4, prints=prints_of(few))
     with pytest.raises(UsageError, match="--folds 1: must be 2 or more"):
         make_folds(few, 1, prints=prints_of(few))
@@ -282,14 +282,14 @@ def test_a_missing_list_says_what_it_is_and_where_to_put_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "catalog", "options", "message"),
     [
-        ("random", catalog_of(FRAMES), {}, "choose one of seed, grouped"),
+        ("nonsense", catalog_of(FRAMES), {}, "choose one of random, grouped"),
         ("kfold", catalog_of(FRAMES), {"folds": 5, "fold": 5}, "fold of 0..folds-1"),
         ("kfold", catalog_of(FRAMES), {"folds": 2}, "3 folds or more"),
         ("kfold", catalog_of(FRAMES[:4]), {"folds": 5}, "4 groups of frames, too few for 5"),
         ("grouped", catalog_of(FRAMES, group=["one"] * 200), {}, "1 groups of frames, too few for 3"),
         ("grouped", catalog_of(FRAMES[:1]), {}, "too few"),
-        ("seed", catalog_of(FRAMES[:3]), {}, "3 frames are too few"),
-        ("seed", catalog_of([]), {}, "no frames to split"),
+        ("random", catalog_of(FRAMES[:3]), {}, "3 frames are too few"),
+        ("random", catalog_of([]), {}, "no frames to split"),
         ("medico", catalog_of(["1"], "cvc-clinicdb"), {}, "medico is for kvasir-seg only"),
         ("pranet", catalog_of(["1"], "my-clinic"), {}, "pranet is for kvasir-seg and cvc-clinicdb only"),
         ("pranet", catalog_of(FRAMES), {"val_fraction": 1.0}, "less than 1"),
@@ -303,7 +303,7 @@ def test_impossible_requests_are_one_line(name: str, catalog: Catalog, options: 
 
 def test_wrong_options_are_usage_errors() -> None:
     with pytest.raises(UsageError):
-        make_split("random", catalog_of(FRAMES))
+        make_split("nonsense", catalog_of(FRAMES))
     with pytest.raises(UsageError):
         make_split("pranet", catalog_of(FRAMES), val_fraction=-0.1)
 
@@ -362,14 +362,14 @@ HEADER = b"dataset,frame_id,split\n"
     [
         (b"", "is empty"),
         (HEADER, "names no frames"),
-        (b"dataset,frame\nd,1\n", "lacks the column frame_id"),
+        (b"dataset,frame\nd,1\n", "is missing the column frame_id"),
         (HEADER + b"d,1,train\nd,2,valid\n", "line 3 has the split 'valid'"),
         (HEADER + b"d,1,train\n\nd,1,val\n", "line 4 names frame 1 of d again .first on line 2"),
         (b"dataset,frame_id,split,split\nd,1,train,val\n", "has two columns split"),
         (b"dataset;frame_id;split\nd;1;train\n", "not separated by commas"),
         (HEADER + b"d,1,train,val\n", "line 2 has more values than columns"),
-        (HEADER + b"d,1\n", "line 2 lacks a value"),
-        (HEADER + b"d,,train\n", "line 2 lacks a value"),
+        (HEADER + b"d,1\n", "line 2 is missing a value"),
+        (HEADER + b"d,,train\n", "line 2 is missing a value"),
         (HEADER + b'd,"1,train\n', "is not a CSV file"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xd8", "is not a CSV file"),
     ],
@@ -408,8 +408,8 @@ def test_grouped_on_the_real_data(both: tuple[Catalog, Fingerprints], dataset: s
     share = table["split"].value_counts(normalize=True)
     assert share["train"] == pytest.approx(0.70, abs=0.02)
     assert share["val"] == pytest.approx(0.15, abs=0.02)
-    parted = table.assign(group=groups(catalog, prints)).groupby("group")["split"].nunique()
-    assert parted.max() == 1
+    separated = table.assign(group=groups(catalog, prints)).groupby("group")["split"].nunique()
+    assert separated.max() == 1
     area = pd.Series(prints.area).groupby(table["split"]).median()
     assert area.max() < ratio * area.min()  # 29 sequences cannot be stratified as evenly as 1000 frames
 

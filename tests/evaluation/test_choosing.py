@@ -180,11 +180,11 @@ def test_wrong_arguments_are_told_in_one_line() -> None:
             choose_point(maps, max_false_per_frame=most)
 
 
-def test_kept_predictions_are_given_again_without_a_look_at_the_frames() -> None:
+def test_kept_predictions_are_given_again_without_reading_the_frames() -> None:
     maps = maps_of(FRAMES)
     point = OperatingPoint(0.5, 0.85)
-    again = list(maps.answers(point).stream(iter(())))
-    for answer, (probability, truth), index in zip(again, FRAMES, range(len(maps)), strict=True):
-        np.testing.assert_array_equal(answer.mask, Segmentation.from_probability(probability, point).mask)
-        np.testing.assert_allclose(answer.probability, probability, atol=1e-3)
+    again = list(maps.predictions(point).stream(iter(())))
+    for prediction, (probability, truth), index in zip(again, FRAMES, range(len(maps)), strict=True):
+        np.testing.assert_array_equal(prediction.mask, Segmentation.from_probability(probability, point).mask)
+        np.testing.assert_allclose(prediction.probability, probability, atol=1e-3)
         np.testing.assert_array_equal(maps.truth(index), truth)

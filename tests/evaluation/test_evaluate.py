@@ -38,7 +38,7 @@ THRESHOLD = 0.5
 
 
 class Maps:
-    """Answers with given maps, as a Predictor does; made anew at each asking, so that it holds none itself."""
+    """Predicts with given maps, as a Predictor does; made anew at each asking, so that it contains none itself."""
 
     name = "maps"
     threshold = THRESHOLD
@@ -46,7 +46,7 @@ class Maps:
     def __init__(self, maps: Any, point: Any = THRESHOLD) -> None:
         self.maps, self.point = maps, point
 
-    def answers(self, catalog: Catalog) -> Iterator[Segmentation]:
+    def predictions(self, catalog: Catalog) -> Iterator[Segmentation]:
         for row in catalog:
             yield Segmentation.from_probability(self.maps(row.frame_id), self.point)
 
@@ -89,7 +89,7 @@ def soft(name: str, copied: Mask) -> Map:
 TRUTHS = {name: truth for name, (truth, _) in CASES.items()}
 MAPS = {name: soft(name, copied) for name, (_, copied) in CASES.items()}
 MAPS["none"][:] = np.clip(MAPS["none"], 0, 0.49)
-ANSWERS = {name: probability >= np.float32(THRESHOLD) for name, probability in MAPS.items()}
+PREDICTIONS = {name: probability >= np.float32(THRESHOLD) for name, probability in MAPS.items()}
 SHOWN = [name for name, truth in TRUTHS.items() if truth.any()]  # frames with a polyp
 FREE = [name for name in CASES if name not in SHOWN]
 
@@ -119,7 +119,7 @@ class AtNetworkSize:
 
     frames = 0
 
-    def add(self, answer: Segmentation, truth: Mask) -> None:
+    def add(self, prediction: Segmentation, truth: Mask) -> None:
         self.frames += 1
 
     def summary(self) -> dict[str, float | None]:
@@ -142,7 +142,7 @@ def strict(path: Path) -> Any:
     """A JSON file without NaN and infinity, which are no JSON."""
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{path} holds {constant}")
+        raise AssertionError(f"{path} contains {constant}")
 
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
@@ -152,22 +152,22 @@ def strict(path: Path) -> Any:
 
 def scored(name: str) -> dict[str, float]:
     """scikit-learn's scores; 0 where nothing was predicted."""
-    truth, answer = TRUTHS[name].ravel(), ANSWERS[name].ravel()
+    truth, prediction = TRUTHS[name].ravel(), PREDICTIONS[name].ravel()
     rule: Any = {"zero_division": 0.0}
     return {
-        "dice": sk.f1_score(truth, answer, **rule),
-        "iou": sk.jaccard_score(truth, answer, **rule),
-        "precision": sk.precision_score(truth, answer, **rule),
-        "recall": sk.recall_score(truth, answer, **rule),
-        "specificity": sk.recall_score(truth, answer, pos_label=False, **rule),
-        "f1": sk.f1_score(truth, answer, **rule),
-        "f2": sk.fbeta_score(truth, answer, beta=2, **rule),
-        "accuracy": sk.accuracy_score(truth, answer),
+        "dice": sk.f1_score(truth, prediction, **rule),
+        "iou": sk.jaccard_score(truth, prediction, **rule),
+        "precision": sk.precision_score(truth, prediction, **rule),
+        "recall": sk.recall_score(truth, prediction, **rule),
+        "specificity": sk.recall_score(truth, prediction, pos_label=False, **rule),
+        "f1": sk.f1_score(truth, prediction, **rule),
+        "f2": sk.fbeta_score(truth, prediction, beta=2, **rule),
+        "accuracy": sk.accuracy_score(truth, prediction),
     }
 
 
 def test_the_cases_are_what_they_are_called() -> None:
-    assert not ANSWERS["none"].any() and not ANSWERS["missed"].any() and ANSWERS["invented"].any()
+    assert not PREDICTIONS["none"].any() and not PREDICTIONS["missed"].any() and PREDICTIONS["invented"].any()
     assert 0 < scored("shifted")["dice"] < 0.8 and scored("elsewhere")["dice"] == 0 and scored("right")["dice"] > 0.9
 
 
@@ -185,7 +185,7 @@ def test_headline_and_pixels_through_scikit_learn(report: Report) -> None:
         assert entry["mean"] == pytest.approx(expected[name].mean(), abs=1e-12), name
         assert entry["median"] == pytest.approx(expected[name].median(), abs=1e-12), name
         assert entry["n"] == len(SHOWN) == 10 and report.numbers["n"] == len(CASES) == 12
-    pooled = [np.concatenate([masks[name].ravel() for name in CASES]) for masks in (TRUTHS, ANSWERS)]
+    pooled = [np.concatenate([masks[name].ravel() for name in CASES]) for masks in (TRUTHS, PREDICTIONS)]
     definitions = report.numbers["definitions"]
     assert definitions["dice_global"]["mean"] == pytest.approx(sk.f1_score(*pooled), abs=1e-12)
     assert definitions["iou_global"]["mean"] == pytest.approx(sk.jaccard_score(*pooled), abs=1e-12)
@@ -253,15 +253,15 @@ def test_boundary_through_monai(report: Report) -> None:
     torch = pytest.importorskip("torch")
     diagonal = float(np.hypot(*SHAPE))
     for name in SHOWN:
-        truth, answer = TRUTHS[name], ANSWERS[name]
+        truth, prediction = TRUTHS[name], PREDICTIONS[name]
         row = report.per_image.set_index("frame_id").loc[name]
-        if truth.any() and answer.any():
-            pair = [torch.from_numpy(mask[None, None]) for mask in (answer, truth)]
+        if truth.any() and prediction.any():
+            pair = [torch.from_numpy(mask[None, None]) for mask in (prediction, truth)]
             hd95 = float(monai.compute_hausdorff_distance(*pair, percentile=95))
             assd = float(monai.compute_average_surface_distance(*pair, symmetric=True))
             nsd = [float(monai.compute_surface_dice(*pair, class_thresholds=[size])) for size in (2, 5, 10)]
         else:  # the rule of metrics.boundary; MONAI has no number
-            agree = truth.any() == answer.any()
+            agree = truth.any() == prediction.any()
             hd95 = assd = 0.0 if agree else diagonal
             nsd = [float(agree)] * 3
         assert row["hd95_px"] == pytest.approx(hd95, abs=1e-5), name
@@ -300,7 +300,7 @@ def most_pairs(truths: list[Mask], predictions: list[Mask], threshold: float) ->
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 def test_lesions_by_trying_all_pairings(report: Report, threshold: float) -> None:
     truths = {name: regions(mask) for name, mask in TRUTHS.items()}
-    predictions = {name: regions(mask) for name, mask in ANSWERS.items()}
+    predictions = {name: regions(mask) for name, mask in PREDICTIONS.items()}
     found = {name: most_pairs(truths[name], predictions[name], threshold) for name in CASES}
     lesions, predicted = (sum(map(len, one.values())) for one in (truths, predictions))
     total = sum(found.values())
@@ -348,7 +348,7 @@ def test_lesions_by_trying_all_pairings(report: Report, threshold: float) -> Non
 def test_any_overlap_by_looking_at_every_pair_of_regions(report: Report) -> None:
     found = right = lesions = predicted = 0
     for name in CASES:
-        truths, predictions = regions(TRUTHS[name]), regions(ANSWERS[name])
+        truths, predictions = regions(TRUTHS[name]), regions(PREDICTIONS[name])
         lesions, predicted = lesions + len(truths), predicted + len(predictions)
         found += sum(any((one & other).any() for other in predictions) for one in truths)
         right += sum(any((one & other).any() for other in truths) for one in predictions)
@@ -367,9 +367,9 @@ def test_polyp_free_frames_are_told_apart(report: Report) -> None:
     free = report.numbers["polyp_free"]
     assert (free["frames"], free["marked_frames"]) == (2, 1)
     assert free["marked"] == {"mean": 0.5, "low": 0, "high": 1}  # two frames say next to nothing
-    assert free["false_regions_per_frame"]["mean"] == len(regions(ANSWERS["invented"])) / 2
+    assert free["false_regions_per_frame"]["mean"] == len(regions(PREDICTIONS["invented"])) / 2
     table = report.per_image.set_index("frame_id")
-    boxes = [[x.min(), y.min(), x.max() + 1, y.max() + 1] for y, x in map(np.nonzero, regions(ANSWERS["invented"]))]
+    boxes = [[x.min(), y.min(), x.max() + 1, y.max() + 1] for y, x in map(np.nonzero, regions(PREDICTIONS["invented"]))]
     assert sorted(json.loads(table["false_boxes"]["invented"])) == sorted(boxes)
     assert json.loads(table["false_boxes"]["none"]) == json.loads(table["false_boxes"]["shifted"]) == []
     assert table["false_peak"]["invented"] == MAPS["invented"].max() == table["peak"]["invented"]
@@ -379,7 +379,7 @@ def test_polyp_free_frames_are_told_apart(report: Report) -> None:
 def test_the_frames_roc_is_scikit_learns(report: Report) -> None:
     peaks = by_frame(report, "peak")
     for name in CASES:
-        highest = max((MAPS[name][region].max() for region in regions(ANSWERS[name])), default=MAPS[name].max())
+        highest = max((MAPS[name][region].max() for region in regions(PREDICTIONS[name])), default=MAPS[name].max())
         assert peaks[name] == min(highest, 1)
     scores, labels = [peaks[name] for name in CASES], [name in SHOWN for name in CASES]
     roc = report.numbers["frames_roc"]
@@ -600,10 +600,10 @@ def test_every_frame_is_decoded_once(frames: Catalog, monkeypatch: pytest.Monkey
         monkeypatch.setattr(Catalog, name, counting(name))
 
     class Decoding(Maps):
-        def answers(self, catalog: Catalog) -> Iterator[Segmentation]:
-            for index, answer in enumerate(super().answers(catalog)):
+        def predictions(self, catalog: Catalog) -> Iterator[Segmentation]:
+            for index, prediction in enumerate(super().predictions(catalog)):
                 catalog.frame(index)
-                yield answer
+                yield prediction
 
     network_size: Any = AtNetworkSize()
     evaluate(Decoding(MAPS.__getitem__), frames, network_size=network_size, progress=False)
@@ -638,13 +638,13 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path, monkeypa
         detection, "group_bootstrap", lambda of, groups: (of(np.ones((1, len(groups)), np.float32))[0],) * 3
     )
 
-    def answer(name: str) -> Any:
+    def prediction(name: str) -> Any:
         return cv2.GaussianBlur(masks[name].astype(np.float32), (0, 0), 5)
 
     def peak(count: int) -> int:
         chosen = Catalog(catalog.frames.iloc[:count])
         tracemalloc.start()
-        evaluate(Maps(answer), chosen, progress=False)
+        evaluate(Maps(prediction), chosen, progress=False)
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return highest

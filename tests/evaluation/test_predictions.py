@@ -69,8 +69,8 @@ def soft(mask: Mask) -> NDArray[Any]:
     return 0.1 + 0.8 * cv2.GaussianBlur(mask.astype(np.float64), (0, 0), 2)
 
 
-def answered(folder: Path, frames: Catalog, threshold: float = 0.5) -> list[Any]:
-    return list(FolderPredictor(folder, frames, threshold).answers(frames))
+def predicted(folder: Path, frames: Catalog, threshold: float = 0.5) -> list[Any]:
+    return list(FolderPredictor(folder, frames, threshold).predictions(frames))
 
 
 def complaint(call: Callable[[], Any], kind: type[PolypsegError] = PolypsegError) -> str:
@@ -97,9 +97,9 @@ def complaint(call: Callable[[], Any], kind: type[PolypsegError] = PolypsegError
     ids=["8 bits", "1 bit", "grey as RGB", "BMP", "TIFF", "bool", "float16"],
 )
 def test_masks_of_every_kind(tmp_path: Path, frames: Catalog, write: Callable[[Path, Mask], None]) -> None:
-    for answer, mask in zip(answered(fill(tmp_path / "p", write), frames), MASKS.values(), strict=True):
-        np.testing.assert_array_equal(answer.mask, mask)
-        assert answer.probability.dtype == np.float32 and set(np.unique(answer.probability)) <= {0.0, 1.0}
+    for prediction, mask in zip(predicted(fill(tmp_path / "p", write), frames), MASKS.values(), strict=True):
+        np.testing.assert_array_equal(prediction.mask, mask)
+        assert prediction.probability.dtype == np.float32 and set(np.unique(prediction.probability)) <= {0.0, 1.0}
 
 
 def eight_bits(path: Path, mask: Mask) -> None:
@@ -125,11 +125,11 @@ def sixteen_bits(path: Path, mask: Mask) -> None:
 def test_maps_of_every_kind(
     tmp_path: Path, frames: Catalog, write: Callable[[Path, Mask], None], tolerance: float
 ) -> None:
-    answers = answered(fill(tmp_path / "p", write), frames, threshold=0.3)
-    for answer, mask in zip(answers, MASKS.values(), strict=True):
+    predictions = predicted(fill(tmp_path / "p", write), frames, threshold=0.3)
+    for prediction, mask in zip(predictions, MASKS.values(), strict=True):
         expected = soft(mask).astype(np.float32)
-        assert np.abs(answer.probability - expected).max() <= tolerance
-        np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.3))
+        assert np.abs(prediction.probability - expected).max() <= tolerance
+        np.testing.assert_array_equal(prediction.mask, prediction.probability >= np.float32(0.3))
 
 
 def test_several_data_sets_lie_in_sub_folders(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_several_data_sets_lie_in_sub_folders(tmp_path: Path) -> None:
     both = read_all([write_data(tmp_path / "one"), write_data(tmp_path / "Other Clinic", empty)])
     fill(tmp_path / "p" / "one", as_png)
     fill(tmp_path / "p" / "other-clinic", lambda path, mask: np.save(f"{path}.npy", mask), empty)
-    answers = answered(tmp_path / "p", both)
-    assert [answer.mask.any() for answer in answers] == [True, True, False, True] + [False] * 4
+    predictions = predicted(tmp_path / "p", both)
+    assert [prediction.mask.any() for prediction in predictions] == [True, True, False, True] + [False] * 4
     as_png(tmp_path / "p" / "stray", MASKS["a"])
     assert f"{tmp_path / 'p' / 'stray.png'}: is for no frame" in complaint(
         lambda: FolderPredictor(tmp_path / "p", both)
@@ -152,14 +152,14 @@ def test_accents_in_either_unicode_form(tmp_path: Path) -> None:
     masks = {"é": MASKS["a"]}
     catalog = read(write_data(tmp_path / "data", masks))
     folder = fill(tmp_path / "p", as_png, {unicodedata.normalize("NFD", "é"): MASKS["a"]})
-    np.testing.assert_array_equal(answered(folder, catalog)[0].mask, MASKS["a"])
+    np.testing.assert_array_equal(predicted(folder, catalog)[0].mask, MASKS["a"])
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path: Path, frames: Catalog) -> None:
     folder = fill(tmp_path / "p", as_png)
     for name in ("._a.png", "notes.txt", "run.log"):
         (folder / name).write_text("x")
-    assert len(answered(folder, frames)) == 4
+    assert len(predicted(folder, frames)) == 4
 
 
 def test_eight_bit_maps_and_pranets_protocol(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_eight_bit_maps_and_pranets_protocol(tmp_path: Path) -> None:
     assert ours.summary()["meanDic"] != theirs.summary()["meanDic"]
 
 
-# --- the scores of answers that are known ---
+# --- the scores of predictions that are known ---
 
 
 def test_the_truth_itself_scores_one_everywhere(tmp_path: Path, frames: Catalog) -> None:
@@ -282,7 +282,7 @@ def test_pictures_of_a_small_range_are_told(tmp_path: Path, frames: Catalog, pix
     folder = fill(tmp_path / "p", lambda path, mask: Image.fromarray(pixels(mask)).save(path.with_suffix(".png")))
     predictor = FolderPredictor(folder, frames)
     line = complaint(lambda: evaluate(predictor, frames, progress=False))
-    assert line.startswith(f"{folder}: no picture holds more than ")
+    assert line.startswith(f"{folder}: no picture contains more than ")
 
 
 def turned(path: Path) -> None:
@@ -332,7 +332,7 @@ def two_pages(path: Path) -> None:
         ("a.tif", lambda path: Image.fromarray(np.full(SHAPE, np.nan, np.float32)).save(path), "NaN"),
         ("a.tif", lambda path: Image.fromarray(np.full(SHAPE, 7, np.float32)).save(path), "from 7 to 7"),
         ("a.tif", lambda path: Image.fromarray(np.full(SHAPE, 1, np.int32)).save(path), "32-bit"),
-        ("a.tif", two_pages, "holds 2 pictures"),
+        ("a.tif", two_pages, "contains 2 pictures"),
         ("a.tif", truncated_tiff, "damaged"),
         ("a.png", truncated, "damaged"),
         ("a.png", lambda path: path.write_text("no picture"), "is not an image"),

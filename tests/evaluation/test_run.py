@@ -49,7 +49,7 @@ def frames(phantom_folder: Path) -> Catalog:
 
 @pytest.fixture(scope="module")
 def split(frames: Catalog) -> pd.DataFrame:
-    return make_split("seed", frames)
+    return make_split("random", frames)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, frames: Catalog, split: p
     write_split(split, folder / "split.csv")
     ModelBundle.save(
         folder / "bundle", network.state_dict(), name="quick", architecture=ARCHITECTURE, preprocessing=PREPROCESSING,
-        threshold=0.35, split={"name": "seed", "hash": hash_split(split)}, metrics={"test": {"dice": 0.5}},
+        threshold=0.35, split={"name": "random", "hash": hash_split(split)}, metrics={"test": {"dice": 0.5}},
     )  # fmt: skip
     return folder
 
@@ -99,7 +99,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def strict(path: Path) -> Any:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{path} holds {constant}")
+        raise AssertionError(f"{path} contains {constant}")
 
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
@@ -119,7 +119,7 @@ def test_the_split_beside_the_bundle(finished: Path, frames: Catalog, split: pd.
     for part in ("train", "val", "test"):
         chosen, provenance = select(frames, part, bundle=ModelBundle.load(finished))
         assert stems(chosen) == named(split, part)
-        assert provenance["split"] == {"name": "seed", "part": part, "hash": hash_split(split)}
+        assert provenance["split"] == {"name": "random", "part": part, "hash": hash_split(split)}
     every, provenance = select(frames, "all", bundle=ModelBundle.load(finished))
     assert len(every) == 40 and provenance["split"]["hash"] is None
 
@@ -145,13 +145,13 @@ def test_a_split_is_made_anew_by_its_name(copied: Path, frames: Catalog, split: 
     assert stems(chosen) == named(split, "test") and provenance["split"]["hash"] == hash_split(split)
     fewer = Catalog(frames.frames.iloc[:30])
     for recorded in (
-        {"name": "seed", "hash": "0" * 64}, {"name": "seed"}, {"name": "own", "hash": hash_split(split)}, None,
+        {"name": "random", "hash": "0" * 64}, {"name": "random"}, {"name": "own", "hash": hash_split(split)}, None,
         {"name": "pranet", "hash": hash_split(split)},  # of Kvasir-SEG and ClinicDB only
     ):  # fmt: skip
         bundle = ModelBundle.load(copied).update(split=recorded)
         line = complaint(partial(select, frames, "test", bundle=bundle))
         assert str(copied / "bundle") in line and "--split_file" in line and "--split all" in line
-    bundle = bundle.update(split={"name": "seed", "hash": hash_split(split)})
+    bundle = bundle.update(split={"name": "random", "hash": hash_split(split)})
     assert "--split all" in complaint(lambda: select(fewer, "test", bundle=bundle))
 
 
@@ -163,7 +163,7 @@ def test_an_empty_part_and_a_data_set_that_the_split_leaves_out(
     frames: Catalog, split: pd.DataFrame, tmp_path: Path
 ) -> None:
     write_split(split[split["split"] != "val"], tmp_path / "split.csv")
-    assert "'val' holds no frames" in complaint(lambda: select(frames, "val", tmp_path / "split.csv"))
+    assert "'val' contains no frames" in complaint(lambda: select(frames, "val", tmp_path / "split.csv"))
     other = Catalog(frames.frames.assign(dataset="clinic"))
     both = Catalog.concatenate([frames, other])
     assert complaint(lambda: select(both, "test", tmp_path / "split.csv")).startswith("clinic: ")
@@ -249,8 +249,8 @@ def test_scores_are_those_of_segmenting_each_frame(evaluated: Path, finished: Pa
     segmenter = polypseg.load(finished)
     expected = []
     for index in range(len(frames)):
-        truth, answer = frames.mask(index), segmenter.segment(frames.frame(index)).mask
-        expected.append(f1_score(truth.ravel(), answer.ravel()) if truth.any() else np.nan)
+        truth, prediction = frames.mask(index), segmenter.segment(frames.frame(index)).mask
+        expected.append(f1_score(truth.ravel(), prediction.ravel()) if truth.any() else np.nan)
     assert list(table["frame_id"]) == list(frames.frames["frame_id"])
     assert list(table["dice"]) == pytest.approx(expected, abs=1e-6, nan_ok=True) and np.isnan(expected).any()
     assert numbers["headline"]["dice"]["mean"] == pytest.approx(np.nanmean(expected), abs=1e-9)
@@ -471,7 +471,7 @@ def test_calibration_finds_the_threshold(copied: Path, finished: Path, phantom_f
     tried = after.metadata["threshold_choice"]
     assert tried == pytest.approx(scores, abs=1e-3)
     assert scores[f"{after.threshold:.2f}"] == pytest.approx(max(scores.values()), abs=1e-3)
-    assert len(set(tried.values())) > 1 and after.metadata["threshold_split"] == "seed, val"
+    assert len(set(tried.values())) > 1 and after.metadata["threshold_split"] == "random, val"
     assert after.metadata["conformal"] is None
     assert after.metadata["metrics"] is None  # they were of the old threshold
     before = ModelBundle.load(finished).metadata
@@ -490,9 +490,9 @@ def test_the_guarantee_holds_on_its_own_frames(copied: Path, phantom_folder: Pat
         for index in range(len(frames)):
             truth = frames.mask(index)
             if truth.any():
-                answer = segmenter.segment(frames.frame(index)).probability >= np.float32(threshold)
-                missed.append((truth & ~answer).sum() / truth.sum())
-                marked.append(answer.mean())
+                prediction = segmenter.segment(frames.frame(index)).probability >= np.float32(threshold)
+                missed.append((truth & ~prediction).sum() / truth.sum())
+                marked.append(prediction.mean())
         assert found["n"] == len(missed) < len(frames)  # frames without a polyp are left out
         return float(np.mean(missed)), float(np.mean(marked))
 
@@ -546,10 +546,10 @@ def test_a_hopeless_model_is_warned_of(copied: Path, phantom_folder: Path, caplo
 
 def test_the_temperature_is_that_of_the_mean_of_the_views(copied: Path, phantom_folder: Path, val: Catalog) -> None:
     """By a search of its own, over segmenters that are given one."""
-    after = calibrate(copied, [phantom_folder], tta="flip", progress=False)
+    after = calibrate(copied, [phantom_folder], tta="hflip", progress=False)
 
     def loss(temperature: float) -> float:
-        segmenter = polypseg.load(copied, precision="fp32", tta="flip")
+        segmenter = polypseg.load(copied, precision="fp32", tta="hflip")
         for member in segmenter._members:
             member.temperature = temperature
         each = []
@@ -582,16 +582,16 @@ def test_calibrate_by_the_command_line(
     assert status == 0, error
     bundle = ModelBundle.load(copied)
     assert f"temperature {bundle.temperature:g}, threshold {bundle.threshold:g}" in out and "guarantee: " in out
-    noted = "seed, train; 28 of these 28 frames the model was trained on"
+    noted = "random, train; 28 of these 28 frames the model was trained on"
     assert bundle.metadata["threshold_split"] == noted and bundle.tta == "none"
     assert out.splitlines()[0] == f"chosen on {noted}"
-    status, _, error = run(capsys, "calibrate", copied, "--data", phantom_folder, "--tta", "flip")
+    status, _, error = run(capsys, "calibrate", copied, "--data", phantom_folder, "--tta", "hflip")
     assert status == 0, error
     looked = ModelBundle.load(copied)
-    assert looked.tta == polypseg.load(copied).tta == "flip"
-    maps = Maps.of(polypseg.load(copied, tta="flip"), val, progress=False)
+    assert looked.tta == polypseg.load(copied).tta == "hflip"
+    maps = Maps.of(polypseg.load(copied, tta="hflip"), val, progress=False)
     assert looked.threshold == choose_point(maps, progress=False)["operating_point"].threshold
-    assert calibrate(copied, [phantom_folder], progress=False).tta == "flip"  # it stays the bundle's own
+    assert calibrate(copied, [phantom_folder], progress=False).tta == "hflip"  # it stays the bundle's own
 
 
 # --- comparison ---
@@ -780,7 +780,7 @@ def test_compare_by_the_command_line(
 # --- robustness ---
 
 
-def test_robustness_is_the_mean_dice_of_spoilt_frames(finished: Path, frames: Catalog) -> None:
+def test_robustness_is_the_mean_dice_of_corrupted_frames(finished: Path, frames: Catalog) -> None:
     shown = [index for index in range(len(frames)) if frames.mask(index).any()][:2]
     free = next(index for index in range(len(frames)) if not frames.mask(index).any())
     few = Catalog(frames.frames.iloc[[*shown, free]].reset_index(drop=True))
@@ -792,6 +792,6 @@ def test_robustness_is_the_mean_dice_of_spoilt_frames(finished: Path, frames: Ca
     for name, severity in (("darkness", 3), (list(CORRUPTIONS)[-1], 5)):
         expected = []
         for index in range(2):
-            answer = segmenter.segment(corrupt(few.frame(index), name, severity, seed=index)).mask
-            expected.append(f1_score(few.mask(index).ravel(), answer.ravel()))
+            prediction = segmenter.segment(corrupt(few.frame(index), name, severity, seed=index)).mask
+            expected.append(f1_score(few.mask(index).ravel(), prediction.ravel()))
         assert curves[name][severity - 1] == pytest.approx(np.mean(expected), abs=1e-12), name

@@ -55,17 +55,17 @@ def test_each_definition(segmenter: polypseg.Segmenter, frames: Catalog) -> None
     assert result.summary.keys() == {"n", *DEFINITIONS}
 
     # at original size, by scikit-learn
-    answers = [segmenter.segment(frames.frame(index)).mask.ravel() for index in range(len(frames))]
+    predictions = [segmenter.segment(frames.frame(index)).mask.ravel() for index in range(len(frames))]
     truths = [frames.mask(index).ravel() for index in range(len(frames))]
     shown = [index for index, truth in enumerate(truths) if truth.any()]
     assert 0 < len(shown) < len(frames)  # frames without a polyp have no Dice
-    each = [f1_score(truths[index], answers[index]) for index in shown]
+    each = [f1_score(truths[index], predictions[index]) for index in shown]
     assert list(result.per_image["dice"].iloc[shown]) == pytest.approx(each, abs=1e-12)
     assert result.per_image["dice"].isna().sum() == len(frames) - len(shown)
     assert result.summary["dice"] == pytest.approx(np.mean(each), abs=1e-12)
-    ious = [jaccard_score(truths[index], answers[index]) for index in shown]
+    ious = [jaccard_score(truths[index], predictions[index]) for index in shown]
     assert result.summary["iou"] == pytest.approx(np.mean(ious), abs=1e-12)
-    pooled = f1_score(np.concatenate(truths), np.concatenate(answers))
+    pooled = f1_score(np.concatenate(truths), np.concatenate(predictions))
     assert result.summary["dice_global"] == pytest.approx(pooled, abs=1e-12)
 
     # at the network's size, by segmentation-models-pytorch's own metrics
@@ -121,6 +121,6 @@ def test_frames_that_were_predicted_for_the_choice_are_not_predicted_again(
 
     monkeypatch.setattr(polypseg.Segmenter, "views", again)
     monkeypatch.setattr(Catalog, "frame", again)
-    found = score(segmenter, frames, LossConfig(), False, maps.answers(segmenter.operating_point))
+    found = score(segmenter, frames, LossConfig(), False, maps.predictions(segmenter.operating_point))
     assert found.summary == pytest.approx(expected.summary, abs=1e-3)
     np.testing.assert_allclose(found.per_image["dice"], expected.per_image["dice"], atol=1e-3)

@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def catalog(data: Path) -> Catalog:
     frames = read(data)
-    return frames.with_split(make_split("seed", frames))
+    return frames.with_split(make_split("random", frames))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
     bundle = ModelBundle.save(
         tmp_path_factory.mktemp("models") / "run" / "bundle", build(ARCHITECTURE).state_dict(), name="model",
         architecture=ARCHITECTURE, preprocessing=Preprocessing(32, 32), threshold=0.5,
-        split={"name": "seed", "hash": hash_split(catalog.frames)},
+        split={"name": "random", "hash": hash_split(catalog.frames)},
         data={"datasets": sorted(set(catalog.frames["dataset"])), "hash": catalog.hash()},
     )  # fmt: skip
     return bundle.folder
@@ -168,9 +168,9 @@ def test_calibration_is_for_validation_frames(recorded: ModelBundle, data: Path,
         assert said in line and "--split val" in line
     assert (recorded.folder / "metadata.json").read_bytes() == before
     split = calibrate(recorded.folder, [data], progress=False).metadata["threshold_split"]
-    assert split == "seed, val"
+    assert split == "random, val"
     after = calibrate(recorded.folder, [data], split="test", allow_train_frames=True, progress=False)
-    assert after.metadata["threshold_split"] == "seed, test; 1 of these 1 frames are its test"
+    assert after.metadata["threshold_split"] == "random, test; 1 of these 1 frames are its test"
     assert after.frames() == recorded.frames()  # what it has seen stays known
 
 

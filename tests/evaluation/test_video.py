@@ -1,4 +1,4 @@
-"""Lesions of a video, found and how soon, on answers whose scores can be counted by hand."""
+"""Lesions of a video, found and how soon, on predictions whose scores can be counted by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def record(index: int, polyps: list[tuple[int | None, Box]], carried: list[tuple
     return {"frame": index, "time": index / 10, "width": 100, "height": 80, "polyps": found, "carried": kept}
 
 
-def answers(*frames: list[Box]) -> list[dict[str, Any]]:
+def predictions(*frames: list[Box]) -> list[dict[str, Any]]:
     return [record(index, list(enumerate(boxes, 1)), []) for index, boxes in enumerate(frames)]
 
 
@@ -36,7 +36,7 @@ FAR = [40, 0, 50, 10]
 
 def test_boxes_are_counted_by_hand() -> None:
     scores = score_video(
-        answers([], [THIRD], [LEFT, FAR], [HALF, RIGHT], [SHIFTED], []), boxes(*[[LEFT, RIGHT]] * 4, [LEFT], [])
+        predictions([], [THIRD], [LEFT, FAR], [HALF, RIGHT], [SHIFTED], []), boxes(*[[LEFT, RIGHT]] * 4, [LEFT], [])
     )
     assert (scores.frames, scores.boxes, scores.predicted) == (6, 9, 6)
     assert scores.recall == {"any": 5 / 9, "iou_0.3": 4 / 9, "iou_0.5": 3 / 9, "centre": 5 / 9}
@@ -53,31 +53,31 @@ def test_boxes_are_counted_by_hand() -> None:
 
 
 def test_an_iou_equal_to_the_threshold_reaches_it() -> None:
-    scores = score_video(answers([[10, 10, 30, 20]]), boxes([LEFT]))
+    scores = score_video(predictions([[10, 10, 30, 20]]), boxes([LEFT]))
     assert scores.recall["iou_0.5"] == 1
 
 
-def test_two_answers_to_one_box_are_one_found_and_one_false() -> None:
-    scores = score_video(answers([LEFT, HALF]), boxes([LEFT]))
+def test_two_predictions_of_one_box_are_one_found_and_one_false() -> None:
+    scores = score_video(predictions([LEFT, HALF]), boxes([LEFT]))
     for criterion in ("any", "iou_0.3", "iou_0.5", "centre"):
         assert (scores.recall[criterion], scores.false_positives_per_frame[criterion]) == (1, 1)
 
 
 def test_most_pairs_are_made() -> None:
-    """The better answer to the first box is the only one to the second: both are found."""
+    """The better prediction for the first box is the only one for the second: both are found."""
     first, second = [0, 0, 10, 30], [0, 10, 10, 40]
-    scores = score_video(answers([[0, 4, 10, 34], [0, 0, 10, 20]]), boxes([first, second]))
+    scores = score_video(predictions([[0, 4, 10, 34], [0, 0, 10, 20]]), boxes([first, second]))
     assert scores.recall["iou_0.5"] == 1
 
 
 def test_a_video_without_polyps() -> None:
-    scores = score_video(answers([], [FAR]), boxes([], []))
+    scores = score_video(predictions([], [FAR]), boxes([], []))
     assert scores.recall == {"any": None, "iou_0.3": None, "iou_0.5": None, "centre": None}
     assert scores.false_positives_per_frame["centre"] == 0.5 and scores.lesions == []
 
 
 def test_a_lesion_that_is_never_found() -> None:
-    scores = score_video(answers([], []), boxes([LEFT], [LEFT]))
+    scores = score_video(predictions([], []), boxes([LEFT], [LEFT]))
     (lesion,) = scores.lesions
     assert lesion.first_detection == lesion.confirmation == dict.fromkeys(lesion.first_detection)
     assert scores.lesions_found["centre"] == 0 and scores.recall["centre"] == 0
@@ -85,7 +85,7 @@ def test_a_lesion_that_is_never_found() -> None:
 
 def test_names_of_lesions_are_taken_where_they_are_given() -> None:
     named = [[{"bbox": LEFT, "lesion": "a"}], [{"bbox": LEFT, "lesion": "b"}], [{"bbox": RIGHT, "lesion": "a"}]]
-    scores = score_video(answers([], [LEFT], [RIGHT]), named)
+    scores = score_video(predictions([], [LEFT], [RIGHT]), named)
     assert [(lesion.lesion, lesion.frames) for lesion in scores.lesions] == [("a", 2), ("b", 1)]
     assert [lesion.first_detection["centre"] for lesion in scores.lesions] == [0.2, 0.0]
 
@@ -128,7 +128,7 @@ def write(folder: Path, records: list[dict[str, Any]], truth: Any) -> tuple[Path
 
 
 def test_files_are_scored_as_their_content(tmp_path: Path) -> None:
-    records = answers([LEFT], [], [HALF])
+    records = predictions([LEFT], [], [HALF])
     files = write(tmp_path, records, {"width": 100, "height": 80, "frames": boxes([LEFT], [LEFT], [LEFT])})
     assert score_video_files(*files) == score_video(records, boxes([LEFT], [LEFT], [LEFT]))
 
@@ -136,7 +136,7 @@ def test_files_are_scored_as_their_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        ({"width": 100, "height": 80, "frames": [[]]}, "has boxes of 1 frames but .* answers 2"),
+        ({"width": 100, "height": 80, "frames": [[]]}, "has boxes of 1 frames but .* predicts 2"),
         ({"width": 90, "height": 80, "frames": [[], []]}, "of another size"),
         ({"width": 100, "height": 80}, "is no file of boxes"),
         ([1, 2], "is no file of boxes"),
@@ -145,7 +145,7 @@ def test_files_are_scored_as_their_content(tmp_path: Path) -> None:
     ],
 )
 def test_boxes_that_do_not_fit(tmp_path: Path, truth: Any, message: str) -> None:
-    files = write(tmp_path, answers([], []), truth)
+    files = write(tmp_path, predictions([], []), truth)
     with pytest.raises(PolypsegError, match=message) as caught:
         score_video_files(*files)
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
@@ -165,7 +165,7 @@ def test_boxes_that_do_not_fit(tmp_path: Path, truth: Any, message: str) -> None
 def test_lines_that_are_none(tmp_path: Path, content: str) -> None:
     records, truth = write(tmp_path, [], {"width": 1, "height": 1, "frames": []})
     records.write_text(content)
-    with pytest.raises(PolypsegError, match=r"exam\.jsonl: (is no \.jsonl|holds no frame)"):
+    with pytest.raises(PolypsegError, match=r"exam\.jsonl: (is no \.jsonl|contains no frame)"):
         score_video_files(records, truth)
     with pytest.raises(PolypsegError, match=r"missing\.jsonl: cannot be read"):
         score_video_files(tmp_path / "missing.jsonl", truth)

@@ -108,8 +108,11 @@ def test_a_card_holds_every_number_with_its_interval_and_definition(copied: Path
     assert "| openvino cpu int8  | 2 | 12.3 | 15.5 | 71.3 |" in found["Speed"] and "onnx" not in found["Speed"]
     assert "| blur | 0.900 | 0.800 | 0.700 | 0.600 | 0.500 |" in results
     dice = report["headline"]["dice"]
-    headline = {"title": "Phantom, all frames", **{key: dice[key] for key in ("n", "mean", "low", "high")}}
-    assert headlines(bundle.metadata) == [headline]
+    title = {"title": "Phantom, all frames"}
+    assert headlines(bundle.metadata) == [
+        title | {"measure": "Dice", **{key: dice[key] for key in ("n", "mean", "low", "high")}},
+        title | {"measure": "polyp-free frames marked", "n": free["frames"], **free["marked"]},
+    ]
 
 
 def test_a_card_tells_data_terms_training_and_how_to_repeat_it(copied: Path) -> None:

@@ -33,7 +33,7 @@ def plain(exported: ModelBundle, tmp_path: Path) -> Path:
     shutil.copy(exported.folder / "model.safetensors", folder)
     shutil.copy(exported.folder.parent / "split.csv", folder.parent)
     metadata = {key: value for key, value in exported.metadata.items() if key != "exports"}
-    (folder / "metadata.json").write_text(json.dumps({**metadata, "tta": "small"}))
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "tta": "multiscale"}))
     return folder
 
 
@@ -119,7 +119,7 @@ def test_a_bundle_with_two_views_is_exported_and_run(
     export(plain, runtime, precision, data=data, max_drop=0.2, progress=False)
     segmenter = polypseg.load(plain, runtime=runtime, precision=precision)
     difference = np.abs(segmenter.probability(frame) - expected)
-    assert segmenter.tta == "small" and difference.max() < largest and difference.mean() < 0.06
+    assert segmenter.tta == "multiscale" and difference.max() < largest and difference.mean() < 0.06
 
 
 class _Enlarging(torch.nn.Module):
@@ -185,7 +185,7 @@ def test_another_network_under_its_name_is_found_out(plain: Path, monkeypatch: p
 
 def test_an_earlier_export_is_kept_or_replaced(plain: Path) -> None:
     first = export(plain, "openvino", "fp32")
-    with pytest.raises(PolypsegError, match="holds an export to openvino fp32 already; use --overwrite"):
+    with pytest.raises(PolypsegError, match="contains an export to openvino fp32 already; use --overwrite"):
         export(plain, "openvino", "fp32")
     again = export(plain, "openvino", "fp32", overwrite=True)
     assert len(ModelBundle.load(plain).exports) == 1

@@ -1,4 +1,4 @@
-"""Test-time augmentation and ensembles: averages of answers, checked against averages made by hand."""
+"""Test-time augmentation and ensembles: averages of predictions, checked against averages made by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polypseg.models.network import build
 from polypseg.operating_point import OperatingPoint
 
 FRAMES = [phantom.draw(seed, 70 + seed, 90)[0] for seed in range(4)]
-FLIPS = {"flip": [(), (1,)], "flips": [(), (1,), (0,), (0, 1)]}
+FLIPS = {"hflip": [(), (1,)], "flips": [(), (1,), (0,), (0, 1)]}
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
@@ -40,7 +40,7 @@ def test_augmentation_averages_the_views(exported: ModelBundle, tta: str, runtim
     together = np.stack([plain.preprocessing.resize_frame(frame) for frame in FRAMES])
     singly = np.stack([averaged.probability(frame) for frame in FRAMES])
     assert np.abs(1 / (1 + np.exp(-averaged.logits(together))) - singly).max() < 1e-4
-    # a mirrored frame has the mirrored answer
+    # a mirrored frame has the mirrored prediction
     mirrored = averaged.probability(np.flip(plain.preprocessing.resize_frame(FRAMES[0]), 1).copy())
     assert np.abs(np.flip(mirrored, 1) - averaged.probability(FRAMES[0])).max() < 1e-4
 
@@ -62,7 +62,7 @@ def plusplus(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_a_second_look_is_turned_and_smaller(plusplus: ModelBundle, runtime: str) -> None:
     options = {"runtime": runtime, "device": "cpu", "precision": "fp32"}
-    plain, looked = (polypseg.load(plusplus.folder, tta=tta, **options) for tta in ("none", "small"))
+    plain, looked = (polypseg.load(plusplus.folder, tta=tta, **options) for tta in ("none", "multiscale"))
     smaller = polypseg.load(plusplus.at(replace(plusplus.preprocessing, height=32, width=64)), **options)
     for batch_size in (1, 3):
         for frame, found in zip(FRAMES, looked.probabilities(iter(FRAMES), batch_size), strict=True):
@@ -86,19 +86,19 @@ def test_the_views_of_a_network_share_its_weights(
     for kind, name in ((ModelBundle, "weights"), (Export, "verify")):
         of = getattr(kind, name)
         monkeypatch.setattr(kind, name, lambda self, of=of: (read.append(self), of(self))[1])
-    segmenter = polypseg.load(plusplus.folder, runtime=runtime, device="cpu", precision="fp32", tta="small")
+    segmenter = polypseg.load(plusplus.folder, runtime=runtime, device="cpu", precision="fp32", tta="multiscale")
     assert len(read) == 1
     assert segmenter.probability(FRAMES[0]).shape == (64, 96)
 
 
 def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path: Path) -> None:
     shutil.copytree(exported.folder, tmp_path / "own")
-    own = ModelBundle.load(tmp_path / "own").update(tta="small")
-    assert exported.tta == "none" and own.tta == "small" and own.hash != exported.hash
+    own = ModelBundle.load(tmp_path / "own").update(tta="multiscale")
+    assert exported.tta == "none" and own.tta == "multiscale" and own.hash != exported.hash
     options = {"runtime": "torch", "device": "cpu"}
     found = polypseg.load(own.folder, **options)
-    assert found.tta == found.settings["tta"] == "small"
-    asked = polypseg.load(exported.folder, tta="small", **options)
+    assert found.tta == found.settings["tta"] == "multiscale"
+    asked = polypseg.load(exported.folder, tta="multiscale", **options)
     np.testing.assert_array_equal(found.probability(FRAMES[0]), asked.probability(FRAMES[0]))
     without = polypseg.load(own.folder, tta="none", **options)
     plain = polypseg.load(exported.folder, **options)
@@ -112,8 +112,8 @@ def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path:
 def test_an_export_of_any_size_has_a_second_look(
     exported: ModelBundle, runtime: str, precision: str, largest: float
 ) -> None:
-    found = polypseg.load(exported.folder, runtime=runtime, precision=precision, tta="small")
-    expected = polypseg.load(exported.folder, runtime="torch", device="cpu", precision="fp32", tta="small")
+    found = polypseg.load(exported.folder, runtime=runtime, precision=precision, tta="multiscale")
+    expected = polypseg.load(exported.folder, runtime="torch", device="cpu", precision="fp32", tta="multiscale")
     for frame in FRAMES:
         difference = np.abs(found.probability(frame) - expected.probability(frame))
         assert difference.max() < largest and difference.mean() < 0.06  # int8: see TOLERANCES in test_runtimes
@@ -135,7 +135,7 @@ def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle, tmp_pat
     (tmp_path / "one" / "metadata.json").write_text(json.dumps(metadata))
     line = r"onnx/int8\.onnx: cannot compute frames of 32×64, only those of its own size, 64×96 .*; take --tta none, or"
     with pytest.raises(UsageError, match=line):
-        polypseg.load(tmp_path / "one", runtime="onnx", precision="int8", tta="small")
+        polypseg.load(tmp_path / "one", runtime="onnx", precision="int8", tta="multiscale")
 
 
 def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_an_ensemble_averages_its_bundles(exported: ModelBundle, tmp_path: Path)
                 torch.from_numpy(maps[1])[None, None], (64, 96), mode="bilinear", align_corners=False
             )[0, 0].numpy()
             assert np.abs(found - (maps[0] + second) / 2).max() < 1e-4
-    answer = both.segment(FRAMES[0])
-    np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.5))
+    prediction = both.segment(FRAMES[0])
+    np.testing.assert_array_equal(prediction.mask, prediction.probability >= np.float32(0.5))
     mixed = polypseg.load([exported.folder, other.folder], device="cpu")
     alone = [polypseg.load(folder, device="cpu") for folder in (exported.folder, other.folder)]
     assert alone[0].precision == "int8" != alone[1].precision
@@ -194,8 +194,10 @@ def test_an_ensemble_bundle_averages_its_members_and_has_its_own_threshold(
     assert both.reason.startswith("2 networks, the first by torch on cpu")
     for frame, found, expected in zip(FRAMES, both.probabilities(FRAMES), listed.probabilities(FRAMES), strict=True):
         np.testing.assert_array_equal(found, expected)
-        answer = both.segment(frame)
-        np.testing.assert_array_equal(answer.mask, both.operating_point.clean(answer.probability >= np.float32(0.35)))
+        prediction = both.segment(frame)
+        np.testing.assert_array_equal(
+            prediction.mask, both.operating_point.clean(prediction.probability >= np.float32(0.35))
+        )
     # what is scored at the network's size is the mean too, not the first network
     catalog = read_all([phantom_folder])
     truth = [both.preprocessing.resize_mask(catalog.mask(index)) > 0 for index in range(len(catalog))]

@@ -1,4 +1,4 @@
-"""Every runtime gives the same answers as the plain network, in any order, from any thread."""
+"""Every runtime gives the same predictions as the plain network, in any order, from any thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRAMES = [phantom.draw(seed, 90 + seed, 130)[0] for seed in range(6)]
 # (runtime, precision, largest and mean difference of a probability from the plain network in fp32)
 # Those of int8 only tell this network from another one: it is tiny, hardly trained and calibrated on 28 frames of 64×96
 # (mean .054 was seen), and the largest difference is of a single pixel, .80 on the model that ships, too. What int8
-# costs that model (mean .003) is held by tests/real/test_real_int8.py.
+# costs that model (mean .003) is checked by tests/real/test_real_int8.py.
 TOLERANCES = [
     ("torch", "fp32", 1e-4, 1e-5),
     ("torch", "bf16", 0.25, 0.01),
@@ -74,7 +74,7 @@ def test_agrees_with_the_plain_network(
 
 
 @pytest.mark.parametrize(("runtime", "precision", "largest", "mean"), TOLERANCES, ids=NAMES)
-def test_batches_streams_and_threads_give_the_answers_of_single_frames(
+def test_batches_streams_and_threads_give_the_predictions_of_single_frames(
     exported: ModelBundle, runtime: str, precision: str, largest: float, mean: float
 ) -> None:
     segmenter = polypseg.load(exported.folder, runtime=runtime, device="cpu", precision=precision)
@@ -86,9 +86,9 @@ def test_batches_streams_and_threads_give_the_answers_of_single_frames(
     for index in range(len(FRAMES)):
         assert np.abs(logits[index] - segmenter.logits(images[index : index + 1])[0]).max() < max(tolerance * 10, 1e-3)
     for batch_size in (1, 2, 4, 9):
-        answers = list(segmenter.stream(iter(FRAMES), batch_size))
-        assert [answer.mask.shape for answer in answers] == [frame.shape[:2] for frame in FRAMES]
-        for one, other in zip(answers, alone, strict=True):
+        predictions = list(segmenter.stream(iter(FRAMES), batch_size))
+        assert [prediction.mask.shape for prediction in predictions] == [frame.shape[:2] for frame in FRAMES]
+        for one, other in zip(predictions, alone, strict=True):
             assert np.abs(one.probability - other.probability).max() < tolerance
     with ThreadPoolExecutor(6) as pool:
         many = list(pool.map(segmenter.segment, FRAMES * 6))
@@ -107,9 +107,9 @@ def test_one_frame_at_a_time_is_not_read_ahead(exported: ModelBundle, runtime: s
             read += 1
             yield frame
 
-    answers = segmenter.stream(frames())
+    predictions = segmenter.stream(frames())
     for count in range(1, len(FRAMES) + 1):
-        next(answers)
+        next(predictions)
         assert read == count
     left = segmenter.stream(frames(), 3)  # and whoever stops early leaves nothing behind that hangs
     next(left)
@@ -198,7 +198,7 @@ def test_an_export_of_other_weights_is_not_used(exported: ModelBundle, tmp_path:
     )  # fmt: skip
     shutil.copytree(folder / "openvino", again.folder / "openvino")
     assert polypseg.load(again.folder, device="cpu").runtime.name == "torch"
-    with pytest.raises(PolypsegError, match="holds no openvino export"):
+    with pytest.raises(PolypsegError, match="contains no openvino export"):
         polypseg.load(again.folder, runtime="openvino")
 
 

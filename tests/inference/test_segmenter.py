@@ -35,7 +35,7 @@ def test_equals_a_plain_computation(bundle: ModelBundle) -> None:
     """Independent of our code: torch's resize, normalisation, network, sigmoid and resize back."""
     frame, _ = phantom.draw(1, 128, 192)
     segmenter = polypseg.load(bundle.folder, device="cpu", precision="fp32")
-    answer = segmenter.segment(frame)
+    prediction = segmenter.segment(frame)
     network = build(SMALL).eval()
     network.load_state_dict(bundle.weights())
     image = functional.interpolate(
@@ -44,27 +44,27 @@ def test_equals_a_plain_computation(bundle: ModelBundle) -> None:
     with torch.inference_mode():
         logits = network((image.round() / 255 - 0.5) / 0.5)
     expected = functional.interpolate(logits.sigmoid(), (128, 192), mode="bilinear", align_corners=False)[0, 0]
-    assert np.abs(answer.probability - expected.numpy()).max() < 0.01  # the resize rounds to 8 bits differently
-    np.testing.assert_array_equal(answer.mask, answer.probability >= np.float32(0.45))
+    assert np.abs(prediction.probability - expected.numpy()).max() < 0.01  # the resize rounds to 8 bits differently
+    np.testing.assert_array_equal(prediction.mask, prediction.probability >= np.float32(0.45))
 
 
-def test_answers_at_the_frames_own_size(bundle: ModelBundle) -> None:
+def test_predictions_at_the_frames_own_size(bundle: ModelBundle) -> None:
     segmenter = polypseg.load(bundle.folder)
     for shape in ((72, 88), (33, 201), (64, 96), (1, 1)):
-        answer = segmenter.segment(np.full((*shape, 3), 90, np.uint8))
-        assert answer.mask.shape == answer.probability.shape == shape
-        assert answer.mask.dtype == bool and answer.probability.dtype == np.float32
-        assert 0 <= answer.probability.min() <= answer.probability.max() <= 1
+        prediction = segmenter.segment(np.full((*shape, 3), 90, np.uint8))
+        assert prediction.mask.shape == prediction.probability.shape == shape
+        assert prediction.mask.dtype == bool and prediction.probability.dtype == np.float32
+        assert 0 <= prediction.probability.min() <= prediction.probability.max() <= 1
 
 
 def test_stream_equals_single_frames_in_order(bundle: ModelBundle) -> None:
     segmenter = polypseg.load(bundle.folder, precision="fp32")
     frames = [phantom.draw(seed, 60 + seed, 80)[0] for seed in range(5)]
     for batch_size in (1, 2, 8):
-        answers = list(segmenter.stream(iter(frames), batch_size))
-        assert [answer.mask.shape for answer in answers] == [frame.shape[:2] for frame in frames]
-        for frame, answer in zip(frames, answers, strict=True):
-            assert np.abs(answer.probability - segmenter.segment(frame).probability).max() < 1e-4
+        predictions = list(segmenter.stream(iter(frames), batch_size))
+        assert [prediction.mask.shape for prediction in predictions] == [frame.shape[:2] for frame in frames]
+        for frame, prediction in zip(frames, predictions, strict=True):
+            assert np.abs(prediction.probability - segmenter.segment(frame).probability).max() < 1e-4
 
 
 @pytest.mark.parametrize("frame", [np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8), np.zeros((8, 8, 5), np.uint8)])

@@ -1,4 +1,4 @@
-"""DICOM: every kind of pixels becomes the right RGB, what cannot is told in one line, and segmentations are valid.
+"""DICOM: every kind of pixels becomes the right RGB, what cannot is reported in one line, and segmentations are valid.
 
 The files are made here with pydicom, whose own test files serve as references from elsewhere. ``dciodvfy`` (the
 validator of dicom3tools) checks the segmentations where it is installed.
@@ -290,14 +290,14 @@ def test_bits_that_the_header_names_and_nobody_uses_do_not_make_a_frame_dark(
     frames = frames_of(save(image(values, BitsStored=bits), tmp_path / "dark.dcm"))
     assert np.abs(frames.astype(int) - grey(NOISE[:1, ..., 0])).max() <= 1
     (line,) = [record.getMessage() for record in caplog.records]
-    assert f"dark.dcm: holds values up to {values.max()} of {2**bits - 1} and is read as {used} bits" in line
+    assert f"dark.dcm: contains values up to {values.max()} of {2**bits - 1} and is read as {used} bits" in line
 
 
 def test_frames_of_a_film_keep_one_brightness(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = np.stack([NOISE[0, ..., 0].astype(np.uint16), NOISE[1, ..., 0].astype(np.uint16) * 257])
     frames = frames_of(save(image(values), tmp_path / "film.dcm"))
     assert frames[0].max() <= 1 and np.abs(frames[1].astype(int) - grey(NOISE[1, ..., 0])).max() <= 1
-    assert "holds values up to" in caplog.text and "is read as 16 bits" in caplog.text
+    assert "contains values up to" in caplog.text and "is read as 16 bits" in caplog.text
 
 
 def test_bits_that_are_not_the_lowest_are_refused(tmp_path: Path) -> None:
@@ -665,14 +665,14 @@ REFUSED: dict[str, tuple[Callable[[], Dataset], str]] = {
     "no columns": (lambda: image(NOISE, Columns=None), "no valid Columns"),
     "no rows": (lambda: image(NOISE, Rows=0), "no valid Rows"),
     "no frames": (lambda: image(NOISE, NumberOfFrames=0), "no valid NumberOfFrames"),
-    "fewer frames": (lambda: image(NOISE, NumberOfFrames=4), "holds 3 frames, but its header says 4"),
-    "more frames": (lambda: image(NOISE, NumberOfFrames=2), "holds 3 frames, but its header says 2"),
-    "an uncounted video": (lambda: image(NOISE, NumberOfFrames=None), "holds 3 frames, but its header says 1"),
+    "fewer frames": (lambda: image(NOISE, NumberOfFrames=4), "contains 3 frames, but its header says 4"),
+    "more frames": (lambda: image(NOISE, NumberOfFrames=2), "contains 3 frames, but its header says 2"),
+    "an uncounted video": (lambda: image(NOISE, NumberOfFrames=None), "contains 3 frames, but its header says 1"),
     "fewer compressed frames": (lambda: relabelled(compressed(), NumberOfFrames=4), "4"),
-    "more compressed frames": (lambda: relabelled(compressed(), NumberOfFrames=2), "holds more than 2 frames"),
+    "more compressed frames": (lambda: relabelled(compressed(), NumberOfFrames=2), "contains more than 2 frames"),
     "another compressed size": (lambda: relabelled(compressed(), Rows=33), "frame 1 of 3 cannot be decoded"),
-    "a video of fewer frames": (lambda: film([video(GREYS)], NumberOfFrames=12), "holds 9 frames"),
-    "a video of more frames": (lambda: film([video(GREYS)], NumberOfFrames=5), "holds more than 5 frames"),
+    "a video of fewer frames": (lambda: film([video(GREYS)], NumberOfFrames=12), "contains 9 frames"),
+    "a video of more frames": (lambda: film([video(GREYS)], NumberOfFrames=5), "contains more than 5 frames"),
     "a video of another size": (lambda: film([video(GREYS)], Rows=32), "48×64"),
     "a video that is none": (lambda: film([bytes(1000)]), "frame 1 of 9 cannot be decoded"),
     "too large": (lambda: image(NOISE, Rows=60000, Columns=60000), "larger than"),
@@ -701,7 +701,7 @@ REFUSED: dict[str, tuple[Callable[[], Dataset], str]] = {
     "50 million frames of a JPEG": (lambda: relabelled(jpeg(), NumberOfFrames=50_000_000), "more than 1,000,000"),
     "a hundred thousand frames of a JPEG": (
         lambda: relabelled(jpeg(), NumberOfFrames=100_000),
-        "holds at most 3 frames, but its header says 100000",
+        "contains at most 3 frames, but its header says 100000",
     ),
     "a million frames of a video": (
         lambda: film([video(GREYS)], NumberOfFrames=1_000_000),
@@ -963,7 +963,7 @@ def test_a_source_that_cannot_be_referred_to_is_told(tmp_path: Path, missing: st
     source.write_bytes(elements_alone(data))
     with pytest.raises(PolypsegError) as caught:
         write_segmentation(source, MASKS[:1], MADE_BY, tmp_path / "out.dcm")
-    assert f"lacks {missing}" in told(caught.value, source)
+    assert f"is missing {missing}" in told(caught.value, source)
     assert not (tmp_path / "out.dcm").exists()
 
 
@@ -1006,7 +1006,7 @@ def overheard(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
 
 
 def raw(kind: str) -> Callable[[int], RawDataElement]:
-    """An element of this kind that holds the name, which pydicom would refuse to set."""
+    """An element of this kind that contains the name, which pydicom would refuse to set."""
     return lambda tag: RawDataElement(Tag(tag), kind, len(NAME), NAME.encode(), 0, False, True)
 
 

@@ -40,7 +40,7 @@ def drawing(*rows: str) -> Mask:
     return np.array([[character == "#" for character in row] for row in rows])
 
 
-def answer(mask: Mask) -> Segmentation:
+def prediction(mask: Mask) -> Segmentation:
     return Segmentation(mask, np.where(mask, np.float32(0.8), np.float32(0.1)), 0.5)
 
 
@@ -128,7 +128,7 @@ def test_outlines_look_at_each_part_alone(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("name", SHAPES)
 def test_coco_shapes_are_the_mask(name: str) -> None:
     mask = SHAPES[name]
-    found = answer(mask)
+    found = prediction(mask)
     shapes = [unpacked(coco_segmentation(found, polyp), *mask.shape) for polyp in found.polyps]
     np.testing.assert_array_equal(np.sum(shapes, axis=0), mask)
     assert [shape.sum() for shape in shapes] == [polyp.area for polyp in found.polyps]
@@ -137,7 +137,7 @@ def test_coco_shapes_are_the_mask(name: str) -> None:
 def test_coco_shapes_of_any_mask_are_the_mask() -> None:
     kinds = set()
     for mask in random_masks():
-        found = answer(mask)
+        found = prediction(mask)
         shapes = [coco_segmentation(found, polyp) for polyp in found.polyps]
         kinds |= {type(shape) for shape in shapes}
         pixels = [unpacked(shape, *mask.shape) for shape in shapes]
@@ -146,7 +146,7 @@ def test_coco_shapes_of_any_mask_are_the_mask() -> None:
 
 
 def test_only_holes_need_runs() -> None:
-    kinds = {name: type(coco_segmentation(found := answer(mask), found.polyps[0])) for name, mask in SHAPES.items()}
+    kinds = {name: type(coco_segmentation(found := prediction(mask), found.polyps[0])) for name, mask in SHAPES.items()}
     assert [name for name, kind in kinds.items() if kind is dict] == [name for name in SHAPES if "hole" in name]
 
 
@@ -156,7 +156,7 @@ def test_geojson_holds_closed_rings_of_the_right_area() -> None:
         return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) / 2)
 
     for mask in [*SHAPES.values(), *random_masks()]:
-        found = answer(mask)
+        found = prediction(mask)
         value = json.loads(json.dumps(geojson(found)))
         assert value["type"] == "FeatureCollection"
         for feature, polyp in zip(value["features"], found.polyps, strict=True):
@@ -177,14 +177,14 @@ def test_geojson_holds_closed_rings_of_the_right_area() -> None:
 
 def test_a_record_is_plain_and_holds_the_polyps_largest_first() -> None:
     mask = drawing("#...", "...#", "..##")
-    record = frame_record(answer(mask), source="a.png", model="abc", index=3, time=0.125)
+    record = frame_record(prediction(mask), source="a.png", model="abc", index=3, time=0.125)
     assert json.loads(json.dumps(record)) == record
     assert {key: record[key] for key in record if key != "polyps"} == {
         "source": "a.png", "frame": 3, "time": 0.125, "width": 4, "height": 3, "threshold": 0.5, "model": "abc",
     }  # fmt: skip
     assert [(polyp["area"], polyp["box"]) for polyp in record["polyps"]] == [(3, [2, 1, 4, 3]), (1, [0, 0, 1, 1])]
     assert record["polyps"][0]["confidence"] == pytest.approx(0.8)
-    assert frame_record(answer(mask & False), source="a.png", model="abc")["polyps"] == []
+    assert frame_record(prediction(mask & False), source="a.png", model="abc")["polyps"] == []
 
 
 # ---- files ----------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_a_frame_too_wide_for_jpeg_is_told(tmp_path: Path) -> None:
 def records() -> list[dict[str, Any]]:
     masks = [drawing("##..", "##.#"), drawing("....", "...."), drawing("###", "#.#", "###")]
     return [
-        with_shapes(frame_record(answer(mask), source=f"{number}.png", model="abc"), answer(mask))
+        with_shapes(frame_record(prediction(mask), source=f"{number}.png", model="abc"), prediction(mask))
         for number, mask in enumerate(masks)
     ]
 

@@ -450,8 +450,8 @@ def test_what_the_strict_decoder_gives_up_is_still_read(tmp_path: Path) -> None:
 
 
 def test_a_file_without_frames(tmp_path: Path) -> None:
-    assert "holds no frame" in refused(encode(tmp_path / "none.avi", [], codec="mjpeg", pixel_format="yuvj420p"))
-    assert "holds no video stream" in refused(encode(tmp_path / "none.mp4", []))  # such an MP4 has not even that
+    assert "contains no frame" in refused(encode(tmp_path / "none.avi", [], codec="mjpeg", pixel_format="yuvj420p"))
+    assert "contains no video stream" in refused(encode(tmp_path / "none.mp4", []))  # such an MP4 has not even that
 
 
 def test_what_is_no_video(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def drawn_pairs() -> list[tuple[Mask, Mask]]:
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[Mask, Mask]:
-    """Two random masks of one shape, empty and full among them; some coarse, so that they hold thick regions."""
+    """Two random masks of one shape, empty and full among them; some coarse, so that they contain thick regions."""
     shape = draw(st.tuples(st.integers(1, 14), st.integers(1, 14)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     grain = draw(st.sampled_from([1, 3]))

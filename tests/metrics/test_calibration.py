@@ -171,8 +171,8 @@ def test_temperature_of_a_mean_of_views() -> None:
 
 def test_temperature_at_its_ends() -> None:
     truth = np.array([True, True, False, False])
-    parted = np.array([0.99, 0.9, 0.01, 0.2], np.float32)  # without error
-    assert TEMPERATURES[0] <= _fitted(parted, truth) < 0.1  # below it all probabilities are 0 or 1 in 32 bits
+    distinct = np.array([0.99, 0.9, 0.01, 0.2], np.float32)  # without error
+    assert TEMPERATURES[0] <= _fitted(distinct, truth) < 0.1  # below it all probabilities are 0 or 1 in 32 bits
     wrong = np.array([0.01, 0.1, 0.99, 0.8], np.float32)  # always: nothing is best
     assert _fitted(wrong, truth) == pytest.approx(TEMPERATURES[1], rel=0.01)
 

@@ -118,7 +118,7 @@ def _coverage(intervals: Sequence[tuple[float, float]], truth: float) -> float:
 
 
 def test_coverage_of_the_mean_and_the_median() -> None:
-    """Of 300 samples of 60 images each, about 95 % of the intervals hold the true value."""
+    """Of 300 samples of 60 images each, about 95 % of the intervals contain the true value."""
     rng = np.random.default_rng(0)
     samples = [_dice_like(rng, 60) for _ in range(300)]
     median = float(np.median(_dice_like(np.random.default_rng(99), 400_000)))
@@ -239,7 +239,7 @@ def test_holm_by_hand() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
 def test_holm_rejects_as_the_step_down_procedure(values: list[float], alpha: float) -> None:
-    """The paper's procedure: test the smallest at α/m, the next at α/(m - 1), … and stop at the first that holds."""
+    """The paper's procedure: test the smallest at α/m, the next at α/(m - 1), … and stop at the first not rejected."""
     rejected = set()
     for step, index in enumerate(np.argsort(values, kind="stable")):
         if values[index] * (len(values) - step) > alpha:
@@ -275,12 +275,12 @@ def test_ranking_groups_what_cannot_be_told_apart() -> None:
 def test_equal_models_are_rarely_told_apart() -> None:
     """Of 200 rankings of four equal models, at most about 5 % show a difference anywhere."""
     rng = np.random.default_rng(9)
-    parted = 0
+    distinct = 0
     for seed in range(200):
         base = rng.normal(0.8, 0.1, 12)
         scores = {name: base + rng.normal(0, 0.05, 12) for name in "wxyz"}
-        parted += any(place.letters != ("a",) for place in rank(scores, resamples=299, seed=seed).places)
-    assert parted / 200 <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 200)
+        distinct += any(place.letters != ("a",) for place in rank(scores, resamples=299, seed=seed).places)
+    assert distinct / 200 <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 200)
 
 
 @given(st.integers(0, 8), st.data())

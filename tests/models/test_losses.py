@@ -21,7 +21,7 @@ from polypseg.models.losses import (
 
 
 def test_losses_equal_smps() -> None:
-    """BCE and pooled Dice are those of segmentation-models-pytorch, the known recipe's library."""
+    """BCE and pooled Dice are those of segmentation-models-pytorch, the baseline recipe's library."""
     torch.manual_seed(0)
     logits, target = torch.randn(4, 1, 16, 16), (torch.rand(4, 1, 16, 16) > 0.7).float()
     bce = segmentation_loss(logits, target, LossConfig(bce=1, dice=0))
@@ -91,12 +91,12 @@ def test_weighted_losses_by_hand() -> None:
     assert segmentation_loss(logits, target, config).item() == pytest.approx(dice, rel=1e-5)
     config = LossConfig(bce=2, dice=3, dice_per_image=True, boundary=3.0)
     assert segmentation_loss(logits, target, config).item() == pytest.approx(2 * bce + 3 * dice, rel=1e-5)
-    # The squared form against a teacher's soft answers.
-    answers = torch.rand(3, 1, 48, 40, generator=generator)
-    weight, t = boundary_weight(answers, 3.0).double().numpy(), answers.double().numpy()
+    # The squared form against a teacher's soft predictions.
+    predictions = torch.rand(3, 1, 48, 40, generator=generator)
+    weight, t = boundary_weight(predictions, 3.0).double().numpy(), predictions.double().numpy()
     squared = 1 - 2 * (weight * expit(x) * t).sum(axes) / (weight * (expit(x) ** 2 + t**2)).sum(axes)
     config = LossConfig(bce=0, dice=1, dice_per_image=True, boundary=3.0)
-    assert distillation_loss(logits, answers, config).item() == pytest.approx(squared.mean(), rel=1e-5)
+    assert distillation_loss(logits, predictions, config).item() == pytest.approx(squared.mean(), rel=1e-5)
 
 
 def test_a_mistake_at_the_outline_costs_more_with_the_boundarys_weight() -> None:

@@ -60,13 +60,13 @@ def test_the_last_stage_at_half_the_size(name: str) -> None:
     last = half.decoder.blocks["x_0_4"] if name == "UnetPlusPlus" else half.decoder.blocks[-1]
     last.register_forward_hook(lambda module, given, made: seen.update(given=given[0], made=made))
     with torch.inference_mode():
-        answer = half(frames)
-        assert answer.shape == (2, 1, 64, 96)
+        prediction = half(frames)
+        assert prediction.shape == (2, 1, 64, 96)
         assert seen["given"].shape[2:] == seen["made"].shape[2:] == (32, 48)
         block = whole.decoder.blocks["x_0_4"] if name == "UnetPlusPlus" else whole.decoder.blocks[-1]
         small = whole.segmentation_head[0](block.conv2(block.conv1(seen["given"])))
         expected = torch.nn.functional.interpolate(small, size=(64, 96), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(answer, expected)
+    torch.testing.assert_close(prediction, expected)
 
 
 @pytest.mark.parametrize("name", ["UnetPlusPlus", "Unet"])
@@ -82,7 +82,7 @@ def test_the_decoder_without_its_finest_stage_is_smps_decoder_of_the_coarser_fea
         last.register_forward_pre_hook(lambda module, given: seen.append((module, given[0])))
     frames = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
-        answer = network(frames)
+        prediction = network(frames)
         frame, _, *coarser = network.encoder(frames)
         reference([frame, *coarser])
         (_, ours), (block, theirs) = seen
@@ -90,7 +90,7 @@ def test_the_decoder_without_its_finest_stage_is_smps_decoder_of_the_coarser_fea
         torch.testing.assert_close(ours, theirs)
         small = network.segmentation_head[0](block.conv2(block.conv1(theirs)))
         expected = torch.nn.functional.interpolate(small, size=(64, 96), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(answer, expected)
+    torch.testing.assert_close(prediction, expected)
 
 
 def test_which_networks_can_take_each_others_weights() -> None:

@@ -392,7 +392,7 @@ def test_none_leaves_the_weights_alone(weights: str | None) -> None:
 def test_a_local_file(tmp_path: Path, prefix: str, suffix: str) -> None:
     published = make(SMALL, seed=1)
     state = {f"{prefix}{key}": value for key, value in published.state_dict().items()}
-    state["decoder.conv.weight"] = torch.zeros(2)  # what else a whole model holds
+    state["decoder.conv.weight"] = torch.zeros(2)  # what else a whole model contains
     file = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
         torch.save({"state_dict": state}, file)
@@ -458,7 +458,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     fails(encoder, SMALL, str(tmp_path / "code.pth"), "code.pth", "cannot be read as weights")
     assert not (tmp_path / "ran").exists()
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
-    fails(encoder, SMALL, str(tmp_path / "epoch.pth"), "holds no table of tensors")
+    fails(encoder, SMALL, str(tmp_path / "epoch.pth"), "contains no table of tensors")
 
 
 def test_names_that_do_not_exist() -> None:

@@ -1,4 +1,4 @@
-"""A camera, live: the newest frame is answered, what came too fast is dropped, and nothing is lost at the end.
+"""A camera, live: the newest frame is predicted, what came too fast is dropped, and nothing is lost at the end.
 
 There is no camera here: frames come from generators, from a file played at its own pace, and from a stand-in for
 OpenCV's capture.
@@ -57,14 +57,14 @@ class StandIn:
             self.seen.append(int(frame[0, 0, 0]))
             yield (frame[..., 1] / 255).astype(np.float32)
 
-    def answer(
+    def segmentation(
         self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
     ) -> Segmentation:
         return Segmentation.from_probability(probability, self.threshold)
 
 
 def numbered(index: int) -> Picture:
-    """A bright square on a dark ground; the corner holds the frame's number."""
+    """A bright square on a dark ground; the corner contains the frame's number."""
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[16:32, 16:40] = 200  # 240 would be glare
     picture[0, 0, 0] = index
@@ -91,12 +91,12 @@ def check_no_thread_is_left() -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("polypseg")] == []
 
 
-def test_frames_are_dropped_rather_than_answered_late() -> None:
+def test_frames_are_dropped_rather_than_predicted_late() -> None:
     segmenter: Any = StandIn(delay=0.06)
     summary = run_live(segmenter, camera(50, 0.02))
     assert 5 <= summary.frames <= 25 and summary.frames + summary.dropped == 50
-    assert segmenter.seen == sorted(set(segmenter.seen)) and segmenter.seen[-1] == 49  # the newest is always answered
-    # A frame waits for the one before it at most; had all been answered, the last would have waited for 2 s.
+    assert segmenter.seen == sorted(set(segmenter.seen)) and segmenter.seen[-1] == 49  # the newest is always predicted
+    # A frame waits for the one before it at most; had all been predicted, the last would have waited for 2 s.
     assert 60 <= summary.latency_p50 <= summary.latency_p95 < 1000
     check_no_thread_is_left()
 
@@ -123,10 +123,12 @@ def test_latency_is_printed_once_a_second_and_summed_up(capsys: pytest.CaptureFi
             r" *([\d.]+) frames/s   latency p50 +(\d+) ms, p95 +(\d+) ms   \d+ dropped   1 polyps in view", line
         )
         assert found and 5 < float(found[1]) < 21
-    assert re.fullmatch(r"camera: \d+ frames answered in 2\.\d s, \d+ dropped, latency p50 \d+ ms, p95 \d+ ms", summary)
+    assert re.fullmatch(
+        r"camera: \d+ frames predicted in 2\.\d s, \d+ dropped, latency p50 \d+ ms, p95 \d+ ms", summary
+    )
 
 
-def test_the_outputs_are_those_of_the_answered_frames(tmp_path: Path) -> None:
+def test_the_outputs_are_those_of_the_predicted_frames(tmp_path: Path) -> None:
     segmenter: Any = StandIn(delay=0.03)
     summary = run_live(segmenter, camera(40, 0.01), tmp_path)
     files = live_files(tmp_path)
@@ -155,13 +157,15 @@ def test_what_a_session_keeps_does_not_grow() -> None:
     """Percentiles of a long session are those of all its latencies, to a hundredth, and take no more memory."""
     meter = live._Meter()
     latencies = np.random.default_rng(0).lognormal(3, 0.6, 5000)  # milliseconds
-    answers = [live._Answer(numbered(0), index / 25, None, None, ms / 1000) for index, ms in enumerate(latencies)]  # type: ignore[arg-type]
+    predictions = [
+        live._Predicted(numbered(0), index / 25, None, None, ms / 1000) for index, ms in enumerate(latencies)
+    ]  # type: ignore[arg-type]
     meter._reported -= 2 * live._REPORT_EVERY
-    meter.add(answers[0], 0, 0)
+    meter.add(predictions[0], 0, 0)
     sizes = meter._counts.nbytes, len(meter._recent)
-    for answer in answers[1:]:
+    for prediction in predictions[1:]:
         meter._reported -= live._REPORT_EVERY  # a second passed
-        meter.add(answer, 0, 0)
+        meter.add(prediction, 0, 0)
     assert (meter._counts.nbytes, len(meter._recent)) == sizes == (meter._counts.nbytes, 0)
     summary = meter.summary(0, [])
     assert summary.latency_p50 == pytest.approx(np.percentile(latencies, 50), rel=0.011)
@@ -265,12 +269,12 @@ def test_no_camera_is_one_line_and_leaves_nothing(tmp_path: Path, capfd: pytest.
 
 def test_an_error_of_the_network_ends_everything(tmp_path: Path) -> None:
     class Broken(StandIn):
-        def answer(
+        def segmentation(
             self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
         ) -> Segmentation:
             if self.seen[-1] >= 5:
                 raise RuntimeError("the network broke")
-            return super().answer(probability, height, width)
+            return super().segmentation(probability, height, width)
 
     with pytest.raises(RuntimeError, match="the network broke"):
         run_live(Broken(), camera(1000, 0.01), tmp_path)  # type: ignore[arg-type]

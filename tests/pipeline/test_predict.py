@@ -1,4 +1,4 @@
-"""Whole runs over pictures: what is written, what is told, and that nothing is lost."""
+"""Whole runs over pictures: what is written, what is reported, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -139,13 +139,13 @@ def test_an_ensemble_and_augmentation_are_recorded(folder: Path, tmp_path: Path,
     other = tmp_path / "other"
     shutil.copytree(bundle.folder, other)
     ModelBundle.load(other).update(threshold=0.5)
-    options = {**EXACT, "tta": "flip"}
+    options = {**EXACT, "tta": "hflip"}
     predict([str(folder / "0.png")], model=[str(bundle.folder), str(other)], out=tmp_path / "out", **options)
     record = json.loads((tmp_path / "out" / "0.json").read_text(encoding="utf-8"))
     assert record["model"] == f"{bundle.hash}+{ModelBundle.load(other).hash}"
-    assert record["tta"] == "flip" and record["threshold"] == pytest.approx((0.565 + 0.5) / 2)
+    assert record["tta"] == "hflip" and record["threshold"] == pytest.approx((0.565 + 0.5) / 2)
     segmenter = polypseg.load(
-        [bundle.folder, other], runtime="torch", device="cpu", precision="fp32", tta="flip"
+        [bundle.folder, other], runtime="torch", device="cpu", precision="fp32", tta="hflip"
     )  # fmt: skip
     expected = segmenter.segment(read_frame(folder / "0.png")).mask
     np.testing.assert_array_equal(read_mask(tmp_path / "out" / "0.png"), expected)
@@ -289,7 +289,7 @@ def test_damaged_videos_are_predicted_as_far_as_they_go_and_told(
     assert len(whole) == 24 and json.loads((out / "whole.timeline.json").read_text())["problem"] is None
     for stem, line in lines.items():
         if not (out / f"{stem}.jsonl").exists():  # not even one frame, or no index
-            assert stem == "cut-10" and re.match("holds no frame|is no video|is an MP4 cut off", line)
+            assert stem == "cut-10" and re.match("contains no frame|is no video|is an MP4 cut off", line)
             continue
         found = records(stem)
         assert f"{stem}.{kind}: {len(found)} frames" in printed
@@ -360,7 +360,7 @@ def test_a_bad_image_is_told_and_the_others_are_done(
 def test_a_name_too_long_for_its_outputs_is_told_and_the_others_are_done(
     folder: Path, tmp_path: Path, bundle: ModelBundle, run: Run
 ) -> None:
-    """Of 250 bytes with its ending, which a folder can hold: the mask's name fits, the overlay's does not."""
+    """Of 250 bytes with its ending, which a folder can take: the mask's name fits, the overlay's does not."""
     fits, long = "m" * 236, "é" * 123
     shutil.copy(folder / "0.png", folder / f"{fits}.png")
     shutil.copy(folder / "0.png", folder / f"{long}.png")
@@ -577,7 +577,7 @@ def test_resuming_takes_only_what_the_same_model_made_of_the_same_file(
     ModelBundle.load(other).update(threshold=0.5)
     for change, says in (
         ({"model": [str(other)]}, "made with another model"),
-        ({"tta": "flip"}, "made with another tta"),
+        ({"tta": "hflip"}, "made with another tta"),
         ({"precision": "bf16"}, "made with another precision"),
     ):
         with pytest.raises(PolypsegError, match=says) as error:

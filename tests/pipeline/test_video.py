@@ -68,7 +68,7 @@ class StandIn:
             small = cv2.resize(frame, (48, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
             yield np.clip((small[..., 0] - small[..., 1]) / 200 + 0.2, 0, 1).astype(np.float32)
 
-    def answer(
+    def segmentation(
         self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
     ) -> Segmentation:
         return Segmentation.from_probability(cv2.resize(probability, (width, height)), self.threshold)  # type: ignore[arg-type]
@@ -131,9 +131,9 @@ def test_a_line_a_frame_an_overlay_and_a_timeline(clip: Path, tmp_path: Path) ->
     assert [round(record["time"] * 1000) for record in records] == TIMES
     with VideoReader(clip) as reader:
         for frame, record in zip(reader, records, strict=True):
-            answer = StandIn().answer(next(StandIn().probabilities([frame.pixels])), 72, 96)
+            prediction = StandIn().segmentation(next(StandIn().probabilities([frame.pixels])), 72, 96)
             confirmed = frame.time >= 0.15 and frame.index >= 2
-            expected = [{"id": 1 if confirmed else None, **polyp.to_dict()} for polyp in answer.polyps]
+            expected = [{"id": 1 if confirmed else None, **polyp.to_dict()} for polyp in prediction.polyps]
             assert record["polyps"] == expected and len(expected) == 1
             assert record["candidates"] == record["carried"] == []
             assert set(record["quality"]) == {"sharpness", "glare", "likeness", "poor"}
@@ -161,7 +161,7 @@ def test_without_the_overlay_the_rest_is_the_same(clip: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
-def test_the_records_are_a_segmenters_answers(clip: Path, exported: Any, tmp_path: Path, runtime: str) -> None:
+def test_the_records_are_a_segmenters_predictions(clip: Path, exported: Any, tmp_path: Path, runtime: str) -> None:
     segmenter = polypseg.load(exported.folder, runtime=runtime, device="cpu", precision="fp32")
     predict(clip, tmp_path / "out", segmenter)
     records = lines_of(tmp_path / "out" / "exam.jsonl")
@@ -329,10 +329,10 @@ def test_what_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_video_is_answered_up_to_the_cut_and_then_told(clip: Path, tmp_path: Path) -> None:
+def test_a_truncated_video_is_predicted_up_to_the_cut_and_then_reported(clip: Path, tmp_path: Path) -> None:
     cut = tmp_path / "exam.mp4"
     cut.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
-    for options in ({}, {"resume": True}):  # nothing is left to be done, and it is told again
+    for options in ({}, {"resume": True}):  # nothing is left to be done, and it is reported again
         with pytest.raises(PolypsegError, match=r"exam\.mp4: is cut off after \d+ frames") as caught:
             predict(cut, tmp_path / "out", **options)
         assert "\n" not in str(caught.value)
@@ -448,7 +448,7 @@ def test_resuming_draws_and_counts_only_what_is_new(
 def test_an_overlay_of_another_encoder_is_drawn_again(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A player that has begun with one set of parameters cannot go on with another."""
+    """A player that has begun with one set of parameters cannot continue with another."""
     with pytest.raises(RuntimeError):
         predict(clip, tmp_path, StandIn(fail_at=22))
     other = {"libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "level": "50", "refs": "4"}}
@@ -522,7 +522,7 @@ def test_a_missing_overlay_is_drawn_from_the_lines(clip: Path, tmp_path: Path) -
     check_overlay(tmp_path / "exam.mp4")
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"precision": "int8"}, {"tta": "flip"}])
+@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"precision": "int8"}, {"tta": "hflip"}])
 def test_a_run_with_other_settings_is_not_gone_on_with(clip: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError):
         predict(clip, tmp_path, StandIn(fail_at=10))

@@ -34,7 +34,7 @@ def test_seed_split_is_scikit_learns(real_data: Path) -> None:
     names = list(json.loads((real_data / "Kvasir-SEG" / "kavsir_bboxes.json").read_text()))
     train, rest = train_test_split(names, test_size=0.3, random_state=42)
     test, val = train_test_split(rest, test_size=0.5, random_state=42)
-    table = make_split("seed", read(real_data / "Kvasir-SEG"))
+    table = make_split("random", read(real_data / "Kvasir-SEG"))
     for split, expected in (("train", train), ("val", val), ("test", test)):
         assert set(table["frame_id"][table["split"] == split]) == set(expected)
     assert (len(train), len(val), len(test)) == (700, 150, 150)
@@ -49,7 +49,7 @@ def test_a_small_network_learns_from_real_polyps(
 
     catalog = read(real_data / "Kvasir-SEG")
     frames = Catalog(catalog.frames.iloc[:80].reset_index(drop=True))
-    table = make_split("seed", frames)
+    table = make_split("random", frames)
     write_split(table, tmp_path / "split.csv")
     recipe = small_recipe(
         split=str(tmp_path / "split.csv"),
@@ -64,5 +64,5 @@ def test_a_small_network_learns_from_real_polyps(
     held_out = frames.with_split(table).of_split("test")
     everything = np.mean([2 * held_out.mask(i).mean() / (1 + held_out.mask(i).mean()) for i in range(len(held_out))])
     assert scores["n"] == 12 and scores["dice"] > everything + 0.15
-    answer = polypseg.load(out).segment(read_frame(held_out.row(0).image_path))
-    assert answer.mask.shape == (held_out.row(0).height, held_out.row(0).width)
+    prediction = polypseg.load(out).segment(read_frame(held_out.row(0).image_path))
+    assert prediction.mask.shape == (held_out.row(0).height, held_out.row(0).width)

@@ -24,7 +24,7 @@ CLIPS = {"ldpolyp-clip": (53, 560, 480, 25), "polypgen-sequence-04": (48, 1380, 
 
 
 class Oracle:
-    """Answers each frame with filled ellipses in its annotated boxes, shrunk to ``share`` of their sides."""
+    """Predicts each frame with filled ellipses in its annotated boxes, shrunk to ``share`` of their sides."""
 
     threshold = 0.5
     operating_point = OperatingPoint(0.5, 0.6)
@@ -48,7 +48,7 @@ class Oracle:
                 cv2.ellipse(drawn, middle, axes, 0, 0, 360, (0.9,), -1)
             yield drawn
 
-    def answer(
+    def segmentation(
         self, probability: NDArray[np.float32], height: int, width: int, outside: NDArray[np.bool_] | None = None
     ) -> Segmentation:
         return Segmentation.from_probability(probability, self.threshold)

@@ -133,7 +133,7 @@ def test_many_at_once_get_each_its_own_answer(server: Any, segmenter: Any, frame
             return False
         return bool((decoded(answer.content) == expected[path]).all())
 
-    with ThreadPoolExecutor(16) as pool:  # fewer than the queue holds
+    with ThreadPoolExecutor(16) as pool:  # fewer than the queue contains
         assert all(pool.map(check, frames * 3))
 
 
@@ -374,7 +374,7 @@ def test_a_thousand_bad_requests_do_no_harm(server: Any, frames: list[Path]) -> 
     assert server.memory() - before < 60_000_000
     assert [line for line in server.log.read_text().splitlines() if "crash" in line] == []
     left = (server.log.parent / "state" / "temporary").iterdir()
-    assert [path for path in left if not path.name.startswith("pymp-")] == []  # which holds the decoders' socket
+    assert [path for path in left if not path.name.startswith("pymp-")] == []  # which contains the decoders' socket
 
 
 @pytest.mark.slow
@@ -443,7 +443,7 @@ def test_corrections_become_a_data_set(server: Any, phantom_folder: Path, frames
     cv2.imwrite(str(small), np.zeros((5, 5), np.uint8))
     refused(send(0, "exam-1", small), 422, "mask: is 5×5 but its frame 88×72")
     cv2.imwrite(str(small), np.eye(72, 88, dtype=np.uint8))
-    refused(send(0, "exam-1", small), 422, r"holds the values 0 and 1, no white \(255\); save polyps as 255$")
+    refused(send(0, "exam-1", small), 422, r"contains the values 0 and 1, no white \(255\); save polyps as 255$")
     assert set(server.web.get("/v1/corrections").json()["names"]) == {*already, "exam-1", "exam-1-2", "x"}
 
     catalog = read(server.log.parent / "state" / "corrections")

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.real
 
 STRICT = {  # what a mask that is not black and white is refused with
     "alpha": "has an alpha channel that is not opaque",
-    "classes-0-1": "holds the values 0 and 1, no white",
+    "classes-0-1": "contains the values 0 and 1, no white",
     "colour-red-green": "is in colour",
-    "sixteen-bit-0-1": "holds the 16-bit values 0 and 1, no white",
-    "sixteen-bit-0-255": "holds the 16-bit values 0 and 255, no white",
+    "sixteen-bit-0-1": "contains the 16-bit values 0 and 1, no white",
+    "sixteen-bit-0-255": "contains the 16-bit values 0 and 255, no white",
 }
 REFUSED = {"claims-50-million-frames": r"its header says 50,000,000 frames", "scan-bomb": r"5001 scans, 100 at most"}
 
@@ -89,7 +89,7 @@ def test_every_video_becomes_a_job_that_tells_of_damage(service: Any, cases: Pat
         assert send(service, "/v1/segment", file=path).status_code == 415
         answer = send(service, "/v1/jobs", file=path)
         if answer.status_code == 422:  # not one frame
-            assert "cut-10" in path.name and "holds no frame" in answer.json()["error"], answer.text
+            assert "cut-10" in path.name and "contains no frame" in answer.json()["error"], answer.text
             continue
         jobs[path.name] = answer.json()["id"]
     for name, identity in jobs.items():

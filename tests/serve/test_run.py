@@ -182,7 +182,7 @@ def test_what_was_accepted_is_answered_before_it_stops(
 def test_killed_in_the_midst_of_a_video_it_goes_on_after_a_restart(
     start: Callable[..., Any], segmenter: Any, make_clip: Callable[[Path, int], Path], tmp_path: Path
 ) -> None:
-    """kill -9; nothing half written is told of, and what comes out is what an undisturbed run gives."""
+    """kill -9; nothing half written is listed, and what comes out is what an undisturbed run gives."""
     clip = make_clip(tmp_path / "exam.mp4", FRAMES)
     state = tmp_path / "state"
     service = start(state)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 def runs(
     tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path, small_recipe: Callable[..., Any]
 ) -> list[Path]:
-    """Two runs, the second trained on from the first at another output_stride; not to be changed."""
+    """Two runs, the second fine-tuned from the first at another output_stride; not to be changed."""
     folder = tmp_path_factory.mktemp("runs")
     first = train(small_recipe(trainer={"epochs": 1}), [phantom_folder], folder / "first")
     model = {"weights": str(first), "output_stride": 2}
@@ -81,7 +81,7 @@ def test_the_average_is_a_bundle_chosen_on_validation(
     assert set(written["metrics"]) == {"val", "test"} and (out / "predictions.png").is_file()
     assert f"{runs[1]}, on validation: dice" in (out / "log.txt").read_text()
     assert main(words) == 1
-    assert "holds a run already" in capsys.readouterr().err
+    assert "contains a run already" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
 
 
@@ -112,7 +112,7 @@ def test_a_mean_of_a_mean_tells_all_its_training(
     ]
 
 
-def test_answers_of_networks_of_any_kind_are_averaged(
+def test_predictions_of_networks_of_any_kind_are_averaged(
     runs: list[Path], tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -122,8 +122,8 @@ def test_answers_of_networks_of_any_kind_are_averaged(
     out = tmp_path / "both"
     words = ["average", str(runs[0]), str(larger), "--data", str(phantom_folder), "--out", str(out)]
     assert main(words) == 1
-    assert "or their answers (--of answers)" in capsys.readouterr().err and not out.exists()
-    assert main([*words, "--of", "answers"]) == 0
+    assert "or make an ensemble (--of predictions)" in capsys.readouterr().err and not out.exists()
+    assert main([*words, "--of", "predictions"]) == 0
     made, members = ModelBundle.load(out), [ModelBundle.load(one) for one in (runs[0], larger)]
     assert [one.hash for one in made.members] == [one.hash for one in members]
     assert made.name == "both" and made.threshold in THRESHOLDS
@@ -139,13 +139,16 @@ def test_answers_of_networks_of_any_kind_are_averaged(
         "name": "both", "hash": made.hash, "ensemble_of": [one.lineage() for one in members]
     }  # fmt: skip
     card = render(made)
-    assert f"| answers | the mean of those of small ({members[0].hash[:12]}), larger ({members[1].hash[:12]}) |" in card
+    assert (
+        f"| ensemble | the mean of the predictions of small ({members[0].hash[:12]}), larger ({members[1].hash[:12]}) |"
+        in card
+    )
     assert [line.split(" --data")[0] for line in card.splitlines() if line.startswith("polypseg ")][-3:] == [
         "polypseg train --config small.yaml",
         "polypseg train --config larger.yaml",
         "polypseg average runs/small runs/larger",
     ]
-    assert '" --of answers --out runs/again' in card
+    assert '" --of predictions --out runs/again' in card
 
 
 def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
@@ -160,7 +163,7 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(
         small_recipe(split="grouped", model={"weights": str(runs[0])}, trainer={"epochs": 1}),
         [phantom_folder], tmp_path / "other",
     )  # fmt: skip
-    with pytest.raises(PolypsegError, match="other: was trained by another split than seed"):
+    with pytest.raises(PolypsegError, match="other: was trained by another split than random"):
         average([runs[0], other], [phantom_folder], out)
     larger = train(small_recipe(frames={"size": 96}, trainer={"epochs": 1}), [phantom_folder], tmp_path / "larger")
     with pytest.raises(PolypsegError, match="larger: its preprocessing has height 96, the first one's 64"):

@@ -77,7 +77,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, hashed: bool, legacy: b
     if hashed:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         path.with_name("last.ckpt.sha256").write_text(f"{digest}  last.ckpt\n")
-    refused(path, "not a zip file" if legacy else f"it holds {os.mkdir.__module__}.mkdir")
+    refused(path, "not a zip file" if legacy else f"it contains {os.mkdir.__module__}.mkdir")
     assert not (tmp_path / "ran").exists()
 
 
@@ -169,7 +169,7 @@ def test_killed_between_two_files_it_can_be_resumed(
 
 
 def test_a_checkpoints_names_remove_nothing(tmp_path: Path) -> None:
-    """Lightning removes the former best checkpoint by the path that a resumed one holds."""
+    """Lightning removes the former best checkpoint by the path that a resumed one contains."""
     (tmp_path / "work").mkdir()
     SafeCheckpointIO().remove_checkpoint(tmp_path / "checkpoints" / ".." / "work")
     assert (tmp_path / "work").is_dir()

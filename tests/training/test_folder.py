@@ -90,13 +90,13 @@ def test_a_run_without_an_epoch_stands_in_nobodys_way(tmp_path: Path) -> None:
     for resume in (False, True):
         check_folder(tmp_path, {"a": 2}, resume, overwrite=False)
     fill(tmp_path, {"notes.txt": "mine"})
-    with pytest.raises(PolypsegError, match="holds a run already"):
+    with pytest.raises(PolypsegError, match="contains a run already"):
         check_folder(tmp_path, {"a": 1}, resume=False, overwrite=False)
 
 
 def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path) -> None:
     fill(tmp_path, {"config.yaml": "of: another program", "notes.txt": "mine"})
-    with pytest.raises(PolypsegError, match="is not empty and holds no run"):
+    with pytest.raises(PolypsegError, match="is not empty and contains no run"):
         check_folder(tmp_path, {}, resume=False, overwrite=True)
     assert content(tmp_path)["notes.txt"] == "mine"
 
@@ -105,5 +105,5 @@ def test_what_a_run_is_made_of_cannot_be_replaced_by_it(run: Path, tmp_path: Pat
     (tmp_path / "link").symlink_to(run)
     for inner in (run, run / "bundle", run / "split.csv", tmp_path / "link" / "bundle"):
         with pytest.raises(PolypsegError, match="the run that would be replaced; choose another --out"):
-            refuse_inputs_within(run, [None, "seed", inner])
-    refuse_inputs_within(run, [tmp_path, None, "seed", run / "nothing"])
+            refuse_inputs_within(run, [None, "random", inner])
+    refuse_inputs_within(run, [tmp_path, None, "random", run / "nothing"])

@@ -102,12 +102,12 @@ def test_the_ensemble_is_chosen_out_of_fold(finished: Path, data: Path) -> None:
             "fill_holes": one.fill_holes,
             "dice": pytest.approx(found, abs=1e-3),
         }
-    answered = pd.read_csv(finished / "per_image.csv").query("split == 'out-of-fold'").set_index("frame_id")["dice"]
+    predicted = pd.read_csv(finished / "per_image.csv").query("split == 'out-of-fold'").set_index("frame_id")["dice"]
     by_hand = [
         dice(Segmentation.from_probability(one, ensemble.operating_point).mask, truth) if truth.any() else np.nan
         for one, truth in zip(probabilities, truths, strict=True)
     ]
-    assert answered[names].to_numpy() == pytest.approx(by_hand, abs=2e-3, nan_ok=True)  # the kept maps are of 16 bits
+    assert predicted[names].to_numpy() == pytest.approx(by_hand, abs=2e-3, nan_ok=True)  # the kept maps are of 16 bits
     metrics = json.loads((finished / "test.json").read_text())["metrics"]
     assert metrics["out_of_fold"]["n"] == len(names)
     assert metrics["out_of_fold"]["dice"] == pytest.approx(np.nanmean(by_hand), abs=1e-3)
@@ -122,9 +122,9 @@ def test_the_ensemble_is_the_mean_of_the_folds_and_is_tested(finished: Path, dat
     for index in shown:
         frame, truth = catalog.frame(index), catalog.mask(index)
         mean = np.mean([one.probability(frame) for one in folds], axis=0)
-        answer = ensemble.answer(mean, *frame.shape[:2])
-        np.testing.assert_array_equal(ensemble.segment(frame).mask, answer.mask)
-        scores.setdefault("ensemble", []).append(dice(answer.mask, truth))
+        prediction = ensemble.segmentation(mean, *frame.shape[:2])
+        np.testing.assert_array_equal(ensemble.segment(frame).mask, prediction.mask)
+        scores.setdefault("ensemble", []).append(dice(prediction.mask, truth))
         for number, one in enumerate(folds, 1):
             scores.setdefault(f"fold-{number}", []).append(dice(one.segment(frame).mask, truth))
     table = pd.read_csv(finished / "folds.csv").set_index("name")
@@ -181,7 +181,7 @@ def test_interrupted_in_a_fold_it_goes_on_there_and_ends_alike(
     assert not (out / "bundle").exists() and not (out / "fold-3").exists()
     first = (out / "fold-1" / "metrics.csv").stat().st_mtime_ns
     assert len(pd.read_csv(out / "fold-2" / "metrics.csv")) == 1
-    with pytest.raises(PolypsegError, match="holds a run already; use --resume"):
+    with pytest.raises(PolypsegError, match="contains a run already; use --resume"):
         train_folds(recipe, [data], FOLDS, out)
     train_folds(recipe, [data], FOLDS, out, resume=True)
     assert (out / "fold-1" / "metrics.csv").stat().st_mtime_ns == first
@@ -214,7 +214,7 @@ def test_without_test_frames_the_scores_are_those_out_of_fold(
     pooled = (table.loc[["fold-1", "fold-2"], "val_dice"] * table.loc[["fold-1", "fold-2"], "val_n"]).sum() / shown
     assert table.loc["out of fold", "val_dice"] == pytest.approx(pooled, abs=1e-5)
     assert main(["evaluate", str(out), "--data", str(phantom_folder), "--out", str(tmp_path / "x")]) == 1
-    assert "split 'test' holds no frames" in capsys.readouterr().err
+    assert "split 'test' contains no frames" in capsys.readouterr().err
 
 
 def test_what_cannot_be_folded_is_told(finished: Path, data: Path, recipe: Any, tmp_path: Path) -> None:

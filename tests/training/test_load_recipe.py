@@ -14,7 +14,7 @@ import yaml
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.training.ranges import RANGES
-from polypseg.training.recipe import Recipe, _types, load_recipe, with_values
+from polypseg.training.recipe import Recipe, field_types, load_recipe, with_values
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_every_number_has_its_range() -> None:
-    numbers = {name for name, kind in _types().items() if re.search(r"\b(int|float)\b", str(kind))}
+    numbers = {name for name, kind in field_types().items() if re.search(r"\b(int|float)\b", str(kind))}
     assert numbers == set(RANGES)
 
 

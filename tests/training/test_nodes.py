@@ -58,7 +58,7 @@ def options(out: Path, data: Path, *more: str) -> str:
     """What ``polypseg train`` is given, as ``recipe`` has it."""
     words = [
         "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
-        "--model.encoder", "mobilenet_v2", "--model.decoder_channels", "[32,16,16,8,8]",
+        "--model.encoder", "tu-test_efficientnet", "--model.decoder_channels", "[32,16,16,8,8]",
         "--model.encoder_weights", "none", "--frames.size", "64", "--frames.workers", "0", "--trainer.loggers", "[]",
         "--frames.batch_size", str(BATCH), "--optimizer.name", "adamw", "--optimizer.learning_rate", "1e-3",
         "--optimizer.schedule", "one_cycle", "--optimizer.ema_decay", "0.5", "--trainer.epochs", str(EPOCHS),
@@ -388,7 +388,7 @@ def test_a_command_that_torchrun_may_start_again_does_not_throw_its_epochs_away(
         monkeypatch.setenv(name, value)
     out = tmp_path / "run"
     interrupted(1, lambda: train(recipe, [frames], out))
-    with pytest.raises(PolypsegError, match="holds a run already; use --resume"):
+    with pytest.raises(PolypsegError, match="contains a run already; use --resume"):
         train(recipe, [frames], out)
     for again in (train, partial(train_folds, folds=2)):
         with pytest.raises(UsageError, match=r"--overwrite: torchrun starts the command again .*; give --resume"):
@@ -420,7 +420,7 @@ def test_fewer_batches_than_processes_are_told(frames: Path, small_recipe: Calla
 
     catalog = read_all([frames])
     module = FramesDataModule(
-        catalog.with_split(make_split("seed", catalog)), Preprocessing(64, 64, (0.5,) * 3, (0.5,) * 3),
+        catalog.with_split(make_split("random", catalog)), Preprocessing(64, 64, (0.5,) * 3, (0.5,) * 3),
         small_recipe(frames={"batch_size": 16}),
     )  # fmt: skip
     module.trainer = SimpleNamespace(global_rank=0, world_size=4)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What a network cannot do is told before the training, whatever its library raises."""
+"""What a network cannot do is reported before the training, whatever its library raises."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_it_is_told_in_one_line(
 
 
 def test_a_network_that_can_stays_as_it_is(small_recipe: Callable[..., Any]) -> None:
-    recipe = small_recipe(frames={"size": 64, "first_size": 32}, tta="small")
+    recipe = small_recipe(frames={"size": 64, "first_size": 32}, tta="multiscale")
     network = build(recipe.model.architecture)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     rehearse(network, recipe, {8, 3})
@@ -66,7 +66,7 @@ def test_an_operation_that_meta_does_not_know_is_no_fault(small_recipe: Callable
 def test_a_view_of_another_size_is_tried_too(small_recipe: Callable[..., Any]) -> None:
     rehearse(_Picky(96), small_recipe(frames={"size": 96}), {2})
     with pytest.raises(PolypsegError, match=r"cannot compute frames of 64×64 \(too small\)"):
-        rehearse(_Picky(96), small_recipe(frames={"size": 96}, tta="small"), {2})
+        rehearse(_Picky(96), small_recipe(frames={"size": 96}, tta="multiscale"), {2})
 
 
 @pytest.mark.parametrize(

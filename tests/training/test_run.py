@@ -203,7 +203,7 @@ def start_training(
     """The command line's training in a process of its own, with a small network."""
     arguments = [
         "train", "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
-        "--model.encoder", "mobilenet_v2", "--model.decoder_channels", "[32,16,16,8,8]",
+        "--model.encoder", "tu-test_efficientnet", "--model.decoder_channels", "[32,16,16,8,8]",
         "--model.encoder_weights", "none", "--frames.size", "64", "--frames.batch_size", "8", "--frames.workers", "0",
         "--trainer.loggers", "[]", "--trainer.threads", "1", "--trainer.precision", "32-true", *options,
     ]  # fmt: skip
@@ -386,12 +386,12 @@ def _no_space(descriptor: int) -> None:
 def test_an_earlier_run_is_not_overwritten(
     finished: Path, phantom_folder: Path, small_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(PolypsegError, match="holds a run already"):
+    with pytest.raises(PolypsegError, match="contains a run already"):
         train(small_recipe(), [phantom_folder], finished)
     with pytest.raises(PolypsegError, match=r"differs in frames\.size: 64 then, 96 now"):
         train(small_recipe(threshold=None, frames={"size": 96}), [phantom_folder], finished, resume=True)
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(PolypsegError, match="is not empty and holds no run"):
+    with pytest.raises(PolypsegError, match="is not empty and contains no run"):
         train(small_recipe(), [phantom_folder], tmp_path, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
@@ -412,7 +412,7 @@ def test_a_checkpoint_that_is_not_ours_is_told(
     file.with_name("last.ckpt.sha256").unlink()
     ours = torch.load(io.BytesIO(whole), weights_only=True)
     for changed, says in (
-        ({"x": _Code(str(tmp_path / "ran"))}, r"last\.ckpt: cannot be read as tensors and plain types \(it holds"),
+        ({"x": _Code(str(tmp_path / "ran"))}, r"last\.ckpt: cannot be read as tensors and plain types \(it contains"),
         ({"state_dict": {"network.x": torch.zeros(1)}}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
         ({"optimizer_states": [{"state": 3}]}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
         ({"loops": []}, r"last\.ckpt: cannot be resumed from \(.*; use --overwrite"),
@@ -535,7 +535,7 @@ def test_several_data_sets_and_a_split_file(
         Image.fromarray(frame).save(other / "images" / f"é {index}.png")
         Image.fromarray(mask).save(other / "masks" / f"é {index}.png")
     both = [phantom_folder, other]
-    write_split(make_split("seed", read_all(both)), tmp_path / "split.csv")
+    write_split(make_split("random", read_all(both)), tmp_path / "split.csv")
     out = train(small_recipe(split=str(tmp_path / "split.csv"), trainer={"epochs": 1}), both, tmp_path / "run")
     per_image = pd.read_csv(out / "per_image.csv")
     assert set(per_image["dataset"]) == {"phantom", "other"}
@@ -580,7 +580,7 @@ def test_what_may_differ_when_a_run_is_resumed(small_recipe: Callable[..., Any])
     before = small_recipe().to_dict()
     assert first_difference(before, small_recipe(frames={"workers": 3, "cache": "disk"}).to_dict()) is None
     assert first_difference(before, small_recipe(trainer={"epochs": 9}).to_dict()) == "trainer.epochs: 2 then, 9 now"
-    del before["loss"]["boundary"], before["teacher"]  # as a version wrote it that had no such fields
+    del before["loss"]["boundary"], before["distillation"]  # as a version wrote it that had no such fields
     assert first_difference(before, small_recipe().to_dict()) is None
     later = with_values(small_recipe(), {"loss.boundary": 5.0}).to_dict()
     assert first_difference(before, later) == "loss.boundary: 0.0 then, 5.0 now"

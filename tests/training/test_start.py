@@ -31,7 +31,7 @@ def start(tmp_path: Path, small_recipe: Callable[..., Any]) -> ModelBundle:
     return ModelBundle.save(
         tmp_path / "start", build(architecture).state_dict(), name="start", architecture=architecture,
         preprocessing=Preprocessing(96, 96, (0.4, 0.3, 0.2), (0.3, 0.2, 0.1)), threshold=0.5,
-        data={"datasets": ["elsewhere"]}, split={"name": "seed", "hash": "0"},
+        data={"datasets": ["elsewhere"]}, split={"name": "random", "hash": "0"},
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Learning another model's answers: what the teacher is shown, what counts in the loss, what the bundle tells."""
+"""Learning another model's predictions: what the teacher is shown, what counts in the loss, what the bundle records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polypseg.errors import PolypsegError, UsageError
 from polypseg.export.card import render
 from polypseg.models.losses import LossConfig, distillation_loss
 from polypseg.training.average import average
-from polypseg.training.recipe import TeacherConfig
+from polypseg.training.recipe import DistillationConfig
 from polypseg.training.run import train
 from polypseg.training.teacher import Teacher, by_networks
 
@@ -36,44 +36,44 @@ SHORT = {"epochs": 1, "keep": "last"}
 def test_the_loss_is_least_where_both_answer_alike(config: LossConfig, per_image: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     config = replace(config, dice_per_image=per_image)
-    answers = torch.rand(2, 1, 8, 8, generator=generator) * 0.9 + 0.05
-    logits = answers.logit().requires_grad_()
-    least = distillation_loss(logits, answers, config)
+    predictions = torch.rand(2, 1, 8, 8, generator=generator) * 0.9 + 0.05
+    logits = predictions.logit().requires_grad_()
+    least = distillation_loss(logits, predictions, config)
     least.backward()
     assert logits.grad is not None and logits.grad.abs().max() < 1e-6
     for shift in (-0.5, 0.5):
-        assert distillation_loss(logits.detach() + shift, answers, config) > least
+        assert distillation_loss(logits.detach() + shift, predictions, config) > least
     if not config.bce:
         assert least.item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_answers_of_another_size_are_resized() -> None:
-    answers = torch.zeros(1, 1, 16, 16)
-    answers[..., :8] = 1.0
+def test_predictions_of_another_size_are_resized() -> None:
+    predictions = torch.zeros(1, 1, 16, 16)
+    predictions[..., :8] = 1.0
     halves = torch.full((1, 1, 8, 8), -3.0)
     halves[..., :4] = 3.0
-    fitting = distillation_loss(halves, answers, LossConfig())
-    assert fitting < 0.3 < 1.0 < distillation_loss(-halves, answers, LossConfig())
+    fitting = distillation_loss(halves, predictions, LossConfig())
+    assert fitting < 0.3 < 1.0 < distillation_loss(-halves, predictions, LossConfig())
 
 
 @pytest.mark.parametrize("runtime_size", [(64, 64), (96, 128)])
-def test_the_teacher_answers_the_very_frames(exported: ModelBundle, runtime_size: tuple[int, int]) -> None:
+def test_the_teacher_predicts_the_very_frames(exported: ModelBundle, runtime_size: tuple[int, int]) -> None:
     ours = Preprocessing(*runtime_size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.5))
     frames = [phantom.draw(seed, 80, 100)[0] for seed in range(3)]
     pipeline = evaluation_pipeline(ours)
     images = [pipeline(image=frame)["image"].transpose(2, 0, 1) for frame in frames]
-    teacher = Teacher(exported, ours, "flip")
+    teacher = Teacher(exported, ours, "hflip")
     found = teacher(torch.from_numpy(np.stack(images)))
     assert teacher.bundle.hash == exported.hash
-    segmenter = polypseg.load(exported.folder, device="cpu", tta="flip")
+    segmenter = polypseg.load(exported.folder, device="cpu", tta="hflip")
     size = segmenter.preprocessing.height, segmenter.preprocessing.width
     assert found.shape == (3, 1, *size) and found.dtype == torch.float32
-    for frame, answer in zip(frames, found, strict=True):
-        np.testing.assert_allclose(answer[0], segmenter.probability(ours.resize_frame(frame)), atol=1e-5)
+    for frame, prediction in zip(frames, found, strict=True):
+        np.testing.assert_allclose(prediction[0], segmenter.probability(ours.resize_frame(frame)), atol=1e-5)
 
 
-@pytest.mark.parametrize("tta", ["none", "flips", "small"])
-def test_a_gpu_is_given_the_same_answers(exported: ModelBundle, tmp_path: Path, tta: str) -> None:
+@pytest.mark.parametrize("tta", ["none", "flips", "multiscale"])
+def test_a_gpu_is_given_the_same_predictions(exported: ModelBundle, tmp_path: Path, tta: str) -> None:
     # What is computed where the frames lie, here on the CPU, against the Segmenter's way over 8-bit frames.
     size = exported.preprocessing.height, exported.preprocessing.width
     larger = replace(exported.preprocessing, height=size[0] + 32, width=size[1] + 64)
@@ -107,8 +107,8 @@ def test_what_is_learnt_from_a_teacher_alone_does_not_depend_on_the_masks(
     assert masks
 
     def taught(data: Path, weight: float, name: str, teacher: Path | None = first) -> ModelBundle:
-        config = {"bundle": None if teacher is None else str(teacher), "weight": weight}
-        recipe = small_recipe(name="pupil", teacher=TeacherConfig(**config), trainer=SHORT)
+        config = {"teacher": None if teacher is None else str(teacher), "weight": weight}
+        recipe = small_recipe(name="student", distillation=DistillationConfig(**config), trainer=SHORT)
         return ModelBundle.load(train(recipe, [data], tmp_path / name))
 
     with caplog.at_level(logging.WARNING, "polypseg"):
@@ -123,14 +123,16 @@ def test_what_is_learnt_from_a_teacher_alone_does_not_depend_on_the_masks(
     assert alone.metadata["taught_by"] == alone.lineage()["taught_by"] == teacher.lineage()
     assert "taught_by" not in untaught.metadata
     card = render(alone)
-    assert f"the answers of small ({teacher.hash[:12]}) to the training frames, in place of their masks" in card
+    assert f"the predictions of small ({teacher.hash[:12]}) on the training frames, in place of their masks" in card
     assert [line.split(" --data")[0] for line in card.splitlines() if line.startswith("polypseg train")][-2:] == [
         "polypseg train --config small.yaml",
         "polypseg train --config again.yaml",
     ]
     runs = [tmp_path / name for name in ("untaught", "alone", "ignored")]
     mean = average(runs, [phantom_folder], tmp_path / "mean")
-    assert render(ModelBundle.load(mean)).count("| learnt from | the answers of small") == 1  # one teacher, one row
+    assert (
+        render(ModelBundle.load(mean)).count("| distilled from | the predictions of small") == 1
+    )  # one teacher, one row
     compacted = teacher.compact(tmp_path / "compact", name="shipped")
     assert compacted.hash != teacher.hash and compacted.lineage()["hash"] == teacher.hash
 
@@ -141,9 +143,9 @@ def _equal(one: ModelBundle, other: ModelBundle) -> bool:
 
 
 def test_a_teacher_that_cannot_be_asked(tmp_path: Path, phantom_folder: Path, small_recipe: Callable[..., Any]) -> None:
-    recipe = small_recipe(teacher=TeacherConfig(str(tmp_path / "nobody")))
+    recipe = small_recipe(distillation=DistillationConfig(str(tmp_path / "nobody")))
     with pytest.raises(PolypsegError, match="nobody: is no model bundle"):
         train(recipe, [phantom_folder], tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UsageError, match=r"teacher\.weight 1\.5: must be a number from 0 to 1"):
-        small_recipe(teacher=TeacherConfig("polypseg-realtime", weight=1.5))
+    with pytest.raises(UsageError, match=r"distillation\.weight 1\.5: must be a number from 0 to 1"):
+        small_recipe(distillation=DistillationConfig("polypseg-realtime", weight=1.5))

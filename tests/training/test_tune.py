@@ -78,7 +78,7 @@ def test_the_best_trial_is_a_recipe_and_no_test_frame_was_opened(
 ) -> None:
     data = Path(shutil.copytree(phantom_folder, tmp_path / "phantom"))
     catalog = read_all([data])
-    catalog = catalog.with_split(make_split("seed", catalog))
+    catalog = catalog.with_split(make_split("random", catalog))
     for row in catalog.of_split("test"):
         for file in (Path(row.image_path), Path(row.mask_path)):
             file.write_bytes(file.read_bytes()[:-200])  # whole enough to be listed, not to be decoded
@@ -335,8 +335,8 @@ def test_a_database_that_cannot_be_used_is_one_line(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "holds no fields"),
-        ("[1, 2]", "holds no fields"),
+        ("", "contains no fields"),
+        ("[1, 2]", "contains no fields"),
         ("a: {choices: [1]}", "a: cannot be searched (a: is no field of a recipe"),
         ("optimizer: {choices: [1]}", "is no field of a recipe"),
         ("optimizer.rate: {low: 1, high: 2}", "is no field of a recipe"),
@@ -350,7 +350,7 @@ def test_a_database_that_cannot_be_used_is_one_line(
         ("loss.bce: {choices: []}", "A below B"),
         ("loss.bce: {choices: [[1]]}", "A below B"),
         ("loss.bce: 3", "A below B"),
-        ("split: {choices: [seed, grouped]}", "could not be compared"),
+        ("split: {choices: [random, grouped]}", "could not be compared"),
     ],
 )
 def test_a_space_that_cannot_be_searched(text: str, says: str, recipe: Recipe, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pictures hold what they should: looked at by their pixels."""
+"""The pictures show what they should, by their pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speed: what each runtime and precision takes for a bundle's network and for whole answers, side by side.
+"""Speed: what each runtime and precision takes for a bundle's network and for whole predictions, side by side.
 
 Every way of running is a process of its own, so that load time and peak memory are its own and no runtime's threads
 disturb another's. The processes take turns, round after round, so that a drift of the machine hits all of them alike;
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -84,14 +85,15 @@ def ways(bundle: ModelBundle, runtimes: Sequence[str] = USUAL) -> list[Way]:
     """The ways in which this machine can run a bundle, the naive one first.
 
     A runtime that the bundle has no export for is among them too, with what its fp32 export would be; a Segmenter says
-    how to make it.
+    how to make it. PyTorch is left out where it is not installed, unless nothing else is asked for.
 
     Args:
         bundle: an opened bundle.
         runtimes: some of ``RUNTIMES``.
     """
     found = []
-    if {"torch", "compile"} & set(runtimes):
+    by_torch = {"torch", "compile"} & set(runtimes)
+    if by_torch and (find_spec("torch") is not None or by_torch == set(runtimes)):
         from polypseg.models.device import choose_device, gains_from_bf16
 
         for device in dict.fromkeys(("cpu", choose_device("auto").type)):
@@ -110,11 +112,11 @@ def ways(bundle: ModelBundle, runtimes: Sequence[str] = USUAL) -> list[Way]:
 
 
 class Worker:
-    """A process that measures one way of running, and answers each request, a line of JSON, with another.
+    """A process that measures one way of running, and replies to each request, a line of JSON, with another.
 
     Args:
         command: what starts it; ``START`` for ours. It reads its job, then requests, from standard input.
-        job: the first line: what it is to load. Its answer holds ``load_s``.
+        job: the first line: what it is to load. Its reply contains ``load_s``.
 
     Raises:
         PolypsegError: it could not load; the message says why, in one line.
@@ -134,10 +136,10 @@ class Worker:
             raise
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Its answer to a request.
+        """Its reply to a request.
 
         Raises:
-            PolypsegError: it answered that it cannot, or died.
+            PolypsegError: it replied that it cannot, or died.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -148,10 +150,10 @@ class Worker:
             line = ""
         if not line.endswith("\n"):
             raise PolypsegError(self._epitaph())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise PolypsegError(answer["error"])
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise PolypsegError(reply["error"])
+        return reply
 
     def _epitaph(self) -> str:
         status = self._process.wait()
@@ -175,7 +177,7 @@ class Worker:
         self.close()
 
 
-# -P: the folder that the user works in holds no modules of ours. The clock starts before anything is imported.
+# -P: the folder that the user works in contains no modules of ours. The clock starts before anything is imported.
 START = (
     sys.executable, "-P", "-c",
     "import time; started = time.perf_counter(); from polypseg.benchmark.speed import work; work(started)",
@@ -185,32 +187,32 @@ START = (
 def work(started: float) -> None:
     """The process of a ``Worker``: loads a Segmenter, then times or scores it, until standard input ends.
 
-    Requests are ``{"repeats": n}``, answered as by ``timed``, and ``{"data": …, "split": …, "split_file": …}``,
-    answered with ``{"dice": …}``.
+    Requests are ``{"repeats": n}``, replied to as by ``timed``, and ``{"data": …, "split": …, "split_file": …}``,
+    replied to with ``{"dice": …}``.
 
     Args:
         started: ``time.perf_counter()`` when the process began.
     """
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no reply
     segmenter: Segmenter | None = None
     frames = np.empty(0, np.uint8)
     for line in sys.stdin:
         request = json.loads(line)
-        answer: dict[str, Any]
+        reply: dict[str, Any]
         try:
             if segmenter is None:
                 segmenter = _load(request)
-                answer = {"load_s": time.perf_counter() - started, "threads": segmenter.runtime.threads}
+                reply = {"load_s": time.perf_counter() - started, "threads": segmenter.runtime.threads}
                 frames = np.load(request["frames"])
             elif "repeats" in request:
-                answer = timed(segmenter, list(frames), request["repeats"])
+                reply = timed(segmenter, list(frames), request["repeats"])
             else:
-                answer = {"dice": _dice(segmenter, _selected(segmenter.bundle, **request)[0])}
+                reply = {"dice": _dice(segmenter, _selected(segmenter.bundle, **request)[0])}
         except Exception as error:  # any: a way that fails is a row that says so
             told = " ".join(str(error).split())[:400]
-            answer = {"error": told if isinstance(error, PolypsegError) else f"{type(error).__name__}: {told}"}
-        print(json.dumps(answer), file=answers, flush=True)
+            reply = {"error": told if isinstance(error, PolypsegError) else f"{type(error).__name__}: {told}"}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def _load(job: Mapping[str, Any]) -> Segmenter:
@@ -233,7 +235,7 @@ def timed(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], repeats: in
         Seconds of each call: ``network`` (from one resized frame to logits), ``before`` (the resize), ``after`` (from
         the probability map to the mask and its polyps) and ``end_to_end`` (from a frame to its polyps);
         ``network_stream`` and ``stream``, seconds a frame of the network and of all with ``IN_FLIGHT`` frames at once;
-        ``polyps``, their mean number; ``memory_mb``, the process's peak so far, None where the system does not tell.
+        ``polyps``, their mean number; ``memory_mb``, the process's peak so far, None where the system does not say.
     """
     height, width = frames[0].shape[:2]
     resized = [segmenter.preprocessing.resize_frame(frame) for frame in frames]
@@ -247,14 +249,14 @@ def timed(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], repeats: in
             spent.append(time.perf_counter() - start)
         return spent[WARM_UP:]
 
-    def streamed(count: int, some: Sequence[NDArray[np.uint8]], answers: Callable[..., Iterable[Any]]) -> float:
+    def streamed(count: int, some: Sequence[NDArray[np.uint8]], results: Callable[..., Iterable[Any]]) -> float:
         start = time.perf_counter()
-        for _ in answers((some[index % len(some)] for index in range(count)), IN_FLIGHT):
+        for _ in results((some[index % len(some)] for index in range(count)), IN_FLIGHT):
             pass
         return (time.perf_counter() - start) / count
 
     def found(*of: Any) -> Iterator[Any]:
-        return (answer.polyps for answer in segmenter.stream(*of))
+        return (one.polyps for one in segmenter.stream(*of))
 
     streamed(IN_FLIGHT, frames, found)  # warm-up
     count = max(repeats, 2 * IN_FLIGHT)
@@ -264,18 +266,18 @@ def timed(segmenter: Segmenter, frames: Sequence[NDArray[np.uint8]], repeats: in
     return {
         "network": seconds(lambda index: segmenter.logits(resized[index][None])),
         "before": seconds(lambda index: segmenter.preprocessing.resize_frame(frames[index])),
-        "after": seconds(lambda index: segmenter.answer(maps[index], height, width).polyps),
+        "after": seconds(lambda index: segmenter.segmentation(maps[index], height, width).polyps),
         "end_to_end": seconds(lambda index: segmenter.segment(frames[index]).polyps),
         "network_stream": streamed(count, resized, segmenter.probabilities),
         "stream": streamed(count, frames, found),
-        "polyps": float(np.mean([len(segmenter.answer(one, height, width).polyps) for one in maps])),
+        "polyps": float(np.mean([len(segmenter.segmentation(one, height, width).polyps) for one in maps])),
         "memory_mb": _peak_memory(),
     }
 
 
 def _peak_memory() -> float | None:
     """The largest resident memory of this process so far, MB."""
-    try:  # getrusage would tell the parent's on Linux, where a new process inherits it
+    try:  # getrusage would give the parent's on Linux, where a new process inherits it
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         peak = re.search(r"VmHWM:\s+(\d+) kB", status)
         return None if peak is None else int(peak[1]) * 1024 / 1e6
@@ -301,8 +303,8 @@ def _dice(segmenter: Segmenter, catalog: Catalog) -> float | None:
     from polypseg.metrics.lesions import shows_polyp
     from polypseg.metrics.overlap import dice
 
-    answers = segmenter.stream(catalog.frame(index) for index in range(len(catalog)))
-    pairs = ((answer.mask, catalog.mask(index)) for index, answer in enumerate(answers))
+    predicted = segmenter.stream(catalog.frame(index) for index in range(len(catalog)))
+    pairs = ((one.mask, catalog.mask(index)) for index, one in enumerate(predicted))
     scores = [dice(mask, truth) for mask, truth in pairs if shows_polyp(truth)]
     return float(np.mean(scores)) if scores else None
 
@@ -316,8 +318,8 @@ class Contender:
         job: see ``Worker``.
         labels: the first columns of its row.
         score: the request for its mean Dice, as ``work`` takes it, made once the timing is done; None for none.
-        loaded: the answer to the job.
-        turns: the answers of its turns, as ``timed``.
+        loaded: the reply to the job.
+        turns: the replies of its turns, as ``timed``.
         dice: mean Dice, once scored.
         reason: why numbers are missing; empty where all are there.
     """
@@ -386,7 +388,7 @@ def take_turns(
     """Start every contender, let them take turns, and fill in what they measured.
 
     Args:
-        contenders: what is compared; one that fails says so in its ``reason``, and the others go on.
+        contenders: what is compared; one that fails says so in its ``reason``, and the others continue.
         repeats: timed calls of each kind in each turn.
         rounds: turns of each.
         progress: show a progress bar.
@@ -470,7 +472,7 @@ def benchmark(
 
     Args:
         bundle: a bundle's or a run's folder; the shipped model by default.
-        data: folders of data sets, to time on their frames and tell the mean Dice; phantom frames without any.
+        data: folders of data sets, to time on their frames and report the mean Dice; phantom frames without any.
         split: ``train``, ``val``, ``test`` or ``all``.
         split_file: a CSV; by default the split that the bundle was trained with.
         out: folder for the two files.
@@ -573,7 +575,7 @@ def provenance(width: int, height: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as /proc/cpuinfo or the platform tells it."""
+    """The processor's name, as /proc/cpuinfo or the platform gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -6,18 +6,20 @@ from typing import Literal
 
 from polypseg.cli.checks import check_data, check_models, check_split
 from polypseg.cli.verb import Positional, Verb
+from polypseg.extras import naming_extras
 
 
+@naming_extras("torch")
 def average(
     models: list[str],
     data: list[str],
     out: str,
     split_file: str | None = None,
-    of: Literal["weights", "answers"] = "weights",
+    of: Literal["weights", "predictions"] = "weights",
     overwrite: bool = False,
     masks: str = "binary",
 ) -> None:
-    """Average networks' weights or their answers, choose anew on validation, and test once.
+    """Average networks' weights, or make an ensemble; choose the operating point anew on validation, and test once.
 
     Prints the folder.
 
@@ -26,7 +28,8 @@ def average(
         data: folders of data sets that they were trained on.
         out: folder for the new bundle and its scores; names the model too.
         split_file: a CSV of `polypseg data split`; else the split that the first one was trained with.
-        of: weights, of networks that trained on from one another, to one network; or answers, of any, to an ensemble.
+        of: weights, of networks that were fine-tuned from one another, to one network; or predictions, of any, to an
+            ensemble.
         overwrite: replace an earlier result in --out, once the new one is whole.
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """

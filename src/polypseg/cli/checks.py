@@ -1,6 +1,7 @@
-"""Files and folders that are not there are told before anything slow is imported: one line, in the words of the reader.
+"""Files and folders that are not there are reported before anything slow is imported: one line, in the words of the
+reader.
 
-Each check only looks whether something is there; where it is not, the module that would read it is asked, which says
+Each check only asks whether something is there; where it is not, the module that would read it is asked, which says
 why.
 """
 
@@ -25,7 +26,7 @@ def check_data(sources: Iterable[str]) -> None:
 
 
 def check_models(names: Iterable[str | None]) -> None:
-    """Raise ``PolypsegError`` where a folder or a shipped name holds no model; None and ``hf://`` are not looked at."""
+    """Raise ``PolypsegError`` where a folder or a shipped name contains no model; None and ``hf://`` are left alone."""
     for name in names:
         if name is not None and not name.startswith("hf://") and not holds_model(name):
             from polypseg import zoo

@@ -23,7 +23,7 @@ def data_download(name: str, out: str = "data", url: str | None = None, count: i
 
     Args:
         name: kvasir-seg or phantom; `polypseg data list` shows all.
-        out: folder that will hold the data set's folder.
+        out: folder to put the data set's folder into.
         url: a mirror to download from; the checksum stays the same.
         count: phantom only, frames to draw.
         seed: phantom only, decides every frame.
@@ -78,7 +78,7 @@ def data_check(
 
 def data_split(
     data: list[str],
-    name: Literal["seed", "grouped", "pranet", "medico", "kfold"],
+    name: Literal["random", "grouped", "pranet", "medico", "kfold"],
     out: str = "split.csv",
     seed: int = 42,
     folds: int = 5,
@@ -93,7 +93,7 @@ def data_split(
 
     Args:
         data: folders of data sets, with images/ and masks/.
-        name: seed (70/15/15, random), grouped (near duplicates and sequences never parted), pranet, medico, kfold.
+        name: random (70/15/15), grouped (near duplicates and sequences stay together), pranet, medico, kfold.
         out: the CSV, with columns dataset, frame_id and split.
         seed: decides every random choice.
         folds: kfold only, number of folds.

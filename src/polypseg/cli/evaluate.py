@@ -42,7 +42,7 @@ def evaluate(
         predictions: folder of masks or probability maps, one a frame, named by its stem.
         threshold: predictions only, probability at and above which a pixel is polyp, 0..1; null is 0.5.
         allow_train_frames: also score frames that the bundle was trained or chosen on; the report says so first.
-        corruptions: also score spoilt frames (blur, darkness, highlights, ...); 40 times the work.
+        corruptions: also score corrupted frames (blur, darkness, highlights, ...); 40 times the work.
         runtime: what computes the network; auto takes the fastest that is there.
         device: auto, cpu, cuda or mps.
         precision: of the computation; auto takes the fastest that is there.

@@ -6,8 +6,10 @@ from typing import Literal
 
 from polypseg.cli.checks import check_data, check_models, check_split
 from polypseg.cli.verb import Positional, Verb
+from polypseg.extras import naming_extras
 
 
+@naming_extras("export")
 def export(
     bundle: str,
     format: Literal["openvino", "onnx"] = "openvino",

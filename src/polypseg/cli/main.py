@@ -1,6 +1,6 @@
 """``polypseg``: finds the verb, runs it, and turns what went wrong into a line and an exit status.
 
-What a verb needs is imported inside it, so that ``polypseg --help`` answers at once.
+What a verb needs is imported inside it, so that ``polypseg --help`` prints at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.extras import naming_extras
 from polypseg.version import __version__
 
 INTERRUPTED = 130  # the status of a program that Ctrl-C ended, as shells have it
@@ -71,7 +72,8 @@ def run(words: Sequence[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(help.of_verb(verb))
         return 0
-    return verb.run(**parser.parse(verb, rest)) or 0
+    with naming_extras():
+        return verb.run(**parser.parse(verb, rest)) or 0
 
 
 def _check_utf8(word: str) -> None:

@@ -15,11 +15,12 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polypseg import renamed
 from polypseg.cli.checks import holds_model
 from polypseg.cli.verb import REQUIRED, SECTIONS, Option, Verb, recipe_options
 from polypseg.errors import UsageError
 from polypseg.files import check_yaml
-from polypseg.training.recipe import Recipe, recipe_file
+from polypseg.training.recipe import Recipe, recipe_file, spelt_now
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -134,7 +135,10 @@ def _read(verb: Verb, words: Sequence[str]) -> list[str]:
             value = coming.pop()
         if name == "--config":
             configs.append(f"--config={_config(verb, value)}")
-        elif option is None or not option.repeats or (option.choices and value.startswith(("[", "null"))):
+            continue
+        name, value = _spelt_now(verb, name, value)
+        option = options.get(name)
+        if option is None or not option.repeats or (option.choices and value.startswith(("[", "null"))):
             single.append(f"{name}={value}")
         else:
             values = lists.setdefault(name, [])
@@ -166,6 +170,8 @@ def _option_name(given: str, options: dict[str, Option], verb: Verb) -> str:
     if verb.takes_recipe:
         if name.removeprefix("--") in SECTIONS:
             return name
+        if f"--{renamed.field(name[2:], quiet=True)}" in options:
+            return f"--{renamed.field(name[2:])}"
         last = [one.name for one in recipe_options() if f"--{one.name.rpartition('.')[2]}" == name]
         if len(last) == 1:
             return f"--{last[0]}"
@@ -174,10 +180,22 @@ def _option_name(given: str, options: dict[str, Option], verb: Verb) -> str:
     raise UsageError(f"{given}: is no option{_nearest(name, options)}")
 
 
+def _spelt_now(verb: Verb, name: str, value: str) -> tuple[str, str]:
+    """An option and its value in place of old spellings of them."""
+    if verb.takes_recipe and name == "--distillation.teacher" and value.lower().endswith((".yaml", ".yml")):
+        return "--distillation", _current(Path(value), "teacher")  # the file of the section, as a model is none
+    if name.removeprefix("--") in SECTIONS:
+        return name, _current(Path(value))
+    kind = "split" if (verb.name, name) == ("data split", "--name") else name.removeprefix("--")
+    choices = next((one.choices for one in verb.options if f"--{one.name}" == name), ())
+    now = renamed.value(kind, value, quiet=True)
+    return name, renamed.value(kind, value) if not choices or now in choices else value
+
+
 def _settle(verb: Verb, lists: dict[str, list[str]], further: list[tuple[str, str]], plain: list[str]) -> None:
     """Take words that may be none of an option's values for what is otherwise missing; refuse what is not certain.
 
-    ``--save json mask`` may mean a folder called mask, ``--data A runs/seed`` a model.
+    ``--save json mask`` may mean a folder called mask, ``--data A runs/baseline`` a model.
 
     Args:
         verb: whose words they are.
@@ -209,19 +227,30 @@ def _settle(verb: Verb, lists: dict[str, list[str]], further: list[tuple[str, st
         lists[option].remove(word)
 
 
-def _config(verb: Verb, given: str) -> Path:
-    """The file that ``--config`` means: of that path, or, where a verb takes a recipe, one that ships, by its name."""
-    if not verb.takes_recipe and not Path(given).is_file():
-        raise UsageError(f"--config {given}: is no file; it names a YAML file with options")
+def _config(verb: Verb, given: str) -> str:
+    """The file that ``--config`` means: of that path, or, where a verb takes a recipe, one that ships, by its name.
+
+    Of a file with old spellings what it contains, in place of its path.
+    """
     file = recipe_file(given) if verb.takes_recipe else Path(given)
+    if not file.is_file():
+        raise UsageError(f"--config {given}: is no file; it names a YAML file with options")
+    return _current(file, names_split=verb.name == "data split")
+
+
+def _current(file: Path, section: str = "", names_split: bool = False) -> str:
+    """The path of a YAML file or, where that has old spellings, what it contains, as it is spelt now."""
     try:
-        check_yaml(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        check_yaml(text)
+    except OSError:
+        return str(file)  # for jsonargparse to refuse
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: cannot be read (it is no UTF-8 text)") from error
     except UsageError as error:
-        raise UsageError(f"--config {given}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise UsageError(f"--config {given}: cannot be read ({reason})") from error
-    return file
+        raise UsageError(f"{file}: {error}") from error
+    now = spelt_now(text, section, names_split)
+    return str(file) if now == text else now
 
 
 def _plain(message: str, verb: Verb) -> str:
@@ -235,10 +264,10 @@ def _plain(message: str, verb: Verb) -> str:
         also = "DATA or --data" if verb.takes_data and name == "data" else f"--{name}"
         return f"{also} is missing: {options[name].meaning}" if name in options else line
     if unknown := re.search(r"Option '([^']+)' is not accepted", line):
-        return f"{unknown[1]}: is no option that a file of --config may hold{_nearest(unknown[1], options)}"
+        return f"{unknown[1]}: is no option that a file of --config may contain{_nearest(unknown[1], options)}"
     if unknown := re.search(r"Group '([^']+)' does not accept option '([^']+)'", line):
         name = ".".join(unknown.groups())
-        return f"{name}: is no option that a file of --config may hold{_nearest(name, options)}"
+        return f"{name}: is no option that a file of --config may contain{_nearest(name, options)}"
     key = re.search(r'Parser key "([^"]+)"', line)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
     if key and value and key[1] in options:

@@ -1,4 +1,4 @@
-"""What holds for the whole process: what is logged, and which warnings of the libraries are not shown."""
+"""What is set for the whole process: what is logged, and which warnings of the libraries are not shown."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def runs(folder: str = "runs", json: bool = False) -> None:
     of the bundle. A run that is not complete shows its epochs, one that cannot be read says why.
 
     Args:
-        folder: the folder that holds run folders, runs by default.
+        folder: the folder that contains run folders, runs by default.
         json: print a JSON list instead, with all digits.
     """
     from polypseg.training.runs import find_runs, table, to_json
@@ -24,7 +24,7 @@ def runs(folder: str = "runs", json: bool = False) -> None:
 
 VERB = Verb(
     runs,
-    positional=Positional("folder", "?", "the folder that holds run folders; runs by default"),
+    positional=Positional("folder", "?", "the folder that contains run folders; runs by default"),
     examples=("polypseg runs", "polypseg runs /data/experiments --json"),
     see=(("Run folder", "run-folder.md"),),
 )

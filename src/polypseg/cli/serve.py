@@ -48,12 +48,12 @@ def serve(
         threads: of the computation on a CPU; 0 leaves it to the runtime.
         tta: views that are averaged (test-time augmentation), for up to four times the work; the bundle's own by
             default.
-        queue: frames that may be waited for at once; more requests are answered 429.
+        queue: frames that may be waited for at once; more requests get 429.
         batch_size: frames computed at once, if so many wait; none waits for others.
-        timeout: seconds from a frame's arrival to its prediction; longer is answered 504.
+        timeout: seconds from a frame's arrival to its prediction; longer gets 504.
         max_mib: largest file of a frame, MiB.
         max_pixels: most pixels of a frame, whether alone, in a DICOM file or in a video.
-        max_job_mib: most that the files of one job may hold, MiB.
+        max_job_mib: most that the files of one job may contain, MiB.
         max_video_seconds: longest video, seconds.
         keep_days: days after which a job that has ended is removed, with its results; kept by default.
     """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from polypseg.cli.checks import check_data, check_models, check_split, one_of_several
 from polypseg.cli.verb import Verb
+from polypseg.extras import naming_extras
 from polypseg.training.recipe import Recipe
 
 
+@naming_extras("train")
 def train(
     recipe: Recipe,
     data: list[str],
@@ -26,14 +28,14 @@ def train(
         recipe: what to do.
         data: folders of data sets, with images/ and masks/.
         out: the run folder; runs/NAME by default.
-        resume: go on from the last complete epoch of the run in --out.
+        resume: continue from the last complete epoch of the run in --out.
         overwrite: replace an earlier run in --out, once the new one is known to work.
         folds: train as many networks, each on all folds of the frames but one, and make one ensemble of them.
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
     if not one_of_several():  # several agree on what stops one of them: training.processes
         check_data(data)
-        check_models((recipe.model.weights, recipe.teacher.bundle))
+        check_models((recipe.model.weights, recipe.distillation.teacher))
         check_split(recipe.split if recipe.split.endswith(".csv") else None)
     from polypseg.data import with_masks
     from polypseg.training.processes import is_first

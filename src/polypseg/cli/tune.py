@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from polypseg.cli.checks import check_data, check_models, check_split
 from polypseg.cli.verb import Verb
+from polypseg.extras import naming_extras
 from polypseg.training.recipe import Recipe
 
 
+@naming_extras("tune")
 def tune(
     recipe: Recipe,
     data: list[str],
@@ -33,7 +35,7 @@ def tune(
         masks: how masks are read: binary (white is polyp), nonzero, class:N, colour (all but black) or alpha.
     """
     check_data(data)
-    check_models((recipe.model.weights, recipe.teacher.bundle))
+    check_models((recipe.model.weights, recipe.distillation.teacher))
     check_split(recipe.split if recipe.split.endswith(".csv") else None)
     from polypseg.data import with_masks
     from polypseg.training.tune import tune as run

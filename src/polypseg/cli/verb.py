@@ -40,7 +40,7 @@ class Option:
 
     @property
     def is_list(self) -> bool:
-        """Whether it holds several values."""
+        """Whether it contains several values."""
         return get_origin(self.kind) in (list, tuple)
 
     @property
@@ -112,8 +112,7 @@ class Verb:
     @property
     def about(self) -> list[str]:
         """The paragraphs of its docstring before ``Args:``; the first one is its summary."""
-        text = inspect.cleandoc(self.run.__doc__ or "").partition("\nArgs:")[0]
-        return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+        return about(self.run)
 
     @functools.cached_property
     def takes_recipe(self) -> bool:
@@ -159,6 +158,12 @@ def recipe_options() -> tuple[Option, ...]:
             for one in fields(value)
         ]
     return tuple(found)
+
+
+def about(documented: Any) -> list[str]:
+    """The paragraphs of a docstring before ``Args:``, each in a line."""
+    text = inspect.cleandoc(documented.__doc__ or "").partition("\nArgs:")[0]
+    return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
 
 
 def _without_none(kind: Any) -> Any:

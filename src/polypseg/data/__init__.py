@@ -29,7 +29,7 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
     Images and masks are paired by stem; sizes are read from the files' headers, nothing is decoded.
 
     Args:
-        source: the data set's folder, which holds ``images/`` and ``masks/``. Before it may stand how its masks are
+        source: the data set's folder, which contains ``images/`` and ``masks/``. Before it may stand how its masks are
             read (``colour:DIR``; ``polypseg.io.masks`` lists the kinds), and ``clinicdb:`` for a part of CVC-ClinicDB.
         problems: where given, every pairing problem is appended to it and the frames without one are
             returned; otherwise the first problem is raised.
@@ -38,25 +38,27 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
         A Catalog with empty ``split``.
 
     Raises:
-        PolypsegError: the folder is missing or holds no frames; or a frame lacks its mask, a mask lacks
+        PolypsegError: the folder is missing or contains no frames; or a frame is missing its mask, a mask is missing
             its frame, one cannot be read, or their sizes differ.
     """
     path, kind, named = _parse(source)
     found: list[Problem] = [] if problems is None else problems
     try:
         if not path.is_dir():
-            raise PolypsegError(f"{path}: is no folder; --data names the folder that holds images/ and masks/")
+            raise PolypsegError(f"{path}: is no folder; --data names the folder that contains images/ and masks/")
         reader = named or next((module for module in READERS if module.recognise(path)), None)
         rows = [] if reader is None else reader.rows(path, found)
     except OSError as error:  # a folder that may not be listed
         raise PolypsegError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     if reader is None:
-        raise PolypsegError(f"{path}: holds no images/ folder; --data names the folder that holds images/ and masks/")
+        raise PolypsegError(
+            f"{path}: contains no images/ folder; --data names the folder that contains images/ and masks/"
+        )
     if problems is None and found:
         more = f" ({len(found) - 1} more; see `polypseg data check`)" if len(found) > 1 else ""
         raise PolypsegError(f"{found[0].message}{more}")
     if not rows and problems is None:
-        raise PolypsegError(f"{path}: holds no frames; put them into images/ and their masks into masks/")
+        raise PolypsegError(f"{path}: contains no frames; put them into images/ and their masks into masks/")
     return Catalog.from_rows({**row, "mask_kind": kind} for row in rows)
 
 
@@ -81,5 +83,5 @@ def read_all(sources: Iterable[str | Path]) -> Catalog:
     """Read several data sets into one Catalog. Raises as ``read``, and where there are no sources."""
     catalogs = [read(source) for source in sources]
     if not catalogs:
-        raise UsageError("--data: names no folder; it names the folder that holds images/ and masks/")
+        raise UsageError("--data: names no folder; it names the folder that contains images/ and masks/")
     return Catalog.concatenate(catalogs)

@@ -58,9 +58,9 @@ CHECKS: tuple[tuple[str, str, str], ...] = (
     ("box-disagrees", "warning", "boxes that do not fit the mask"),
     ("exact-duplicate", "warning", "the same picture twice"),
     ("near-duplicate", "warning", "near-duplicate frames"),
-    ("leak-exact", "warning", "same picture parted by the split"),
-    ("leak-near", "warning", "near duplicates parted by the split"),
-    ("leak-group", "warning", "sequences parted by the split"),
+    ("leak-exact", "warning", "same picture in two subsets of the split"),
+    ("leak-near", "warning", "near duplicates in two subsets of the split"),
+    ("leak-group", "warning", "sequences in two subsets of the split"),
     ("split-missing-frame", "info", "frames that the split leaves out"),
     ("mask-suffix", "info", "masks named with an addition"),
     ("grey-masks", "info", "masks with grey edges"),
@@ -181,7 +181,7 @@ def audit(
     findings = [_finding(problem.kind, [problem.path], problem.message) for problem in problems]
     if not prints.readable.any():
         places = ", ".join(str(path) for path in sources)
-        findings.append(_finding("no-frames", [], f"{places}: holds no frame with a mask that can be read"))
+        findings.append(_finding("no-frames", [], f"{places}: contains no frame with a mask that can be read"))
     findings += _mask_findings(catalog, prints, names)
     findings += _file_findings(catalog, names)
     findings += _box_findings(catalog, prints, names)
@@ -256,7 +256,7 @@ def _mask_findings(catalog: Catalog, prints: Fingerprints, names: list[str]) -> 
         fraction = float(prints.grey[grey].mean())
         inflation = float((prints.nonzero_pixels[grey] / prints.polyp_pixels[grey]).mean() - 1)
         message = (
-            f"{len(grey)} masks hold values between 0 and 255, {fraction:.2%} of their pixels; thresholding "
+            f"{len(grey)} masks contain values between 0 and 255, {fraction:.2%} of their pixels; thresholding "
             f"at > 0 instead of > 127 would enlarge the polyps by {inflation:.1%}"
         )
         values = {"masks": len(grey), "fraction": fraction, "inflation": inflation}
@@ -265,14 +265,14 @@ def _mask_findings(catalog: Catalog, prints: Fingerprints, names: list[str]) -> 
 
 
 def _file_findings(catalog: Catalog, names: list[str]) -> list[Finding]:
-    """What the masks' names and headers tell."""
+    """What the masks' names and headers say."""
     findings = []
     added: dict[tuple[str, str], list[str]] = {}
     for name, row in zip(names, catalog, strict=True):
         try:
             doubt = depth_doubt(row.image_path)
         except PolypsegError:
-            continue  # told elsewhere
+            continue  # reported elsewhere
         if doubt is not None:
             findings.append(_finding("fewer-bits", [name], f"{row.image_path}: {doubt}"))
         if row.mask_path is None:
@@ -284,7 +284,7 @@ def _file_findings(catalog: Catalog, names: list[str]) -> list[Finding]:
         try:
             turn, mask_turn = image_header(row.image_path)[1], image_header(row.mask_path)[1]
         except PolypsegError:
-            continue  # told elsewhere
+            continue  # reported elsewhere
         if turn != mask_turn:
             message = (
                 f"{row.image_path}: has the EXIF orientation {turn}, its mask none; right only if the mask was drawn "
@@ -335,7 +335,7 @@ def _box_iou(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
 
 _HOW = {
     "file": "are the same file",
-    "pixels": "hold the same pixels",
+    "pixels": "contain the same pixels",
     "picture": "show the same picture, encoded or labelled anew",
 }
 
@@ -386,7 +386,7 @@ def _split_findings(
         message = f"the split leaves out {len(left_out)} of {len(names)} frames"
         findings.append(_finding("split-missing-frame", left_out, message))
 
-    def parted(i: int, j: int) -> bool:
+    def in_two(i: int, j: int) -> bool:
         a, b = assigned.get(names[i]), assigned.get(names[j])
         return a is not None and b is not None and a != b
 
@@ -394,13 +394,13 @@ def _split_findings(
         return f"{names[i]} is in {assigned[names[i]]}, {names[j]} in {assigned[names[j]]}"
 
     for i, j, _ in exact:
-        if parted(i, j):
+        if in_two(i, j):
             message = f"{described(i, j)}: the same picture"
             findings.append(_finding("leak-exact", [names[i], names[j]], message))
     done = {(i, j) for i, j, _ in exact}
     group = catalog.frames["group"].tolist()
     for i, j, value in sorted(near, key=lambda pair: -pair[2]):
-        if (i, j) not in done and group[i] != group[j] and parted(i, j):
+        if (i, j) not in done and group[i] != group[j] and in_two(i, j):
             message = f"{described(i, j)}: correlation {value:.3f}"
             findings.append(_finding("leak-near", [names[i], names[j]], message, correlation=value))
     members: dict[str, list[str]] = {}

@@ -85,7 +85,7 @@ class FrameCache:
         stored = self._store[index]
         return read_only(stored[..., :3]), read_only(stored[..., 3])
 
-    @cached_property  # beyond the budget every look decodes the frame
+    @cached_property  # beyond the budget every access decodes the frame
     def polyp_free(self) -> NDArray[np.bool_]:
         """Of each frame, whether its mask at the network's size shows no polyp; N bool."""
         return read_only(np.array([not self[index][1].any() for index in range(len(self))], dtype=bool))

@@ -49,7 +49,7 @@ def rows(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
     """Catalog rows with ``group`` = ``cvc-clinicdb/sequence-NN``."""
     images, masks = _folders(path)
     if not images.is_dir():
-        raise PolypsegError(f"{images}: is missing; clinicdb: names the folder that holds images/ and masks/")
+        raise PolypsegError(f"{images}: is missing; clinicdb: names the folder that contains images/ and masks/")
     found = pair(images, masks, NAME, problems)
     for row in found:
         if not (row["frame_id"].isdecimal() and 1 <= int(row["frame_id"]) <= FRAMES):

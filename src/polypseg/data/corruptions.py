@@ -75,7 +75,7 @@ def field_of_view(frame: Frame) -> NDArray[np.bool_]:
     """
     height, width = frame.shape[:2]
     brightest = np.maximum(np.maximum(frame[..., 0], frame[..., 1]), frame[..., 2])
-    step = 4  # the hull needs no more, and thin text that touches the picture is parted from it by the opening
+    step = 4  # the hull needs no more, and thin text that touches the picture is cut off by the opening
     small = cv2.resize(brightest, (max(1, width // step), max(1, height // step)), interpolation=cv2.INTER_AREA)
     lit = cv2.morphologyEx((small > DARK).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     regions = cv2.findContours(lit, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]

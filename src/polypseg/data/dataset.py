@@ -1,6 +1,6 @@
 """The torch Dataset, and the batches whose order and augmentation depend on seed, epoch and index alone.
 
-Because nothing else enters, a run repeats whatever the number of workers, a resumed run goes on exactly as if it
+Because nothing else enters, a run repeats whatever the number of workers, a resumed run continues exactly as if it
 had not been interrupted, and several processes see together what one would see.
 """
 
@@ -21,7 +21,7 @@ from polypseg.data.polyp_free import Frame, Mask, decoy, without_polyp
 from polypseg.data.transforms import seed_pipeline
 
 if TYPE_CHECKING:
-    import albumentations as A  # transforms imports it first, having told it to ask nobody for its version
+    import albumentations as A  # transforms imports it first, having kept it from asking for its version
 
 
 class Key(NamedTuple):
@@ -171,7 +171,7 @@ class EpochBatches(Sampler[list[Key]]):
             for number in _rounds(epoch, wanted, len(free))
         ]
         drawn = np.concatenate(rounds)[start : start + wanted] if wanted else free[:0]
-        # Spread evenly: every stretch of the order holds the same share of both.
+        # Spread evenly: every stretch of the order has the same share of both.
         place = np.concatenate(
             [(np.arange(len(one)) + rng.random(len(one))) / max(1, len(one)) for one in (shown, drawn)]
         )

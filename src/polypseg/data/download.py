@@ -136,7 +136,7 @@ def download(
 
     Args:
         name: a key of ``DATASETS``.
-        out: the folder to hold the data set's folder; made where missing.
+        out: the folder to put the data set's folder into; made where missing.
         url: fetch the archive from here (http or https) instead, as from a mirror.
         sha256: what the archive must hash to; by default the published archive's.
         progress: show a bar on standard error.
@@ -179,13 +179,15 @@ def _look_up(name: str) -> DataSet:
 
 
 def _is_complete(folder: Path, data_set: DataSet) -> bool:
-    """Whether the folder holds every frame with its mask; one that holds something else is an error."""
+    """Whether the folder contains every frame with its mask; one that contains something else is an error."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     found = _frames(folder)
     if found == data_set.frames:
         return True
-    raise PolypsegError(f"{folder}: is there but holds {found} of {data_set.frames} frames; move it away and run again")
+    raise PolypsegError(
+        f"{folder}: is there but contains {found} of {data_set.frames} frames; move it away and run again"
+    )
 
 
 def _frames(folder: Path) -> int:
@@ -238,7 +240,7 @@ def _fetch(
             _transfer(url, part, progress, timeout)
             break
         except urllib.error.HTTPError as error:
-            raise PolypsegError(f"{url}: the server answers {error.code} {error.reason}; {by_hand}") from error
+            raise PolypsegError(f"{url}: the server responds {error.code} {error.reason}; {by_hand}") from error
         except (_Cut, urllib.error.URLError) as error:
             size = _size(part)
             if isinstance(error, urllib.error.URLError) and size <= before:  # there never was a line
@@ -246,7 +248,7 @@ def _fetch(
             failures = 1 if size > furthest else failures + 1
             furthest = max(furthest, size)
             if failures > retries:
-                kept = f"{size / 1e6:.1f} MB are kept, run the command again to go on, or " if size else ""
+                kept = f"{size / 1e6:.1f} MB are kept, run the command again to continue, or " if size else ""
                 raise PolypsegError(
                     f"{url}: {_reason(error)}, {retries} retries did not help; {kept}{by_hand}"
                 ) from error
@@ -281,7 +283,7 @@ def _transfer(url: str, part: Path, progress: bool, timeout: float) -> None:
             _remove(part)
             raise _Cut("the server's file has changed") from error
         if error.code in _BUSY:
-            raise _Cut(f"the server answers {error.code} {error.reason}") from error
+            raise _Cut(f"the server responds {error.code} {error.reason}") from error
         raise
     except urllib.error.URLError:
         raise
@@ -418,7 +420,7 @@ def _unpack(archive: Path, folder: Path, data_set: DataSet) -> None:
         found = _frames(whole)
         if found != data_set.frames:
             raise PolypsegError(
-                f"{archive}: holds {found} of {data_set.frames} frames in {data_set.folder}/; "
+                f"{archive}: contains {found} of {data_set.frames} frames in {data_set.folder}/; "
                 f"it is not {data_set.title}, remove it"
             )
         whole.replace(folder)
@@ -443,7 +445,7 @@ def _safe_entries(archive: Path, file: zipfile.ZipFile) -> list[zipfile.ZipInfo]
     entries = file.infolist()
     unpacked = sum(info.file_size for info in entries)
     if len(entries) > MAX_ENTRIES:
-        raise _refused(archive, f"holds {len(entries):,} entries, more than {MAX_ENTRIES:,}")
+        raise _refused(archive, f"contains {len(entries):,} entries, more than {MAX_ENTRIES:,}")
     if unpacked > MAX_UNPACKED_BYTES:
         raise _refused(archive, f"unpacks to {unpacked:,} bytes, more than {MAX_UNPACKED_BYTES:,}")
     if unpacked > MAX_RATIO * archive.stat().st_size:

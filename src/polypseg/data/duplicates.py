@@ -46,7 +46,7 @@ _BLOCK = 2048  # frames; bounds the memory of a comparison to a few tens of MB
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What one decode of every frame and mask tells; arrays in the Catalog's order, one entry a frame.
+    """What one decode of every frame and mask gives; arrays in the Catalog's order, one entry a frame.
 
     Attributes:
         readable: bool; False where the frame or its mask could not be decoded (all else is then zero).
@@ -103,7 +103,7 @@ def fingerprints(catalog: Catalog, progress: bool = False, problems: list[Proble
     """Decode every frame and mask once and keep what duplicates, splits and the audit need.
 
     Args:
-        catalog: the frames; a frame may lack its mask.
+        catalog: the frames; a frame may have no mask.
         progress: show a progress bar on standard error.
         problems: where given, a ``Problem`` is appended for each file that cannot be decoded (``undecodable``) and
             each mask that is not black and white (``label-values``), and its frame gets ``readable`` False;
@@ -244,7 +244,7 @@ def near_pairs(prints: Fingerprints, threshold: float = NEAR) -> list[tuple[int,
     """Pairs of frames whose tissue looks the same, identical ones included.
 
     The correlation of two signatures over the tissue that both show, sum(a·b) / sqrt(sum(a²)·sum(b²)). A pair
-    counts only where the shared tissue holds at least half of each frame's structure. Mirrored or rotated
+    counts only where the shared tissue contains at least half of each frame's structure. Mirrored or rotated
     copies, and the same polyp seen from another side, are not found.
 
     Args:
@@ -272,7 +272,7 @@ def near_pairs(prints: Fingerprints, threshold: float = NEAR) -> list[tuple[int,
 
 
 def groups(catalog: Catalog, prints: Fingerprints, threshold: float = NEAR) -> list[str]:
-    """One group name a frame: frames that share one must not be parted by a split.
+    """One group name a frame: frames that share one must stay in one subset of a split.
 
     Joins near and exact duplicates with the Catalog's own groups (as ClinicDB's sequences), transitively.
 

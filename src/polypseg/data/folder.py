@@ -34,7 +34,7 @@ class Problem:
 
 
 def recognise(path: Path) -> bool:
-    """Whether the folder holds an ``images`` folder."""
+    """Whether the folder contains an ``images`` folder."""
     return (path / "images").is_dir()
 
 

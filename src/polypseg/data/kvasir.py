@@ -16,7 +16,7 @@ BOXES = "kavsir_bboxes.json"  # spelt so by its publishers
 
 
 def recognise(path: Path) -> bool:
-    """Whether the folder holds the published file of boxes."""
+    """Whether the folder contains the published file of boxes."""
     return (path / BOXES).is_file()
 
 
@@ -28,7 +28,7 @@ def read_boxes(file: Path) -> pd.DataFrame:
         ymax]`` in pixels).
 
     Raises:
-        PolypsegError: the file is no JSON or lacks an expected field.
+        PolypsegError: the file is no JSON or is missing an expected field.
     """
     try:
         return pd.DataFrame(
@@ -44,7 +44,7 @@ def read_boxes(file: Path) -> pd.DataFrame:
             columns=["frame_id", "height", "width", "boxes"],
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise PolypsegError(f"{file}: lacks an expected field ({error!r}); download it again") from error
+        raise PolypsegError(f"{file}: is missing an expected field ({error!r}); download it again") from error
 
 
 def rows(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def write(
     """Draw a data set into a folder: ``images/*.jpg``, ``masks/*.png`` (0 or 255) and ``phantom.json``.
 
     Frame i depends on ``(seed, i)`` alone, so that a smaller set is the beginning of a larger one. A folder
-    that already holds frames of the same seed and size is completed: only missing frames are drawn.
+    that already contains frames of the same seed and size is completed: only missing frames are drawn.
 
     Args:
         out: the folder; made where it is missing.
@@ -66,7 +66,7 @@ def write(
 
     Raises:
         UsageError: an argument is out of its range.
-        PolypsegError: the folder holds other files, or phantom frames drawn otherwise, or more of them than
+        PolypsegError: the folder contains other files, or phantom frames drawn otherwise, or more of them than
             ``count``; or it cannot be written.
     """
     out = Path(out)
@@ -118,7 +118,7 @@ def boxes_of(mask: NDArray[np.bool_]) -> list[list[int]]:
 
 
 def recognise(path: Path) -> bool:
-    """Whether the folder holds a ``phantom.json``."""
+    """Whether the folder contains a ``phantom.json``."""
     return (path / INDEX).is_file()
 
 
@@ -126,14 +126,14 @@ def rows(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
     """Catalog rows with the boxes of ``phantom.json``; a frame that it counts but is missing is a problem.
 
     Raises:
-        PolypsegError: ``phantom.json`` is no JSON or lacks a field, or there are no frames at all.
+        PolypsegError: ``phantom.json`` is no JSON or is missing a field, or there are no frames at all.
     """
     index = path / INDEX
     try:
         values = read_json(index)
         count, boxes = int(values["count"]), dict(values["boxes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise PolypsegError(f"{index}: lacks an expected field ({error!r}); draw the frames again") from error
+        raise PolypsegError(f"{index}: is missing an expected field ({error!r}); draw the frames again") from error
     if not (path / "images").is_dir():
         raise PolypsegError(f"{path / 'images'}: is missing; draw the frames again")
     found = pair(path / "images", path / "masks", NAME, problems)
@@ -160,7 +160,7 @@ def _resume(out: Path, drawn: dict[str, Any], count: int) -> dict[str, list[list
         except OSError as error:
             raise disk_error(out, error) from error
         if foreign:
-            raise PolypsegError(f"{out}: holds other files, which are left alone; choose another --out")
+            raise PolypsegError(f"{out}: contains other files, which are left alone; choose another --out")
         return {}
     index = out / INDEX
     values = read_json(index)

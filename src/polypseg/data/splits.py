@@ -1,4 +1,4 @@
-"""Splits into train, val and test: the field's published ones, and ones that never part a group.
+"""Splits into train, val and test: the field's published ones, and ones that keep every group in one subset.
 
 Every split is a table ``dataset, frame_id, split`` of strings in the Catalog's order.
 """
@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from polypseg import renamed
 from polypseg.catalog import SPLITS, Catalog
 from polypseg.data import clinicdb, kvasir
 from polypseg.data.duplicates import Fingerprints, fingerprints, groups
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write, csv_cells, plain_cell, sha256_lines
 
-NAMES = ("seed", "grouped", "pranet", "medico", "kfold")
+NAMES = ("random", "grouped", "pranet", "medico", "kfold")
 COLUMNS = ["dataset", "frame_id", "split"]
 CONTENT = "content"  # a further column of a run's own split file
 AREA_BINS = (0.02, 0.05, 0.15)  # of the frame; the strata of polyp area, beside one of frames without a polyp
@@ -46,8 +47,8 @@ def make_split(
 ) -> pd.DataFrame:
     """Split a Catalog by one of the named protocols.
 
-    - ``seed``: 70/15/15 by scikit-learn's ``train_test_split`` over the names in catalog order, data set by
-      data set; the rest is halved into test and val. Near duplicates may be parted.
+    - ``random``: 70/15/15 by scikit-learn's ``train_test_split`` over the names in catalog order, data set by
+      data set; the rest is halved into test and val. Near duplicates may come into different subsets.
     - ``grouped``: 70/15/15; near duplicates and sequences stay together; stratified by data set, centre and
       polyp area, frames without a polyp apart.
     - ``pranet``: the published test lists of PraNet (Fan et al., MICCAI 2020; 100 frames of Kvasir-SEG, 62 of
@@ -58,7 +59,7 @@ def make_split(
 
     Args:
         name: one of ``NAMES``.
-        catalog: the frames; all but ``seed`` decode them once, for groups and polyp area.
+        catalog: the frames; all but ``random`` decode them once, for groups and polyp area.
         seed: of the random choices.
         folds: number of folds, at least 3; ``kfold`` only.
         fold: which of them is test, 0..folds-1; ``kfold`` only.
@@ -75,6 +76,7 @@ def make_split(
         PolypsegError: a published list is missing or does not fit the data, there are too few frames or
             groups, or a frame cannot be decoded.
     """
+    name = renamed.value("split", name)
     if name not in NAMES:
         raise UsageError(f"--name {name} is no split; choose one of {', '.join(NAMES)}")
     if name == "kfold" and not (folds >= 3 and 0 <= fold < folds):
@@ -82,9 +84,9 @@ def make_split(
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val_fraction {val_fraction}: must be 0 or more and less than 1")
     if not len(catalog):
-        raise PolypsegError("the data hold no frames to split; check --data")
-    if name == "seed":
-        return _table(catalog, _seed(catalog, seed))
+        raise PolypsegError("the data contain no frames to split; check --data")
+    if name == "random":
+        return _table(catalog, _random(catalog, seed))
     # Published lists are checked before the frames are decoded, which takes seconds.
     published = _published(name, catalog, lists) if name in ("pranet", "medico") else None
     if published is not None and val_fraction == 0:
@@ -106,7 +108,7 @@ def make_split(
 def make_folds(
     catalog: Catalog, folds: int, *, seed: int = 42, prints: Fingerprints | None = None
 ) -> NDArray[np.int64]:
-    """Deal a Catalog's frames out to folds, stratified as ``kfold``'s; a group is never parted.
+    """Deal a Catalog's frames out to folds, stratified as ``kfold``'s; a group stays in one fold.
 
     Args:
         catalog: the frames, decoded once for their groups and polyp area.
@@ -127,7 +129,8 @@ def make_folds(
     names = np.array(groups(catalog, prints))
     if (count := len(set(names))) < folds:
         raise PolypsegError(
-            f"{_folder(catalog)}: holds {count} groups of frames to learn from, too few for --folds {folds}; lower it"
+            f"{_folder(catalog)}: contains {count} groups of frames to learn from, too few for --folds {folds}; "
+            "lower it"
         )
     return _partition(names, _strata(catalog, prints), (1 / folds,) * folds, seed, _folder(catalog))
 
@@ -177,7 +180,7 @@ def read_split(path: str | Path) -> pd.DataFrame:
         A table with the columns ``dataset``, ``frame_id`` and ``split``, in the file's order.
 
     Raises:
-        PolypsegError: the file is missing, empty or no CSV, lacks a column or a value, names another split
+        PolypsegError: the file is missing, empty or no CSV, is missing a column or a value, names another split
             than train, val or test, or names a frame twice.
     """
     path = Path(path)
@@ -196,13 +199,13 @@ def read_split(path: str | Path) -> pd.DataFrame:
                 raise PolypsegError(f"{path}: its columns are not separated by commas; save it as CSV with commas")
             missing = [column for column in COLUMNS if column not in names]
             if missing:
-                raise PolypsegError(f"{path}: lacks the column {missing[0]}; a split has {','.join(COLUMNS)}")
+                raise PolypsegError(f"{path}: is missing the column {missing[0]}; a split has {','.join(COLUMNS)}")
             for line in reader:
                 row = tuple(plain_cell(line[column] or "") for column in COLUMNS)
                 if None in line:
                     raise PolypsegError(f"{path}: line {reader.line_num} has more values than columns; correct it")
                 if not all(row):
-                    raise PolypsegError(f"{path}: line {reader.line_num} lacks a value; complete or remove it")
+                    raise PolypsegError(f"{path}: line {reader.line_num} is missing a value; complete or remove it")
                 if row[2] not in SPLITS:
                     raise PolypsegError(
                         f"{path}: line {reader.line_num} has the split {row[2]!r}; use train, val or test"
@@ -228,7 +231,7 @@ def _table(catalog: Catalog, split: NDArray[np.object_]) -> pd.DataFrame:
     return table.assign(split=split).astype(str).astype(object)
 
 
-def _seed(catalog: Catalog, seed: int) -> NDArray[np.object_]:
+def _random(catalog: Catalog, seed: int) -> NDArray[np.object_]:
     from sklearn.model_selection import train_test_split  # slow to import, and needed here only
 
     split = np.full(len(catalog), "train", dtype=object)
@@ -257,16 +260,16 @@ def _strata(catalog: Catalog, prints: Fingerprints) -> NDArray[np.int64]:
 def _partition(
     names: NDArray[np.str_], strata: NDArray[np.int64], fractions: Sequence[float], seed: int, where: Path
 ) -> NDArray[np.int64]:
-    """The part 0..len(fractions)-1 of every frame; a group is never parted.
+    """The part 0..len(fractions)-1 of every frame; a group stays in one part.
 
     Greedy, the largest group first (equal ones in random order): each group goes where the sum over strata of
     (frames - wanted)² / wanted grows least. scikit-learn's StratifiedGroupKFold makes equal folds only; 20
-    of them joined 14/3/3 part ClinicDB's 29 sequences 62/17/21 instead of 70/15/15.
+    of them joined 14/3/3 split ClinicDB's 29 sequences 62/17/21 instead of 70/15/15.
     """
     codes, unique = pd.factorize(names)
     if len(unique) < len(fractions):
         raise PolypsegError(
-            f"{where}: holds {len(unique)} groups of frames, too few for {len(fractions)} parts; add frames"
+            f"{where}: contains {len(unique)} groups of frames, too few for {len(fractions)} parts; add frames"
         )
     strata = pd.factorize(strata)[0]
     counts = np.zeros((len(unique), strata.max() + 1))
@@ -359,7 +362,7 @@ def _read_list(files: Sequence[str], contents: str, folder: Path, lists: Path | 
     except (OSError, UnicodeDecodeError) as error:
         raise PolypsegError(f"{found}: cannot be read as text ({error}); restore it") from error
     if not names:
-        raise PolypsegError(f"{found}: names no frames; it holds {contents}, one a line")
+        raise PolypsegError(f"{found}: names no frames; it contains {contents}, one a line")
     absent = sorted(set(names) - set(rows["frame_id"]))
     if absent:
         raise PolypsegError(

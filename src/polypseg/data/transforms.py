@@ -15,15 +15,16 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from polypseg import renamed
 from polypseg.bundle import Preprocessing
 from polypseg.data.appearance import Glare, Screen
 from polypseg.errors import UsageError
 
-AUGMENTATIONS = ("none", "seed", "strong", "stronger")
+AUGMENTATIONS = ("none", "baseline", "strong", "stronger")
 
 
 def evaluation_pipeline(preprocessing: Preprocessing) -> A.Compose:
-    """Resize and normalise, nothing else; equals ``Preprocessing.apply``, which a test holds."""
+    """Resize and normalise, nothing else; equals ``Preprocessing.apply``, which a test checks."""
     return A.Compose([_resize(preprocessing), _normalise(preprocessing)])
 
 
@@ -32,7 +33,7 @@ def training_pipeline(preprocessing: Preprocessing, augmentation: str) -> A.Comp
 
     Args:
         preprocessing: size and normalisation.
-        augmentation: ``none``; ``seed``, the known recipe's (flips, rotation to 35°, elastic, coarse dropout,
+        augmentation: ``none``; ``baseline``, the baseline recipe's (flips, rotation to 35°, elastic, coarse dropout,
             brightness/contrast); ``strong``, ours, which also varies scale, right angles, colour, sharpness
             and compression, as cameras and processors of other hospitals do; ``stronger``, with wider hues, glare,
             borders and insets.
@@ -40,9 +41,12 @@ def training_pipeline(preprocessing: Preprocessing, augmentation: str) -> A.Comp
     Raises:
         UsageError: there is no augmentation of that name.
     """
+    augmentation = renamed.value("augmentation", augmentation)
     if augmentation not in AUGMENTATIONS:
         raise UsageError(f"augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
-    steps = {"none": _none, "seed": _seed, "strong": _strong, "stronger": _stronger}[augmentation](preprocessing)
+    steps = {"none": _none, "baseline": _baseline, "strong": _strong, "stronger": _stronger}[augmentation](
+        preprocessing
+    )
     return A.Compose([_resize(preprocessing), *steps, _normalise(preprocessing)])
 
 
@@ -74,7 +78,7 @@ def _none(preprocessing: Preprocessing) -> list[A.BasicTransform]:
     return []
 
 
-def _seed(preprocessing: Preprocessing) -> list[A.BasicTransform]:
+def _baseline(preprocessing: Preprocessing) -> list[A.BasicTransform]:
     side = min(preprocessing.height, preprocessing.width)
     return [
         A.HorizontalFlip(p=0.5),

@@ -111,7 +111,7 @@ class Maps:
         small = 0.5 + 0.5 * np.tanh(np.float32(0.5) * self.maps[index].astype(np.float32))
         return Enlarged(small, *self.truths[index][1])
 
-    def answers(self, point: OperatingPoint) -> Kept:
+    def predictions(self, point: OperatingPoint) -> Kept:
         """All of them, as a Segmenter at an operating point would give them."""
         return Kept(self, point)
 
@@ -171,7 +171,7 @@ def choose_point(
     point, cleanings = _choose_cleaning(maps, shown, OperatingPoint(threshold), progress)
     table = _regions(maps, point, progress)
     auc = {kind: table.auc(kind) for kind in get_args(Confidence)}
-    # Of equal ones the peak; one that cannot be told has no advantage.
+    # Of equal ones the peak; one that is not known has no advantage.
     kind: Confidence = "mean" if (auc["mean"] or 0) > (auc["peak"] or 0) else "peak"
     if max_false_per_frame is None:
         least = table.best(kind, objective)
@@ -291,7 +291,7 @@ class _Regions:
     common: NDArray[np.int64]
 
     def auc(self, kind: Confidence) -> float | None:
-        """How well the confidence tells the regions that are right from the others; None without one of either."""
+        """How well the confidence separates the regions that are right from the others; None without one of either."""
         values, right = self.confidence[kind], self.right
         if right.all() or not right.any():
             return None

@@ -1,4 +1,4 @@
-"""What ``report.json`` tells of lesions, false regions and frames without a polyp (``metrics.detection``)."""
+"""What ``report.json`` says of lesions, false regions and frames without a polyp (``metrics.detection``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polypseg.metrics.statistics import Interval
 AREA_STRATA = ((0.0, 0.02), (0.02, 0.05), (0.05, 0.15), (0.15, 1.01))  # of the frame
 ALL_POLYPS = "every frame shows a polyp"
 POLYP_FREE_DEFINITION = (
-    "frames whose truth holds no region of 10 pixels or more; marked: with a predicted region of 10 pixels or more"
+    "frames whose truth contains no region of 10 pixels or more; marked: with a predicted region of 10 pixels or more"
 )
 DEFINITION = (
     "true lesions found, predicted regions right, their harmonic mean, and predicted regions that are not right over "
@@ -62,8 +62,8 @@ def summarise(found: Detections, table: pd.DataFrame) -> DetectionSummary:
         scores = found.scores_by_size(groups, least, most)
         if scores.lesions or scores.regions:
             sized = {name: {**one, "f1": None} for name, one in _counts(scores).items() if isinstance(one, dict)}
-            told = {"lesions": scores.lesions, "predicted": scores.regions, **sized}
-            strata.append({"by": "lesion size", "stratum": area_name(least, most), **told})
+            counted = {"lesions": scores.lesions, "predicted": scores.regions, **sized}
+            strata.append({"by": "lesion size", "stratum": area_name(least, most), **counted})
     reason = _reason(overall)
     return DetectionSummary(
         overall,

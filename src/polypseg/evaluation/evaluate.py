@@ -1,4 +1,4 @@
-"""Everything that is said of a model's answers on frames with masks, gathered in one pass."""
+"""Everything that is said of a model's predictions on frames with masks, gathered in one pass."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Report:
     """Numbers with intervals, and the table behind them.
 
     Attributes:
-        numbers: what ``report.json`` holds.
-        per_image: one row a frame: what ``per_image.csv`` holds.
+        numbers: what ``report.json`` contains.
+        per_image: one row a frame: what ``per_image.csv`` contains.
         folder: where its files lie; None where they were not written.
     """
 
@@ -119,11 +119,11 @@ def evaluate(
 ) -> Report:
     """Score a predictor on every frame of a Catalog, at original size, in one pass.
 
-    Dice and all else that compares outlines is a mean over the frames with a polyp; the others are told apart.
+    Dice and all else that compares outlines is a mean over the frames with a polyp; the others are counted apart.
 
     Args:
         predictor: gives one Segmentation a frame.
-        catalog: frames with masks; its ``group`` column makes the intervals honest where groups hold several frames.
+        catalog: frames with masks; its ``group`` column makes the intervals honest where groups contain several frames.
         network_size: gathers the scores by the definitions that need the network's size.
         provenance: further entries for the report, as the split's hash.
         progress: show a progress bar.
@@ -139,13 +139,15 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     sums = _Sums()
     started = time.perf_counter()
-    answers = predictor.answers(catalog)
-    for index, answer in enumerate(tqdm(answers, "evaluating", len(catalog), unit="frame", disable=not progress)):
+    predictions = predictor.predictions(catalog)
+    for index, predicted in enumerate(
+        tqdm(predictions, "evaluating", len(catalog), unit="frame", disable=not progress)
+    ):
         truth = catalog.mask(index)
         before = time.perf_counter()
-        rows.append(_measure(catalog.row(index), answer, truth, sums))
+        rows.append(_measure(catalog.row(index), predicted, truth, sums))
         if network_size is not None:
-            network_size.add(answer, truth)
+            network_size.add(predicted, truth)
         sums.metrics_seconds += time.perf_counter() - before
     before = time.perf_counter()
     table = pd.DataFrame(rows).astype(dict.fromkeys(_OF_POLYPS, float))
@@ -179,7 +181,7 @@ def evaluate(
             "datasets": table["dataset"].value_counts().to_dict(),
             "data_hash": catalog.hash(),
             "groups": int(table["group"].nunique()),
-            "intervals": "95 % bootstrap; whole groups are drawn where groups hold several frames",
+            "intervals": "95 % bootstrap; whole groups are drawn where groups contain several frames",
             "seconds": {
                 "total": round(time.perf_counter() - started, 2), "metrics": round(sums.metrics_seconds, 2),
             },
@@ -192,15 +194,15 @@ def evaluate(
     return Report(json.loads(json.dumps(numbers, default=_plain, allow_nan=False)), table)
 
 
-def _measure(row: Any, answer: Segmentation, truth: Any, sums: _Sums) -> dict[str, Any]:
-    mask, probability = answer.mask, answer.probability
+def _measure(row: Any, predicted: Segmentation, truth: Any, sums: _Sums) -> dict[str, Any]:
+    mask, probability = predicted.mask, predicted.probability
     counts = confusion(mask, truth)
     sums.pooled = sums.pooled + counts
     sums.reliability.add(probability, truth)
     match = match_lesions(mask, truth, probability)
-    every = answer.candidate_mask
+    every = predicted.candidate_mask
     candidates = match if every is mask else match_lesions(every, truth, probability)
-    peak = _frame_score(candidates, probability, answer.threshold)
+    peak = _frame_score(candidates, probability, predicted.threshold)
     sums.detections.add(match, candidates, peak, truth.size)
     invented = [lesion for lesion in match.predictions if not lesion.best_iou]
     return {

@@ -1,4 +1,4 @@
-"""Where the answers that are evaluated come from: a bundle, or a folder that any other program wrote."""
+"""Where the predictions that are evaluated come from: a bundle, or a folder that any other program wrote."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ SMALL = 1 / 16  # of the greatest possible value; whole sets of maps do not stay
 
 
 class Predictor(Protocol):
-    """Answers for the frames of a Catalog, in its order."""
+    """Predictions for the frames of a Catalog, in its order."""
 
     name: str
     threshold: float
 
-    def answers(self, catalog: Catalog) -> Iterator[Segmentation]:
+    def predictions(self, catalog: Catalog) -> Iterator[Segmentation]:
         """One Segmentation a frame, at the frame's size."""
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """What made the answers, for the report."""
+        """What made the predictions, for the report."""
         ...
 
 
@@ -52,7 +52,7 @@ class BundlePredictor:
         self.name = segmenter.bundle.name
         self.threshold = segmenter.threshold
 
-    def answers(self, catalog: Catalog) -> Iterator[Segmentation]:
+    def predictions(self, catalog: Catalog) -> Iterator[Segmentation]:
         return self.segmenter.stream(catalog.frame(index) for index in range(len(catalog)))
 
     def provenance(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class FolderPredictor:
     """Reads masks or probability maps, one file a frame, named by its stem.
 
     With several data sets, the files of each lie in a sub-folder of its name. An 8-bit or 16-bit image is divided
-    by its greatest possible value; a ``.npy`` file or a float32 TIFF holds probabilities as they are.
+    by its greatest possible value; a ``.npy`` file or a float32 TIFF contains probabilities as they are.
 
     A map of 8 bits that does not span 0..255 gives PraNet's family a little other values than ``main.m``, which
     stretches its levels without rounding them to 8 bits again (``metrics.pranet``): meanDic differed by 0.0003 on
@@ -112,7 +112,7 @@ class FolderPredictor:
         missing = sorted(wanted - self._files.keys())
         if missing:
             raise PolypsegError(
-                f"{self.folder}: holds no prediction for frame {missing[0][1]} of {missing[0][0]} "
+                f"{self.folder}: contains no prediction for frame {missing[0][1]} of {missing[0][0]} "
                 f"({len(missing)} of {len(wanted)} missing); a missing one is never scored, predict it too"
             )
         extra = [self._files[key] for key in sorted(self._files.keys() - wanted)]
@@ -124,7 +124,7 @@ class FolderPredictor:
                 "evaluate the frames that it is for"
             )
 
-    def answers(self, catalog: Catalog) -> Iterator[Segmentation]:
+    def predictions(self, catalog: Catalog) -> Iterator[Segmentation]:
         greatest = 0.0  # of all pictures
         for row in catalog:
             file = self._files[row.dataset, row.frame_id]
@@ -139,8 +139,8 @@ class FolderPredictor:
             yield Segmentation.from_probability(probability, self.threshold)
         if len(catalog) == len(self._files) and 0 < greatest <= SMALL:
             raise PolypsegError(
-                f"{self.folder}: no picture holds more than {greatest:.2g} of its greatest possible value, as masks of "
-                "0 and 1, of classes, or of 8 or 12 bits in 16 do; write masks of 8 bits as 0 and 255"
+                f"{self.folder}: no picture contains more than {greatest:.2g} of its greatest possible value, as "
+                "masks of 0 and 1, of classes, or of 8 or 12 bits in 16 do; write masks of 8 bits as 0 and 255"
             )
 
     def provenance(self) -> dict[str, Any]:
@@ -151,18 +151,18 @@ def read_probability(path: Path) -> NDArray[np.float32]:
     """Read one prediction, H×W float32 0..1.
 
     Raises:
-        PolypsegError: it cannot be read, is not two-dimensional, holds NaN or values outside 0..1, or is a picture in
-            colour or one to be turned.
+        PolypsegError: it cannot be read, is not two-dimensional, contains NaN or values outside 0..1, or is a picture
+            in colour or one to be turned.
     """
     values = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path)
     if values.ndim != 2:
         raise PolypsegError(f"{path}: has the shape {values.shape}; a prediction is height × width")
     probability = np.asarray(values, np.float32)
     if not np.isfinite(probability).all():
-        raise PolypsegError(f"{path}: holds NaN or infinity; a prediction lies in 0..1")
+        raise PolypsegError(f"{path}: contains NaN or infinity; a prediction lies in 0..1")
     if probability.size and (probability.min() < 0 or probability.max() > 1):
         raise PolypsegError(
-            f"{path}: holds values from {probability.min():g} to {probability.max():g}; a prediction lies in 0..1"
+            f"{path}: contains values from {probability.min():g} to {probability.max():g}; a prediction lies in 0..1"
         )
     return probability
 
@@ -182,7 +182,7 @@ def _read_array(path: Path) -> NDArray[Any]:
     except Exception as error:  # a damaged header raises whatever it leads to
         raise PolypsegError(f"{path}: cannot be read as an array of numbers ({_reason(error)})") from error
     if values.dtype.kind not in "bf":
-        raise PolypsegError(f"{path}: holds {values.dtype}; write bool, or probabilities as float32")
+        raise PolypsegError(f"{path}: contains {values.dtype}; write bool, or probabilities as float32")
     return values
 
 

@@ -33,7 +33,7 @@ def write_report(report: Report, catalog: Catalog, predictor: Predictor, out: st
     Args:
         report: what ``evaluate`` returned.
         catalog: the frames it is of.
-        predictor: answers again for the pictures of the worst frames, of missed polyps and of false regions.
+        predictor: predicts again for the pictures of the worst frames, of missed polyps and of false regions.
         out: the folder.
 
     Returns:
@@ -92,10 +92,10 @@ def _pictures(
     order = sorted({int(index) for rows in shown.values() for index in rows.index})
     chosen = Catalog(catalog.frames.iloc[order].reset_index(drop=True))
     drawn: dict[bool, dict[int, str]] = {False: {}, True: {}}  # by whether false regions are in boxes
-    for position, answer in enumerate(predictor.answers(chosen) if order else ()):
+    for position, predicted in enumerate(predictor.predictions(chosen) if order else ()):
         picture = overlay(chosen.frame(position), chosen.mask(position), TRUTH, fill=0.15)
         for boxed, boxes in ((False, []), (True, json.loads(false_boxes.iloc[order[position]]))):
-            drawn[boxed][order[position]] = _jpeg(overlay(picture, answer.mask, PREDICTION, fill=0.0, boxes=boxes))
+            drawn[boxed][order[position]] = _jpeg(overlay(picture, predicted.mask, PREDICTION, fill=0.0, boxes=boxes))
     return {
         name: [
             {**{str(key): value for key, value in row.items()}, "picture": drawn[name in FALSE][int(str(index))]}

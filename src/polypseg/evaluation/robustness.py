@@ -1,4 +1,4 @@
-"""How much Dice is left when the same frames are spoilt."""
+"""How much Dice is left when the same frames are corrupted."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def robustness(segmenter: Segmenter, catalog: Catalog, progress: bool = True) ->
         if not shows_polyp(truth):
             continue
         frame, shown = catalog.frame(index), shown + 1
-        answers = segmenter.stream(_spoilt(frame, index))
+        predictions = segmenter.stream(_corrupted(frame, index))
         for name in CORRUPTIONS:
-            sums[name] += [dice(next(answers).mask, truth) for _ in SEVERITIES]
+            sums[name] += [dice(next(predictions).mask, truth) for _ in SEVERITIES]
     return {name: (total / shown).tolist() for name, total in sums.items()} if shown else {}
 
 
-def _spoilt(frame: NDArray[np.uint8], seed: int) -> Iterator[NDArray[np.uint8]]:
+def _corrupted(frame: NDArray[np.uint8], seed: int) -> Iterator[NDArray[np.uint8]]:
     for name in CORRUPTIONS:
         for severity in SEVERITIES:
             yield corrupt(frame, name, severity, seed)

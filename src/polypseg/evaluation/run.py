@@ -141,7 +141,7 @@ def compare(reports: Sequence[str | Path], out: str | Path | None = None) -> Ran
 
     Raises:
         UsageError: there is one report or none.
-        PolypsegError: a folder holds no report, two have the same name, their frames differ, or none shows a polyp.
+        PolypsegError: a folder contains no report, two have the same name, their frames differ, or none shows a polyp.
     """
     if len(reports) < 2:
         raise UsageError("compare: give two reports or more")
@@ -228,7 +228,7 @@ def _verdict(ranking: Ranking, found: Comparison) -> str:
     apart = found.adjusted <= ALPHA
     without = found.difference.low > 0 or found.difference.high < 0
     if apart:
-        return "told apart" if without else "told apart by the test, though the interval holds 0"
+        return "told apart" if without else "told apart by the test, though the interval contains 0"
     if not without:
         return "not told apart"
     return "not told apart by the test, though the interval leaves out 0; the interval is of this pair alone"

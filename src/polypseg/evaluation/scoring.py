@@ -1,14 +1,14 @@
-"""Scoring a Segmenter on frames with masks: per image at original size, and by the known recipe's definition."""
+"""Scoring a Segmenter on frames with masks: per image at original size, and by the baseline recipe's definition."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -26,15 +26,15 @@ DEFINITIONS = {
     "iou": "mean over images with a polyp of IoU at the bundle's threshold, at original size",
     "dice_network_size": "mean over images with a polyp of Dice at probability 0.5, at the network's size",
     "dice_global": "Dice of all images' pixels pooled, at the bundle's threshold, at original size",
-    "dice_batch": "the known recipe's: Dice pooled over each batch of 16 at the network's size, at 0.5, mean over "
+    "dice_batch": "the baseline recipe's: Dice pooled over each batch of 16 at the network's size, at 0.5, mean over "
     "batches with a polyp",
     "loss": "the recipe's training loss, mean over images",
 }
-RECIPE_BATCH = 16  # the known recipe's; the value of dice_batch depends on it
+RECIPE_BATCH = 16  # the baseline recipe's; the value of dice_batch depends on it
 
 
-class Answers(Protocol):
-    """A Segmenter, or what else answers frames in order."""
+class Streams(Protocol):
+    """A Segmenter, or what else predicts frames in order."""
 
     def stream(self, frames: Iterable[NDArray[np.uint8]]) -> Iterator[Segmentation]:
         """One Segmentation for each H×W×3 uint8 RGB frame."""
@@ -57,7 +57,7 @@ class Scores:
 
 
 def score(
-    segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bool = True, kept: Answers | None = None
+    segmenter: Segmenter, catalog: Catalog, loss: LossConfig, progress: bool = True, kept: Streams | None = None
 ) -> Scores:
     """Score a Segmenter once on the frames of a Catalog.
 
@@ -85,15 +85,15 @@ def score(
 
 
 def score_masks(
-    segmenter: Answers, catalog: Catalog, progress: bool = True, network_size: NetworkSize | None = None
+    segmenter: Streams, catalog: Catalog, progress: bool = True, network_size: NetworkSize | None = None
 ) -> tuple[pd.DataFrame, float | None]:
     """``Scores.per_image``, and the Dice of all images' pixels pooled, None where no frame shows a polyp.
 
     Args:
-        segmenter: what answers the frames.
+        segmenter: what predicts the frames.
         catalog: frames with masks.
         progress: show a progress bar.
-        network_size: gathers its scores from the same answers.
+        network_size: gathers its scores from the same predictions.
 
     Raises:
         PolypsegError: a frame or a mask cannot be read.
@@ -101,10 +101,12 @@ def score_masks(
     rows = []
     pooled = Confusion()
     frames = (catalog.frame(index) for index in range(len(catalog)))
-    answers = tqdm(segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False)
-    for index, answer in enumerate(answers):
+    predictions = tqdm(
+        segmenter.stream(frames), "testing", len(catalog), unit="frame", disable=not progress, leave=False
+    )
+    for index, predicted in enumerate(predictions):
         truth = catalog.mask(index)
-        row, counts = catalog.row(index), confusion(answer.mask, truth)
+        row, counts = catalog.row(index), confusion(predicted.mask, truth)
         pooled = pooled + counts
         polyp = shows_polyp(truth)
         rows.append(
@@ -117,7 +119,7 @@ def score_masks(
             }
         )
         if network_size is not None:
-            network_size.add(answer, truth)
+            network_size.add(predicted, truth)
     table = pd.DataFrame(rows)
     return table, pooled.dice if table["dice"].notna().any() else None
 
@@ -125,11 +127,12 @@ def score_masks(
 class NetworkSize:
     """Gathers the definitions that need the network's size: ``dice_network_size``, ``dice_batch`` and ``loss``.
 
-    They are taken from the probabilities that were answered, so that no frame is computed twice. A probability of
-    float32 cannot tell logits beyond ±16 apart; a loss counts them as such.
+    They are taken from the probabilities that were predicted, so that no frame is computed twice. A probability of
+    float32 cannot distinguish logits beyond ±16; a loss counts them as such. Without torch there is no
+    loss.
 
     Args:
-        segmenter: whose answers will come, in order.
+        segmenter: whose predictions will come, in order.
         loss: to report.
     """
 
@@ -138,17 +141,17 @@ class NetworkSize:
         # The training loss is that of logits before the temperature; of a mean there is only what it gives.
         single = len(segmenter.bundles) == len(segmenter.bundle.networks) == 1 and segmenter.tta == "none"
         self._temperature = segmenter.temperature if single else 1.0
-        self._loss = loss
+        self._loss, self._with_loss = loss, find_spec("torch") is not None
         self._batch: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
         self._losses: list[float] = []
         self._per_batch: list[float] = []
         self._per_image: list[float] = []
 
-    def add(self, answer: Segmentation, truth: NDArray[np.bool_]) -> None:
-        """Count one frame: its answer, and its truth of the frame's size."""
-        assert isinstance(answer.source, Enlarged)
+    def add(self, predicted: Segmentation, truth: NDArray[np.bool_]) -> None:
+        """Count one frame: its prediction, and its truth of the frame's size."""
+        assert isinstance(predicted.source, Enlarged)
         mask = self._preprocessing.resize_mask(truth) > 0
-        self._batch.append((answer.source.small, mask))
+        self._batch.append((predicted.source.small, mask))
         if len(self._batch) == RECIPE_BATCH:
             self._finish()
 
@@ -164,8 +167,11 @@ class NetworkSize:
         self._batch = []
         mean = small.clip(1e-7, 1 - 1e-7)
         logits = self._temperature * (np.log(mean) - np.log1p(-mean))
-        pair = torch.from_numpy(logits)[:, None], torch.from_numpy(truth)[:, None]
-        self._losses += [float(segmentation_loss(*pair, self._loss))] * len(truth)
+        if self._with_loss:
+            import torch
+
+            pair = torch.from_numpy(logits)[:, None], torch.from_numpy(truth)[:, None]
+            self._losses += [float(segmentation_loss(*pair, self._loss))] * len(truth)
         prediction = small > np.float32(0.5)
         shown = truth.any((1, 2))
         if shown.any():

@@ -40,7 +40,7 @@ class Seen:
     recorded: bool = True
 
     def refuse(self, parts: Collection[str], verb: str, advice: str) -> None:
-        """Refuse frames of some parts, or of which it cannot be told.
+        """Refuse frames of some parts, or of which it is not known.
 
         Args:
             parts: of ``train``, ``val`` and ``test``.

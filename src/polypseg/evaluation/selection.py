@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from polypseg import renamed
 from polypseg.bundle import ModelBundle
 from polypseg.catalog import Catalog
 from polypseg.data.splits import NAMES, hash_split, make_split, read_split
@@ -19,7 +20,7 @@ def select(
     """The frames of one part of a split, and the split's name and hash for the report.
 
     The split is ``split_file``; else the ``split.csv`` of the run folder that the bundle lies in; else the split
-    that the bundle names, made anew. One of the latter two must have the hash that the bundle holds.
+    that the bundle names, made anew. One of the latter two must have the hash that the bundle contains.
 
     Args:
         catalog: all frames.
@@ -71,9 +72,10 @@ def of_bundle(catalog: Catalog, bundle: ModelBundle) -> tuple[Any, str]:
             raise PolypsegError(f"{beside}: is not the split that the bundle was trained with; give --split_file")
         return table, name
     reason = ""
-    if name in NAMES:
+    known = renamed.value("split", name, quiet=True)
+    if known in NAMES:
         try:
-            table = make_split(name, catalog)
+            table = make_split(known, catalog)
             if bundle.members:  # the folds were made of all but the test frames
                 table["split"] = table["split"].replace("val", "train")
             if hash_split(table) == expected:

@@ -4,8 +4,8 @@ The predictions are the lines that ``predict_video`` writes; the boxes a JSON fi
 [[{"bbox": [xmin, ymin, xmax, ymax]}, …], …]}`` with one list a frame, in pixels, maxima exclusive.
 
 **What is shown** are the polyps that are drawn: those with a number, carried ones included. All regions of a frame with
-one number are one polyp, whose box holds them all. What has no number is no prediction here, but for the time to first
-detection, which a single frame's polyp, followed or not, ends.
+one number are one polyp, whose box contains them all. What has no number is no prediction here, but for the time to
+first detection, which a single frame's polyp, followed or not, ends.
 
 **Found.** In a frame, shown polyps are paired with annotated boxes, one to one, where they agree: where the two boxes
 overlap at all (``any``), where their IoU reaches 0.3 or 0.5, or where the centre of the shown box lies in the annotated
@@ -118,7 +118,7 @@ class VideoScores:
 
 
 def score_video(records: Sequence[Mapping[str, Any]], boxes: Sequence[Sequence[Mapping[str, Any]]]) -> VideoScores:
-    """Score the answers to a video.
+    """Score the predictions of a video.
 
     Args:
         records: one a frame, in order, with ``time`` (s) and ``polyps``, as of ``frame_record``.
@@ -128,7 +128,7 @@ def score_video(records: Sequence[Mapping[str, Any]], boxes: Sequence[Sequence[M
         ValueError: there are more or fewer records than lists of boxes, or none.
     """
     if len(records) != len(boxes) or not records:
-        raise ValueError(f"{len(records)} frames were answered but {len(boxes)} have boxes")
+        raise ValueError(f"{len(records)} frames were predicted but {len(boxes)} have boxes")
     lesions: dict[str, list[_Seen]] = {}
     found = dict.fromkeys(CRITERIA, 0)
     predicted = 0
@@ -218,13 +218,13 @@ def score_video_files(records: str | Path, boxes: str | Path) -> VideoScores:
     except (TypeError, KeyError, ValueError) as error:
         form = '{"width", "height", "frames": [[{"bbox": [xmin, ymin, xmax, ymax]}, ...], ...]}'
         raise PolypsegError(f"{boxes}: is no file of boxes ({form})") from error
-    answers = _read_lines(records)
-    if len(answers) != len(frames):
-        raise PolypsegError(f"{boxes}: has boxes of {len(frames)} frames but {records} answers {len(answers)}")
-    sizes = {(answer["width"], answer["height"]) for answer in answers}
+    predicted = _read_lines(records)
+    if len(predicted) != len(frames):
+        raise PolypsegError(f"{boxes}: has boxes of {len(frames)} frames but {records} predicts {len(predicted)}")
+    sizes = {(one["width"], one["height"]) for one in predicted}
     if sizes != {(truth.get("width"), truth.get("height"))}:
         raise PolypsegError(f"{boxes}: is of a video of another size than {records}")
-    return score_video(answers, frames)
+    return score_video(predicted, frames)
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
@@ -240,7 +240,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     except (ValueError, AttributeError, TypeError) as error:
         raise PolypsegError(f"{file}: is no .jsonl of polypseg predict") from error
     if not lines:
-        raise PolypsegError(f"{file}: holds no frame")
+        raise PolypsegError(f"{file}: contains no frame")
     return lines
 
 

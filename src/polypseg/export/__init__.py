@@ -6,6 +6,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from polypseg.extras import naming_extras
+
 if TYPE_CHECKING:
     from polypseg.bundle import Export
 
@@ -15,9 +17,10 @@ class _Callable(ModuleType):
 
     def __call__(self, *arguments: Any, **options: Any) -> Export:
         """As ``polypseg.export.run.export``."""
-        from polypseg.export.run import export
+        with naming_extras("export"):
+            from polypseg.export.run import export
 
-        return export(*arguments, **options)
+            return export(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _Callable

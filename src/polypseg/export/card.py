@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from polypseg import renamed
 from polypseg.bundle import ModelBundle
 from polypseg.data.download import DATASETS
 from polypseg.errors import PolypsegError
@@ -37,7 +38,7 @@ def render(bundle: ModelBundle) -> str:
     What was not measured or recorded is said to be missing; nothing is made up.
 
     Raises:
-        PolypsegError: ``metadata.json`` holds something else than what polypseg writes into it.
+        PolypsegError: ``metadata.json`` contains something else than what polypseg writes into it.
     """
     try:
         return _rendered(bundle)
@@ -53,7 +54,7 @@ def _rendered(bundle: ModelBundle) -> str:
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
     environment.filters.update(number=number, interval=interval, percent=percent, share=share, cell=_cell)
     template = environment.from_string((resources.files(__package__) / "card.md.j2").read_text("utf-8"))
-    metadata = bundle.metadata
+    metadata = renamed.values(bundle.metadata, quiet=True)
     page = template.render(
         bundle=bundle,
         metadata=metadata,
@@ -73,8 +74,8 @@ def _rendered(bundle: ModelBundle) -> str:
 
 def _steps(lineage: dict[str, Any]) -> list[dict[str, Any]]:
     """What to run, one after another, for a bundle of this lineage; each step once."""
-    recipe = lineage.get("recipe")
-    averaged = {"weights": lineage.get("averaged_from"), "answers": lineage.get("ensemble_of")}
+    recipe = renamed.values(lineage.get("recipe") or {}, quiet=True)
+    averaged = {"weights": lineage.get("averaged_from"), "predictions": lineage.get("ensemble_of")}
     of, members = next(((of, members) for of, members in averaged.items() if members), ("", None))
     steps: dict[str, dict[str, Any]] = {}
     for one in filter(None, members or [lineage.get("started_from"), lineage.get("taught_by")]):

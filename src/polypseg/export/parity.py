@@ -1,4 +1,4 @@
-"""The proof of an export: its answers beside PyTorch's in fp32, on the same frames."""
+"""The proof of an export: its predictions beside PyTorch's in fp32, on the same frames."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Parity:
 
     @property
     def drop(self) -> float:
-        """Mean Dice that the export loses; 0 where no masks can tell."""
+        """Mean Dice that the export loses; 0 where there are no masks."""
         return 0.0 if self.dice is None else self.dice["torch"] - self.dice["export"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Parity:
 def compare(
     reference: Segmenter, export: Segmenter, frames: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
 ) -> Parity:
-    """Answer the same frames twice and compare.
+    """Predict the same frames twice and compare.
 
     Args:
         reference: the bundle by PyTorch in fp32.
@@ -65,7 +65,7 @@ def compare(
         difference = np.abs(maps[1] - maps[0])
         largest = max(largest, float(difference.max()))
         means.append(float(difference.mean()))
-        expected, found = (reference.answer(one, *frame.shape[:2]).mask for one in maps)
+        expected, found = (reference.segmentation(one, *frame.shape[:2]).mask for one in maps)
         agreements.append(dice(found, expected))
         if truth is not None and shows_polyp(truth):
             scores.append((dice(expected, truth), dice(found, truth)))

@@ -12,7 +12,7 @@ from polypseg.errors import PolypsegError
 from polypseg.export.card import CARD_FILE, render, write_card
 from polypseg.files import read_json
 
-# Of report.json. Left out are the groups, whose names may tell of patients, and what only a chart needs.
+# Of report.json. Left out are the groups, whose names may identify patients, and what only a chart needs.
 _KEPT = (
     "n", "warnings", "threshold", "headline", "polyp_free", "detection", "definitions", "pixels", "boundary", "lesions",
     "robustness",

@@ -85,7 +85,7 @@ def export(
     names = " ".join(str(one.folder) for one in opened.members)
     opened.check_single(f"export its members one by one: {names}")
     if not overwrite and any((one.runtime, one.precision) == (format, precision) for one in opened.exports):
-        raise PolypsegError(f"{opened.folder}: holds an export to {format} {precision} already; use --overwrite")
+        raise PolypsegError(f"{opened.folder}: contains an export to {format} {precision} already; use --overwrite")
     show = sys.stderr.isatty() if progress is None else progress
     proof = _Frames(opened, with_masks([data] if isinstance(data, str | Path) else data, masks), split_file)
     try:
@@ -182,7 +182,7 @@ def _write(
 ) -> None:
     floats = file if preset is None else file.with_stem("fp32")
     if format == "onnx":
-        # NNCF cannot tell the shapes of a network of any size, and quantises it to what ONNX Runtime does not run: it
+        # NNCF does not know the shapes of a network of any size, and quantises it to what ONNX Runtime does not run: it
         # gets the network's own size, which is taken out again.
         write_onnx(bundle, floats, any_size=preset is None)
     else:

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the network sees a frame several ways, and the answers are averaged."""
+"""Test-time augmentation: the network sees several views of a frame, and their predictions are averaged."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from polypseg.errors import UsageError
 
-Augmented = Literal["none", "flip", "flips", "small"]
+Augmented = Literal["none", "hflip", "flips", "multiscale"]
 Axes = tuple[int, ...]  # to mirror, of H×W×…; mirroring undoes itself
 
 # The views at each share of the network's size. Every size counts alike, and every view of a size.
 VIEWS: dict[str, dict[float, tuple[Axes, ...]]] = {
     "none": {1.0: ((),)},
-    "flip": {1.0: ((), (1,))},
+    "hflip": {1.0: ((), (1,))},
     "flips": {1.0: ((), (1,), (0,), (0, 1))},
-    "small": {1.0: ((),), 2 / 3: ((0, 1),)},
+    "multiscale": {1.0: ((),), 2 / 3: ((0, 1),)},
 }
 
 
 def views(name: str) -> dict[float, tuple[Axes, ...]]:
     """The views of a kind of augmentation, by the share of the network's size at which they are seen.
 
-    ``flip`` has a second view, mirrored left-right; ``flips`` four, mirrored along both axes; ``small`` a second one at
-    two thirds of the size, turned by 180°, which takes two fifths more work.
+    ``hflip`` has a second view, mirrored left-right; ``flips`` four, mirrored along both axes; ``multiscale`` a second
+    one at two thirds of the size, turned by 180°, which takes two fifths more work.
 
     Raises:
         UsageError: there is no such kind.

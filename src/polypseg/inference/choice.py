@@ -127,7 +127,7 @@ def _find(bundle: ModelBundle, name: str, precision: str) -> Export | None:
 def _lacks(bundle: ModelBundle, name: str, precision: str) -> str:
     option = "" if precision == "auto" else f" --precision {precision}"
     kind = name if precision == "auto" else f"{name} {precision}"
-    return f"holds no {kind} export; make one: polypseg export {bundle.folder} --format {name}{option}"
+    return f"contains no {kind} export; make one: polypseg export {bundle.folder} --format {name}{option}"
 
 
 def _sentence(runtime: Runtime, why: str) -> str:

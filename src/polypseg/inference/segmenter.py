@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polypseg import zoo
+from polypseg import renamed, zoo
 from polypseg.bundle import ModelBundle, Preprocessing
 from polypseg.errors import UsageError
 from polypseg.inference.augmentation import Axes, mirror, views
@@ -47,8 +47,9 @@ class Segmenter:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         threads: of the computation on a CPU; 0 leaves it to the runtime.
-        tta: test-time augmentation, ``none``, ``flip`` (left-right, twice the work), ``flips`` (four times) or
-            ``small`` (a second look at two thirds of the size, two fifths more work); by default the (first) bundle's.
+        tta: test-time augmentation, ``none``, ``hflip`` (left-right, twice the work), ``flips`` (four times) or
+            ``multiscale`` (a second view at two thirds of the size, two fifths more work); by default the (first)
+            bundle's.
         compile: PyTorch only: ``torch.compile``, slow to start.
         channels_last: PyTorch only: the memory layout.
         temperature: divides the logits, > 0; by default the bundle's.
@@ -88,6 +89,7 @@ class Segmenter:
         self.bundles = [zoo.open(one) for one in several]
         self.bundle = self.bundles[0]
         self.preprocessing = self.bundle.preprocessing
+        tta = renamed.value("tta", tta)
         self.tta = self.bundle.tta if tta is None else tta
         self.operating_point = _mean_point(self.bundles).override(
             threshold=threshold, min_confidence=min_confidence, min_area=min_area, fill_holes=fill_holes
@@ -165,7 +167,7 @@ class Segmenter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides an answer besides the frame, in plain types."""
+        """All that decides a prediction besides the frame, in plain types."""
         return {
             "model": self.hash,
             "threshold": self.threshold,
@@ -243,10 +245,10 @@ class Segmenter:
             yield self._found(frame, probability, outside)
 
     def _found(self, frame: Frame, probability: NDArray[np.float32], outside: NDArray[np.bool_] | None) -> Segmentation:
-        found = self.answer(probability, *frame.pixels.shape[:2], outside=outside)
+        found = self.segmentation(probability, *frame.pixels.shape[:2], outside=outside)
         return replace(found, frame=frame.pixels, path=frame.path, index=frame.index, time=frame.time, model=self.hash)
 
-    def answer(
+    def segmentation(
         self,
         probability: NDArray[np.float32],
         height: int,

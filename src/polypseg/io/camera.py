@@ -56,7 +56,7 @@ def camera_frames(camera: int | str) -> Iterator[Pixels]:
 
 
 def camera_name(camera: int | str | Iterable[Pixels]) -> str:
-    """What a camera is called in messages and files: a URL without the password that it may hold."""
+    """What a camera is called in messages and files: a URL without the password that it may contain."""
     if isinstance(camera, int) or (isinstance(camera, str) and camera.isdecimal()):
         return f"camera {camera}"
     if not isinstance(camera, str):

@@ -47,7 +47,7 @@ def eight_bits(image: Image.Image, path: str | Path, content: bytes | None = Non
     """A decoded deep image with 8 bits a sample, the highest of the bits that are in use.
 
     The bits are those that the file names (TIFF: BitsPerSample, MaxSampleValue; PNG: sBIT). One that names none and
-    stays below 1/16 of the range holds 12 bits, or 8; that is said in a warning, once for a folder.
+    stays below 1/16 of the range contains 12 bits, or 8; that is said in a warning, once for a folder.
 
     Args:
         image: decoded, not yet turned.
@@ -70,7 +70,7 @@ def eight_bits(image: Image.Image, path: str | Path, content: bytes | None = Non
 
 
 def doubtful_bits(image: Image.Image, path: str | Path) -> str | None:
-    """What ``eight_bits`` would warn of, as ``holds values up to …``; ``image`` is opened, not yet decoded."""
+    """What ``eight_bits`` would warn of, as ``contains values up to …``; ``image`` is opened, not yet decoded."""
     if not is_deep(image):
         return None
     image.load()
@@ -90,14 +90,14 @@ def _bits_in_use(
         return named if greatest < 1 << named else 16, None
     bits = bits_by_value(greatest)
     if greatest > 0 and bits < 16:
-        return bits, f"holds values up to {greatest} of 65535 and is read as {bits} bits"
+        return bits, f"contains values up to {greatest} of 65535 and is read as {bits} bits"
     if 0 < greatest < 16384:
-        return 16, f"holds values up to {greatest} of 65535 and is read as 16 bits, that is, dark"
+        return 16, f"contains values up to {greatest} of 65535 and is read as 16 bits, that is, dark"
     return 16, None
 
 
 def bits_by_value(greatest: int) -> int:
-    """How many bits are taken to be in use, 8, 12 or 16, where nothing but the greatest value tells."""
+    """How many bits are taken to be in use, 8, 12 or 16, where nothing but the greatest value says it."""
     return 8 if greatest < 256 else 12 if greatest < 4096 else 16
 
 
@@ -131,7 +131,7 @@ def _sbit(path: str | Path, content: bytes | None) -> int | None:
 
 
 def warn(path: str | Path, what: str) -> None:
-    """Warn of a doubtful depth, as ``holds values up to 2307 of 65535 and is read as 12 bits``.
+    """Warn of a doubtful depth, as ``contains values up to 2307 of 65535 and is read as 12 bits``.
 
     Once for a folder: its other files will be of the same kind.
     """

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'polypseg[dicom]'"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
-_NO_PICTURES = (  # SOP classes with pixels that are not to be looked at
+_NO_PICTURES = (  # SOP classes with pixels that are not to be segmented
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
     "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
@@ -50,7 +50,7 @@ _CONTAINERS = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")  # with which an MP4 begins, after a length
 _CODINGS = ("mpeg1video", "mpeg2video", "h264", "hevc")
 _DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95")
-_UNDEFINED = 0xFFFFFFFF  # the length that compressed pixel data give; their fragments tell their own
+_UNDEFINED = 0xFFFFFFFF  # the length that compressed pixel data give; their fragments have their own
 _LOCK = threading.Lock()
 
 
@@ -180,7 +180,7 @@ class DicomFrames:
         if header.PhotometricInterpretation == "PALETTE COLOR" or not 0 < greatest < 1 << 12:
             return bits
         read = bits if self._count > 1 else used
-        warn(self.path, f"holds values up to {greatest} of {(1 << bits) - 1} and is read as {read} bits")
+        warn(self.path, f"contains values up to {greatest} of {(1 << bits) - 1} and is read as {read} bits")
         return read
 
     def _decode_video(self) -> Iterator[NDArray[np.uint8]]:
@@ -272,7 +272,7 @@ def read_header(path: Path) -> Dataset:
         raise PolypsegError(f"{path}: is a DICOMDIR, a list of files; name the images themselves")
     if kind in _NO_PICTURES or "Rows" not in header:
         name = kind.name if kind.type == "SOP Class" else "of an unknown kind"
-        raise PolypsegError(f"{path}: holds no image ({name}); leave it out")
+        raise PolypsegError(f"{path}: contains no image ({name}); leave it out")
     return header
 
 
@@ -418,7 +418,7 @@ def _plugin(syntax: UID, bits: int) -> str | None:
 
 
 def _wrong_count(path: Path, held: int | str, claimed: int) -> PolypsegError:
-    return PolypsegError(f"{path}: holds {held} frames, but its header says {claimed}; export the image again")
+    return PolypsegError(f"{path}: contains {held} frames, but its header says {claimed}; export the image again")
 
 
 def _check_meaning(path: Path, header: Dataset, syntax: UID) -> None:
@@ -474,7 +474,7 @@ def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> tuple[
                     _check_enough(path, held, length, end)
                 _check_frames(path, syntax, count, held, length)
     if length == 0:
-        raise PolypsegError(f"{path}: holds no pixel data; export the image again")
+        raise PolypsegError(f"{path}: contains no pixel data; export the image again")
     if start + length > end:
         raise PolypsegError(f"{path}: is cut or damaged: its pixels are not complete; copy the file again")
     if not syntax.is_encapsulated:
@@ -497,7 +497,9 @@ def _element(path: Path, file: IO[bytes], syntax: UID) -> tuple[int, int, bool]:
     if len(head) < 8:
         return file.tell(), 0, False
     if struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
-        raise PolypsegError(f"{path}: holds floating-point pixels, which have no defined 8-bit meaning; leave it out")
+        raise PolypsegError(
+            f"{path}: contains floating-point pixels, which have no defined 8-bit meaning; leave it out"
+        )
     # Implicit, these two bytes would be an odd length, which no element has.
     explicit = head[4:6] in (b"OB", b"OW", b"UN", b"OV")
     rest = file.read(4) if explicit else head[4:]
@@ -550,9 +552,9 @@ def _check_fragment(path: Path, file: IO[bytes], start: int, length: int, header
     found, scans = _jpeg_size(file, start + length)
     if found is not None and found != (header.Rows, header.Columns):
         size, claim = "×".join(map(str, found)), f"{header.Rows}×{header.Columns}"
-        raise PolypsegError(f"{path}: holds a frame of {size} pixels, but its header says {claim}; export it again")
+        raise PolypsegError(f"{path}: contains a frame of {size} pixels, but its header says {claim}; export it again")
     if scans > MAX_SCANS:
-        raise PolypsegError(f"{path}: holds a frame of {scans} scans, more than {MAX_SCANS}; export it again")
+        raise PolypsegError(f"{path}: contains a frame of {scans} scans, more than {MAX_SCANS}; export it again")
 
 
 def _jpeg_size(file: IO[bytes], end: int) -> tuple[tuple[int, int] | None, int]:
@@ -628,7 +630,7 @@ class _Joined(io.RawIOBase):
 
 
 def _times(header: Dataset, count: int) -> tuple[float, ...] | None:
-    """Seconds of each frame after the first; None where the header does not tell."""
+    """Seconds of each frame after the first; None where the header does not say."""
     vector = header.get("FrameTimeVector")
     if count > 1 and vector is not None and len(vector) == count:  # each from the frame before it, ms
         return tuple(float(time) / 1000 for time in accumulate([0.0, *vector[1:]]))

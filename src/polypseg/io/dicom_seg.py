@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pydicom.sr.coding import Code
 
 SERIES_NUMBER = 9000  # behind the series that an examination has of its own
-_LONGEST = 0xFFFFFFFE  # bytes that a DICOM element can hold
+_LONGEST = 0xFFFFFFFE  # bytes that a DICOM element can have
 # The order of a segmentation's frames: by segment, then by the source's frame. (element, its group, its name)
 _DIMENSIONS = (
     (0x0062000B, 0x0062000A, "Segment"),  # ReferencedSegmentNumber of SegmentIdentificationSequence
@@ -60,19 +60,20 @@ def write_segmentation(
     """Write masks as a DICOM Segmentation (BINARY) that refers to the image they were made from.
 
     It keeps the patient and the study of its source and stands in a series of its own, the same one for all images
-    of the source's series and one model. One segment, "Polyp", holds all polyps of a frame: which polyp of one frame
+    of the source's series and one model. One segment, "Polyp", contains all polyps of a frame: which polyp of one frame
     is which of another is not known. Frames without a polyp are left out, as DICOM lets; where no frame has one, the
     first stands for all, empty.
 
     Args:
         source: the DICOM image.
-        masks: of every frame of ``source``, in order, each H×W bool. One at a time is held, and its bits are kept.
+        masks: of every frame of ``source``, in order, each H×W bool. One at a time is in memory, and its bits are kept.
         made_by: what made them, which is recorded.
         out: the file to write; replaced where it exists.
 
     Raises:
-        PolypsegError: the source is no DICOM image, lacks the identifiers that a reference needs or is of a kind that
-            the standard does not know; the extra is missing; the masks do not fit into a DICOM file; the disk is full.
+        PolypsegError: the source is no DICOM image, is missing the identifiers that a reference needs or is of a kind
+            that the standard does not know; the extra is missing; the masks do not fit into a DICOM file; the disk is
+            full.
         ValueError: there are more or fewer masks than frames, or one is not H×W bool.
     """
     source, out = Path(source), Path(out)
@@ -80,14 +81,14 @@ def write_segmentation(
         header = read_header(source)
         needed = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
         if missing := [name for name in needed if not header.get(name)]:
-            lacks = f"lacks {', '.join(missing)}"
+            lacks = f"is missing {', '.join(missing)}"
             raise PolypsegError(
                 f"{source}: {lacks}, to which a segmentation must refer; export it with its identifiers"
             )
         count, height, width = (positive(source, header, name) for name in ("NumberOfFrames", "Rows", "Columns"))
     numbers, pixels = _pack(masks, count, (height, width))
     if len(pixels) > _LONGEST:
-        raise PolypsegError(f"{out}: the masks need more than the 4 GiB that DICOM can hold; cut the video into parts")
+        raise PolypsegError(f"{out}: the masks need more than the 4 GiB that DICOM allows; cut the video into parts")
     with quiet(source, "its patient or study cannot be carried into a segmentation; export it again"):
         content = io.BytesIO()
         _segmentation(header, count, numbers, pixels, made_by).save_as(content, enforce_file_format=True)

@@ -17,7 +17,7 @@ VIDEO_SUFFIXES = {
     ".flv", ".ogv", ".mxf", ".3gp", ".h264", ".264", ".h265", ".265", ".hevc", ".y4m",
 }  # fmt: skip
 DICOM_SUFFIXES = {".dcm", ".dicom"}
-_HEAD = 1024  # bytes of a file that tell its kind
+_HEAD = 1024  # bytes of a file that show its kind
 _IMAGE_STARTS = (
     b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
     b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
@@ -26,7 +26,7 @@ _VIDEO_STARTS = (
     b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"0&\xb2u\x8ef\xcf\x11", b"FLV\1", b"OggS", b"\x06\x0e+4",
     b"\0\0\0\1g", b"\0\0\0\1@\1", b"YUV4MPEG2 ",
 )  # fmt: skip
-_IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # what ISO's container holds besides video
+_IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # what ISO's container contains besides video
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -88,5 +88,5 @@ def readable(files: Iterable[Path]) -> tuple[list[tuple[Path, Kind]], list[Path]
 
 
 def shown_path(path: str | Path) -> str:
-    """A path that can be printed, whatever bytes it holds."""
+    """A path that can be printed, whatever bytes it contains."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

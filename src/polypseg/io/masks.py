@@ -1,4 +1,4 @@
-"""The one way in which a mask is read: strictly, its values judged as the file holds them, before any conversion.
+"""The one way in which a mask is read: strictly, its values judged as the file contains them, before any conversion.
 
 A mask is black and white. Edges may be grey, as JPEG and resizing leave them. Anything else (classes, a small range
 in 16 bits, colours, transparency, areas of grey) is refused with the values found, or read by a kind that says how:
@@ -55,7 +55,7 @@ def mask_values(image: Image.Image, path: str | Path, kind: str = "binary") -> N
         H×W uint8; above ``THRESHOLD`` is polyp. For ``binary`` the file's own values, in 8 bits; else 0 and 255.
 
     Raises:
-        MaskError: the file holds something that this kind does not read.
+        MaskError: the file contains something that this kind does not read.
     """
     deep, lossy = is_deep(image), _is_lossy(image, path)
     if kind == "binary" and image.format == "JPEG" and image.mode == "RGB" and _is_grey(image, path):
@@ -148,8 +148,8 @@ def _black_and_white(values: NDArray[Any], path: str | Path) -> NDArray[np.uint8
     depth = "16-bit " if top == 65535 else ""
     if 0 < greatest < WHITE * (top // 255):
         raise MaskError(
-            f"{path}: mask holds the {depth}values {_found(values)}, no white ({top}); save polyps as {top}, or read "
-            f"it with --masks {_remedy(values, greatest)}"
+            f"{path}: mask contains the {depth}values {_found(values)}, no white ({top}); save polyps as {top}, or "
+            f"read it with --masks {_remedy(values, greatest)}"
         )
     area = _grey_area(levels) if greatest else None
     if area is None:
@@ -158,7 +158,7 @@ def _black_and_white(values: NDArray[Any], path: str | Path) -> NDArray[np.uint8
     native = int(values[area & (levels == value)][0])
     if value > BLACK:
         raise MaskError(
-            f"{path}: mask holds areas of grey, neither polyp nor background (the {depth}values {_found(values)}); "
+            f"{path}: mask contains areas of grey, neither polyp nor background (the {depth}values {_found(values)}); "
             f"save polyps as {top}, or read it with --masks {_remedy(values, native)}"
         )
     if not _eroded(levels >= WHITE, _edge(levels)).any():
@@ -216,7 +216,7 @@ def _coloured(samples: NDArray[Any], path: str | Path, lossy: bool) -> NDArray[n
     dark = _eroded(_between(levels, BLACK + 1, threshold), _edge(levels))
     if dark.any() or (0 < int(levels.max(initial=0)) <= threshold):
         raise MaskError(
-            f"{path}: mask holds areas too dark to tell from black (up to {threshold} of 255); save polyps brighter"
+            f"{path}: mask contains areas too dark to tell from black (up to {threshold} of 255); save polyps brighter"
         )
     return np.where(levels > threshold, np.uint8(255), np.uint8(0))
 

@@ -41,12 +41,12 @@ Ring = list[list[int]]  # (x, y) corners in pixels; closed, but the first is not
 def frame_record(
     segmentation: Segmentation, *, source: str, model: str, index: int | None = None, time: float | None = None
 ) -> dict[str, Any]:
-    """One frame's answer in plain Python types, for JSON.
+    """One frame's prediction in plain Python types, for JSON.
 
     Args:
-        segmentation: the answer.
+        segmentation: the prediction.
         source: name of the file that the frame comes from, without its folder.
-        model: hash of the bundle that gave the answer.
+        model: hash of the bundle that made the prediction.
         index: number of the frame in its source, from 0; None for a picture.
         time: seconds from the source's start; None for a picture.
 
@@ -93,8 +93,8 @@ def write_frame(
         folder: where to.
         stem: what the files' names begin with.
         frame: H×W×3 uint8 RGB.
-        segmentation: its answer, of the same size.
-        record: what the JSON holds.
+        segmentation: its prediction, of the same size.
+        record: what the JSON contains.
         save: the outputs; those of the whole run are passed over.
 
     Raises:
@@ -187,7 +187,7 @@ def polyp_outlines(segmentation: Segmentation, polyp: Polyp) -> list[list[Ring]]
 
 
 def coco_segmentation(segmentation: Segmentation, polyp: Polyp) -> list[list[int]] | dict[str, Any]:
-    """A polyp as COCO holds it: polygons ``[x, y, x, y, …]``; RLE where it has holes, which those cannot say."""
+    """A polyp as COCO has it: polygons ``[x, y, x, y, …]``; RLE where it has holes, which those cannot say."""
     polygons = polyp_outlines(segmentation, polyp)
     if all(len(rings) == 1 for rings in polygons):
         return [[value for point in rings[0] for value in point] for rings in polygons]
@@ -275,7 +275,7 @@ def _csv_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def mask_picture(path: str | Path, mask: NDArray[np.bool_]) -> bytes:
-    """A mask as the PNG that ``path`` is to hold: 0 and 255."""
+    """A mask as the PNG that ``path`` is to contain: 0 and 255."""
     return _picture(path, mask.astype(np.uint8) * np.uint8(255))
 
 

@@ -29,7 +29,7 @@ _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither padding nor w
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Open an image file lazily (its header only) and check that it holds one picture of a sane size.
+    """Open an image file lazily (its header only) and check that it contains one picture of a sane size.
 
     Args:
         path: the file.
@@ -40,7 +40,7 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
     Raises:
         PolypsegError: the file is missing, empty, no image, larger than ``MAX_PIXELS``, of more than ``MAX_SCANS``,
-            holds several pictures (an animation, pages), or has samples without a defined 8-bit meaning.
+            contains several pictures (an animation, pages), or has samples without a defined 8-bit meaning.
     """
     file = Path(path) if content is None else io.BytesIO(content)
     try:
@@ -69,7 +69,7 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     if pictures > 1:
         image.close()
         number = pictures if pictures <= MAX_PAGES else f"more than {MAX_PAGES}"
-        raise PolypsegError(f"{path}: holds {number} pictures; save the one to use as a file of its own")
+        raise PolypsegError(f"{path}: contains {number} pictures; save the one to use as a file of its own")
     if scans > MAX_SCANS:
         image.close()
         raise PolypsegError(f"{path}: is a JPEG of {scans} scans, {MAX_SCANS} at most are decoded; save it anew")
@@ -111,7 +111,7 @@ def _segments(content: IO[bytes]) -> Iterator[bytes]:
 
 
 def _count_pictures(image: Image.Image) -> int:
-    """How many pictures a file holds; of a TIFF ``MAX_PAGES`` + 1 where there are more than ``MAX_PAGES``."""
+    """How many pictures a file contains; of a TIFF ``MAX_PAGES`` + 1 where there are more than ``MAX_PAGES``."""
     if not isinstance(image, TiffImageFile):
         return int(getattr(image, "n_frames", 1))
     if image.is_animated:
@@ -254,7 +254,7 @@ def _decode(path: str | Path, mode: str, content: bytes | None = None) -> Image.
 
 
 def depth_doubt(path: str | Path) -> str | None:
-    """What makes the depth of a frame's 16-bit samples doubtful, as ``holds values up to …``. Raises as above."""
+    """What makes the depth of a frame's 16-bit samples doubtful, as ``contains values up to …``. Raises as above."""
     with open_image(path) as image:
         try:
             return doubtful_bits(image, path)

@@ -5,13 +5,13 @@ stays one. Time counts from the first frame, as a player shows it (broadcast str
 a time, or with one that does not come after its predecessor's, gets its predecessor's plus one nominal frame.
 
 **Damage.** What can be decoded is read, up to the cut of a truncated file and beyond a damaged spot; afterwards
-``VideoReader.problem`` says in one line what was met. Containers with an index say how much they hold. The decoder is
-asked too: it runs strictly, so that it hides nothing, up to the first error; from there the video is decoded again by a
-decoder that conceals errors, and goes on. The structure of transport and program streams and of Matroska files is
-walked through: every packet must be there, and whole. What FFmpeg says nothing of is looked for here: long runs of
+``VideoReader.problem`` says in one line what was met. Containers with an index say how much they contain. The decoder
+is asked too: it runs strictly, so that it hides nothing, up to the first error; from there the video is decoded again
+by a decoder that conceals errors, and continues. The structure of transport and program streams and of Matroska files
+is walked through: every packet must be there, and whole. What FFmpeg says nothing of is looked for here: long runs of
 zeros, and an HEVC stream that ends within a picture. The last picture is decoded twice, with and without bytes behind
 its own, which make a difference only where they are taken for its end. A cut exactly between two frames of a container
-that does not say how much it holds leaves a shorter whole video.
+that does not say how much it contains leaves a shorter whole video.
 
 **Untrusted.** FFmpeg opens what comes from outside in ``open_media`` alone: no playlist, no network, no other file.
 """
@@ -50,7 +50,7 @@ FORMATS = (
     "ivf", "asf", "flv", "ogg", "mxf", "dv", "nut", "rm", "gif", "yuv4mpegpipe",
 )  # fmt: skip
 _STEADY, _MOST_GAPS = 25, 2  # frames, and gaps among them, of a stream that is taken for steady
-_INDEXED = ("mov", "matroska", "avi")  # formats that say how much they hold
+_INDEXED = ("mov", "matroska", "avi")  # formats that say how much they contain
 # Codings of which FFmpeg marks pictures that it conceals, which in several threads it loses now and then.
 _MARKED = ("h264", "mpeg4")
 # More zeros than stand in a row in any picture of HEVC or H.264 (Rec. ITU-T H.265, 7.4.2), or come out of VP8's and
@@ -128,7 +128,8 @@ class VideoReader:
         problem: after the last frame, one line naming the file where it is cut off or damaged; else None.
 
     Raises:
-        PolypsegError: the file is missing, no video, coded in a way that this FFmpeg cannot decode, or holds no frame.
+        PolypsegError: the file is missing, no video, coded in a way that this FFmpeg cannot decode, or contains no
+            frame.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -137,14 +138,14 @@ class VideoReader:
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._cut = self._failed = False
         self._damaged: int | None = None  # where damage was met first, in the container's ticks
-        self._end = 0  # of what the container held, likewise
+        self._end = 0  # of what the container had, likewise
         self._sent = self._read_to = 0  # packets to be shown that the decoder got, and where the last one ends
         self._open(strict=True)
         try:
             self._frames = self._decode()
             self._first: Frame | None = next(self._frames, None)
             if self._first is None:
-                raise PolypsegError(f"{self.path}: holds no frame that can be decoded; record or copy it again")
+                raise PolypsegError(f"{self.path}: contains no frame that can be decoded; record or copy it again")
             self.info = self._as_shown(self._first)
         except BaseException:
             self.close()
@@ -292,7 +293,7 @@ class VideoReader:
         """Take one or two gaps in an otherwise steady stream for damage.
 
         A gap before the last frame is of a cut: where frames are reordered, the last comes before its predecessors. Any
-        other may be a pause, and is damage only where the container has no structure that would tell.
+        other may be a pause, and is damage only where the container has no structure that would show it.
         """
         if count >= _STEADY and 0 < len(gaps) <= _MOST_GAPS:
             after, pts = gaps[0]
@@ -366,7 +367,7 @@ class VideoReader:
 
     @property
     def _indexed(self) -> bool:
-        """Whether the container says how much it holds."""
+        """Whether the container says how much it contains."""
         return any(name in self._format.split(",") for name in _INDEXED)
 
     @property
@@ -585,7 +586,7 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
         if stream.codec_context is None:
             raise PolypsegError(f"{path}: is coded in a way that PyAV's FFmpeg cannot decode; convert it to H.264")
         return stream
-    raise PolypsegError(f"{path}: holds no video stream")
+    raise PolypsegError(f"{path}: contains no video stream")
 
 
 def _clock_seconds(text: str) -> float:
@@ -722,7 +723,7 @@ def _whole_packets(container: av.container.InputContainer, size: int) -> Iterato
 
 
 def continues(part: Path, writer: VideoWriter) -> bool:
-    """Whether a decoder that has begun with ``part`` can go on with what ``writer`` writes: one set of parameters."""
+    """Whether a decoder that has begun with ``part`` can continue with what ``writer`` writes: one set of values."""
     try:
         with open_media(part, ("mov",)) as container:
             stream = container.streams.video[0]

@@ -2,7 +2,7 @@
 
 While it grows, a run has these files, whole up to the last frame whatever ends it:
 
-- ``<stem>.part.json``: what decides its answers; a run is gone on with only where all of it is the same;
+- ``<stem>.part.json``: what decides its predictions; a run is resumed only where all of it is the same;
 - ``<stem>.part.jsonl``: the lines so far. The finished frames are these: their overlay is drawn again from them;
 - ``<stem>.part.mp4``: the overlay so far, playable; what is drawn after an interruption is in ``<stem>.part.1.mp4`` and
   so on;
@@ -37,15 +37,15 @@ class VideoOutputs:
     Args:
         folder: where they go; made if missing.
         stem: what their names begin with.
-        settings: what decides the answers, in plain types.
+        settings: what decides the predictions, in plain types.
         overlay: whether there is to be an mp4.
-        resume: go on from a run that was interrupted; one that is complete is left as it is.
+        resume: continue a run that was interrupted; one that is complete is left as it is.
         overwrite: replace what is there.
         source: the video itself, which is never overwritten.
 
     Attributes:
         finished: the lines that an interrupted run has left, without line feed.
-        drawn: frames that the overlay of an interrupted run holds, once it is started.
+        drawn: frames that the overlay of an interrupted run contains, once it is started.
         timeline: of a run that is complete already; else None.
 
     Raises:
@@ -102,7 +102,7 @@ class VideoOutputs:
         return [file for file in (self.overlay, self.records, self.timeline_file) if file is not None]
 
     def start(self, info: VideoInfo) -> None:
-        """Begin the overlay, of a video of this size and rate, or go on with that of an interrupted run."""
+        """Begin the overlay, of a video of this size and rate, or continue that of an interrupted run."""
         if self.overlay is None:
             return
         parts = self._existing_overlay_parts()
@@ -124,9 +124,9 @@ class VideoOutputs:
         """Take in the next frame.
 
         Args:
-            pixels: H×W×3 uint8 RGB, drawn into; None only where there is no overlay, or it holds the frame already.
+            pixels: H×W×3 uint8 RGB, drawn into; None only where there is no overlay, or it contains the frame already.
             pts: ticks.
-            record: its answer.
+            record: its prediction.
             line: that in JSON, without line feed; None where it is among ``finished``.
 
         Raises:
@@ -180,7 +180,7 @@ class VideoOutputs:
         """Leave the files as they are, whole up to the last frame."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            with contextlib.suppress(PolypsegError):  # what came before this has been told already
+            with contextlib.suppress(PolypsegError):  # what came before this has been reported already
                 writer.close()
         if self._file is not None:
             file, self._file = self._file, None
@@ -214,7 +214,9 @@ class VideoOutputs:
     def _refuse_existing(self) -> None:
         for part in (self._records_part, self._settings_part):
             if part.exists():
-                raise PolypsegError(f"{part}: is left of an interrupted run; use --resume to go on, or --overwrite")
+                raise PolypsegError(
+                    f"{part}: is left of an interrupted run; use --resume to continue it, or --overwrite"
+                )
         for file in self.files:
             if file.exists():
                 raise PolypsegError(f"{file}: is there already; use --overwrite, or another --out")

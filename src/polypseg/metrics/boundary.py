@@ -7,7 +7,7 @@ centres, in pixels. The ``surface-distance`` package of Nikolov et al. instead l
 weights each piece by its length; its numbers differ from these by parts of a pixel.
 
 **Empty masks.** Both empty: every distance 0, surface Dice 1, boundary IoU 1. One of them empty: every distance is
-the image's diagonal (100 %, more than any two pixels can be apart), surface Dice 0, boundary IoU 0. MONAI answers
+the image's diagonal (100 %, more than any two pixels can be apart), surface Dice 0, boundary IoU 0. MONAI returns
 nan or inf there, which a mean over images would drop or be ruined by.
 """
 

@@ -25,7 +25,7 @@ CONFORMAL_THRESHOLDS: NDArray[np.float32] = np.r_[0, expit(np.linspace(-12, 12, 
 class Reliability:
     """Reliability of pixel probabilities, in equal bins of 0..1 (DeGroot & Fienberg, The Statistician 1983).
 
-    Bin k holds ``edges[k] <= p < edges[k + 1]``; the last one holds 1 as well. Binary, not top-label: the
+    Bin k contains ``edges[k] <= p < edges[k + 1]``; the last one contains 1 as well. Binary, not top-label: the
     confidence of a pixel is its probability of polyp. Most pixels are plain background and right; they make every
     number here small, so compare it between models on the same frames only.
 
@@ -122,7 +122,7 @@ def fit_temperature(predict: Callable[[float], Iterable[tuple[NDArray[np.float32
     """The temperature T > 0 with the least ``log_loss``, mean over frames.
 
     Guo, Pleiss, Sun & Weinberger, ICML 2017. T > 1 softens an over-confident model. Where a model parts the classes
-    without error T would go to 0; it stops where 32 bits hold no difference any more, at 0.05 at the latest.
+    without error T would go to 0; it stops where 32 bits show no difference any more, at 0.05 at the latest.
 
     Args:
         predict: from a temperature to each frame's probabilities and truth, as a model uses it: of a mean of several
@@ -132,12 +132,12 @@ def fit_temperature(predict: Callable[[float], Iterable[tuple[NDArray[np.float32
         T, 0.05..20.
 
     Raises:
-        PolypsegError: the frames hold no polyp pixel, or nothing else.
+        PolypsegError: the frames contain no polyp pixel, or nothing else.
     """
     polyp = [(truth.any(), truth.all()) for _, truth in predict(1.0)]
     if not any(some for some, _ in polyp) or all(every for _, every in polyp):
         kind = "background" if any(some for some, _ in polyp) else "polyp"
-        raise PolypsegError(f"temperature: the calibration frames hold no {kind} pixels; add frames that show both")
+        raise PolypsegError(f"temperature: the calibration frames contain no {kind} pixels; add frames that show both")
 
     def loss(log_temperature: float) -> float:
         return float(np.mean([log_loss(*frame) for frame in predict(float(np.exp(log_temperature)))]))
@@ -193,7 +193,7 @@ def miss_rates(
     values, polyp = _checked(probability, truth)
     limits = _ascending(thresholds)
     inside = values[polyp]
-    # bin k holds the pixels that pass exactly the first k thresholds
+    # bin k contains the pixels that pass exactly the first k thresholds
     passed = np.bincount(np.searchsorted(limits, inside, side="right"), minlength=len(limits) + 1)
     return passed.cumsum()[:-1] / max(len(inside), 1)
 
@@ -275,9 +275,9 @@ def _checked(
 
 
 def _check_range(values: NDArray[np.float32]) -> None:
-    # a NaN is the minimum of what holds one, and fails the comparison
+    # a NaN is the minimum of what contains one, and fails the comparison
     if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError("probabilities must lie in 0..1 and hold no NaN")
+        raise ValueError("probabilities must lie in 0..1 and contain no NaN")
 
 
 def _ascending(thresholds: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Detection: lesions found, regions right, and what becomes of frames without a polyp.
 
-What a lesion, a region and an agreement is stands in ``metrics.lesions``; a frame whose truth holds no lesion is a
+What a lesion, a region and an agreement is stands in ``metrics.lesions``; a frame whose truth contains no lesion is a
 **polyp-free frame**. Everything is counted by three criteria (``CRITERIA``): any overlap, and one-to-one pairs at an
 IoU of 0.3 and of 0.5.
 
@@ -11,7 +11,7 @@ IoU of 0.3 and of 0.5.
 - **FROC**, the free-response ROC curve (Bunch et al., Proc. SPIE 1977): lesions found against false regions a frame,
   over all frames, when only regions of at least a confidence count, from the highest confidence down. The regions keep
   their outline. Its end is what the mask without any floor of confidence finds.
-- **frames' ROC**: a frame with a polyp is told from one without by its score, at each score that occurs.
+- **frames' ROC**: a frame with a polyp is separated from one without by its score, at each score that occurs.
 
 The **confidence** of a region is its peak, its highest probability; the **score** of a frame is that of its most
 confident region. A frame without a region has the highest probability of its map, but less than the threshold.
@@ -163,7 +163,7 @@ class Detections:
         )
 
     def scores_by_size(self, groups: Sequence[object], least: float, most: float) -> DetectionScores:
-        """The counts of lesions and regions of one size, over all frames; what is told of frames is NaN.
+        """The counts of lesions and regions of one size, over all frames; what is of whole frames is NaN.
 
         A lesion counts by its own size, a predicted region by its own.
 
@@ -183,7 +183,7 @@ class Detections:
         return _Scorer(table, None, None).scores(groups)
 
     def froc(self, criterion: str) -> FrocCurve:
-        """The FROC of all frames by one of ``CRITERIA``; ValueError where no frame holds a lesion."""
+        """The FROC of all frames by one of ``CRITERIA``; ValueError where no frame contains a lesion."""
         if not self.polyps.any():
             raise ValueError("no true lesion was added: sensitivity is undefined")
         events = self._events(np.arange(len(self)))[criterion]
@@ -266,7 +266,7 @@ class _Scorer:
 
     Args:
         table: a row a frame, columns ``_COUNTS``.
-        peaks: the frames' scores; None leaves all that is told of frames out.
+        peaks: the frames' scores; None leaves out all that is of whole frames.
         events: the FROC's steps by criterion, likewise.
     """
 

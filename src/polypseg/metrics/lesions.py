@@ -1,8 +1,8 @@
 """Polyps found, missed and invented: each connected region counts once, whatever its size.
 
 A **lesion** is an 8-connected region of a mask, as in ``Segmentation.polyps``, of at least ``min_area`` pixels;
-smaller regions are ignored in both masks, as if they were background. (143 of Kvasir-SEG's 1000 masks hold one stray
-pixel, and nothing else below 400 pixels: counted as lesions they would all be missed.) A frame whose truth holds no
+smaller regions are ignored in both masks, as if they were background. (143 of Kvasir-SEG's 1000 masks contain one stray
+pixel, and nothing else below 400 pixels: counted as lesions they would all be missed.) A frame whose truth contains no
 lesion is a frame without a polyp.
 
 **Matching.** At an IoU threshold, predicted lesions are paired with true ones, one to one, where the IoU of the two
@@ -130,7 +130,7 @@ class Step(NamedTuple):
 
 
 def shows_polyp(truth: NDArray[np.bool_], min_area: int = MIN_AREA) -> bool:
-    """Whether a mask (H×W bool) holds a lesion; one without is that of a polyp-free frame."""
+    """Whether a mask (H×W bool) contains a lesion; one without is that of a polyp-free frame."""
     if np.count_nonzero(truth) < min_area:
         return False
     left, top, width, height = cv2.boundingRect(truth.view(np.uint8))
@@ -155,7 +155,7 @@ def match_lesions(
         iou_thresholds: each > 0 and <= 1; an IoU equal to the threshold reaches it.
 
     Raises:
-        ValueError: a mask is not two-dimensional bool, the shapes differ, the map holds NaN or values outside 0..1,
+        ValueError: a mask is not two-dimensional bool, the shapes differ, the map contains NaN or values outside 0..1,
             or another argument is out of its range.
     """
     _check(prediction, truth, probability)
@@ -214,7 +214,7 @@ def _check(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], probability:
     if probability.shape != truth.shape:
         raise ValueError(f"probability is {probability.shape} but truth is {truth.shape}")
     if not (probability.min() >= 0 and probability.max() <= 1):  # NaN fails both
-        raise ValueError("probability holds NaN or values outside 0..1")
+        raise ValueError("probability contains NaN or values outside 0..1")
 
 
 def _checked_thresholds(iou_thresholds: Sequence[float]) -> tuple[float, ...]:

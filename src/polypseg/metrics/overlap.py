@@ -42,7 +42,7 @@ def dice_at_thresholds(
     """
     if probability.shape != truth.shape:
         raise ValueError(f"prediction is {probability.shape} but truth is {truth.shape}")
-    # bin k holds the pixels that pass exactly the first k thresholds
+    # bin k contains the pixels that pass exactly the first k thresholds
     bins = np.searchsorted(thresholds, probability.ravel(), side="right")
     every = np.bincount(bins, minlength=len(thresholds) + 1)
     polyp = np.bincount(bins[truth.ravel()], minlength=len(thresholds) + 1)

@@ -3,7 +3,7 @@
 Counts of several images add up (``+``, or ``sum(counts, Confusion())``), so that the same properties give the
 data-set-global scores: those of all pixels pooled, where large polyps weigh more than small ones.
 
-Where a score's denominator is 0 it is 1 if the whole count holds no error, else 0: an empty mask predicted empty
+Where a score's denominator is 0 it is 1 if the whole count contains no error, else 0: an empty mask predicted empty
 scores 1 in all, anything predicted on it 0 in precision, recall and F; specificity obeys the same rule on a truth that
 is full. scikit-learn warns and returns 0 there, or what its ``zero_division`` says.
 """

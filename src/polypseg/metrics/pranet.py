@@ -1,6 +1,6 @@
 """PraNet's family of scores, as ``eval/main.m`` of PraNet (Fan et al., MICCAI 2020) defines it.
 
-A prediction is stretched per image to 0..1 (min-max), held in 8 bits, and compared with the truth at its 256
+A prediction is stretched per image to 0..1 (min-max), kept in 8 bits, and compared with the truth at its 256
 levels. ``meanDic`` and ``meanIoU`` are averages over those thresholds and over images: other quantities than
 Dice and IoU at one threshold (``polypseg.metrics.overlap``), and not to be compared with them.
 
@@ -112,7 +112,7 @@ class PranetMean:
 
 
 def summarise(scores: Iterable[PranetScores]) -> dict[str, float]:
-    """The numbers of a data set (``PranetScores.summary`` of the mean); the iterable is walked once, never held."""
+    """The numbers of a data set (``PranetScores.summary`` of the mean); the iterable is walked once, never kept."""
     total = PranetMean()
     for each in scores:
         total.add(each)
@@ -129,17 +129,17 @@ def quantise(probability: Map) -> NDArray[np.uint8]:
         probability: floats, any shape, 0..1; or uint8.
 
     Raises:
-        ValueError: it is neither, holds no pixel, or a value is NaN or outside 0..1.
+        ValueError: it is neither, contains no pixel, or a value is NaN or outside 0..1.
     """
     if probability.size == 0:
-        raise ValueError("prediction holds no pixel")
+        raise ValueError("prediction contains no pixel")
     if probability.dtype == np.uint8:
         return probability.astype(np.uint8, copy=False)
     if not np.issubdtype(probability.dtype, np.floating):
         raise ValueError(f"prediction is {probability.dtype}; it must be float, 0..1, or uint8")
     low, high = probability.min(), probability.max()
     if not (low >= 0 and high <= 1):  # NaN fails too
-        raise ValueError(f"prediction holds values from {low} to {high}; they must lie in 0..1")
+        raise ValueError(f"prediction contains values from {low} to {high}; they must lie in 0..1")
     if low == high:
         return np.full(probability.shape, round(float(low) * 255), np.uint8)
     stretched = probability - low
@@ -242,7 +242,7 @@ class _Frame:
             raise ValueError(f"truth is {truth.dtype} {truth.shape}; it must be bool H×W")
         level, truth = np.ascontiguousarray(quantise(probability)), np.ascontiguousarray(truth)
 
-        # one pixel past the centroid, as MATLAB's 1:X holds X; round is half to even, as in PySODMetrics
+        # one pixel past the centroid, as MATLAB's 1:X includes X; round is half to even, as in PySODMetrics
         rows, columns = np.count_nonzero(truth, axis=1), np.count_nonzero(truth, axis=0)
         polyp = max(int(rows.sum()), 1)
         y = round(float(rows @ np.arange(len(rows))) / polyp) + 1
@@ -415,7 +415,7 @@ def _missed(frame: _Frame) -> float:
 
 def _extra(frame: _Frame) -> float:
     """The weighted error beside the polyp: ``Σ value · (2 - 2^(-D/5))``."""
-    # Pixels of level 0 have value 0 and add nothing, and beyond _REACH float32 cannot tell the weight from 2: what is
+    # Pixels of level 0 have value 0 and add nothing, and beyond _REACH in float32 the weight is 2: what is
     # left lies in the bounding box of polyp and prediction, near the polyp's.
     rows, columns = np.flatnonzero(frame.rows), np.flatnonzero(frame.columns)
     left, top, width, height = cv2.boundingRect(frame.level)

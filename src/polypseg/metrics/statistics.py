@@ -24,7 +24,7 @@ Codes = NDArray[np.intp]
 
 RESAMPLES = 10_000
 DRAWS = 2_000  # of ``group_bootstrap``, whose statistics are many
-BATCH_ELEMENTS = 2_000_000  # numbers held at a time, 16 MB
+BATCH_ELEMENTS = 2_000_000  # numbers in memory at a time, 16 MB
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def bootstrap_interval(
         return Interval(value, np.nan, np.nan, len(scores))
     if scores.min() == scores.max():
         return Interval(value, value, value, len(scores))
-    # SciPy draws the groups' numbers; what it computes of them is ours, for groups hold any number of images.
+    # SciPy draws the groups' numbers; what it computes of them is ours, for groups contain any number of images.
     statistic_of = _mean_of_groups(scores, codes) if statistic == "mean" else _median_of_groups(scores, codes)
     low, high = np.nan, np.nan
     for method in ("BCa", "percentile") if statistic == "mean" else ("percentile",):
@@ -151,7 +151,7 @@ def bootstrap_interval(
             ).confidence_interval
         low, high = float(found.low), float(found.high)
         if np.isfinite(low) and np.isfinite(high):
-            break  # BCa has no answer where every resample lies on one side of the value
+            break  # BCa has no interval where every resample lies on one side of the value
     return Interval(value, low, high, len(scores))
 
 
@@ -206,7 +206,7 @@ def exact_share(whole: bool, draws: int, confidence: float = 0.95) -> tuple[floa
 
 
 def exact_rate_of_none(draws: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Bounds of the mean number of events in a draw where some draws held none (Garwood, Biometrika 1936)."""
+    """Bounds of the mean number of events in a draw where some draws had none (Garwood, Biometrika 1936)."""
     return 0.0, -math.log((1 - confidence) / 2) / draws
 
 
@@ -319,7 +319,7 @@ def rank(
     """Rank models by their mean score and say which of them cannot be told apart.
 
     Rule: every pair is compared by the sign-flip test, the p-values are adjusted by Holm's method over all pairs,
-    and a pair is told apart where the adjusted one is at most α. Two models share a letter if and only if they were
+    and two are told apart where the adjusted one is at most α. Two models share a letter if and only if they were
     not told apart (compact letter display by insertion and absorption; Piepho, JCGS 2004). "Not told apart" is no
     proof that they are equal. The intervals are of each mean or difference alone, at confidence 1 - α; only the
     p-values are corrected, so that an interval without 0 may belong to a pair that was not told apart.

@@ -17,9 +17,9 @@ class LossConfig:
     Args:
         bce: weight of binary cross-entropy with logits, averaged over all pixels.
         dice: weight of the soft Dice loss.
-        dice_per_image: Dice of each image, then their mean; else pooled over the batch, as the known recipe does.
-        boundary: what a pixel weighs more, in both parts, where all around it is of the other kind; along a straight
-            outline half of it. 0 for none; PraNet takes 5.
+        dice_per_image: Dice of each image, then their mean; else pooled over the batch, as the baseline recipe does.
+        boundary: PraNet's boundary weighting, in both parts: what is added to a pixel's weight where all around it is
+            of the other kind; along a straight outline half of it. 0 for none; PraNet takes 5.
         background: weight of the cross-entropy of each image's hardest hundredth of the pixels away from any polyp,
             what makes a false positive; small polyps are not drowned, for their surroundings do not count.
         presence: weight of the cross-entropy of the judgement where a polyp is plausible (model.presence).
@@ -86,7 +86,7 @@ def presence_loss(presence: torch.Tensor, logits: torch.Tensor, target: torch.Te
 def background_loss(logits: torch.Tensor, target: torch.Tensor, around: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-entropy of the hardest hundredth of the pixels that have no polyp within reach, the mean over images.
 
-    Within reach is what ``boundary_weight`` looks at, so that outlines are left alone. Mining of the hardest pixels:
+    Within reach is what ``boundary_weight`` takes in, so that outlines are left alone. Mining of the hardest pixels:
     Shrivastava et al., Training region-based object detectors with online hard example mining, CVPR 2016.
 
     Args:
@@ -148,15 +148,15 @@ def _around(target: torch.Tensor) -> torch.Tensor:
     return avg_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach), count_include_pad=False)
 
 
-def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, config: LossConfig) -> torch.Tensor:
-    """The loss against a teacher's answers, of the same parts and weights; least where the network answers alike.
+def distillation_loss(logits: torch.Tensor, predictions: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """The loss against a teacher's predictions, of the same parts and weights; least where both predict alike.
 
     Dice takes the form with squares, ``1 - 2 Σ w p t / (Σ w p² + Σ w t²)`` (Milletari et al., V-Net, 3DV 2016): the
     linear form is least at a hard mask, whatever the teacher says.
 
     Args:
         logits: N×1×H×W, any float type; computed in float32.
-        answers: N×1×h×w probabilities, 0..1; resized to H×W, bilinear with antialiasing.
+        predictions: N×1×h×w probabilities, 0..1; resized to H×W, bilinear with antialiasing.
         config: the parts' weights.
 
     Returns:
@@ -164,9 +164,9 @@ def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, config: LossC
     """
     from torch.nn.functional import interpolate
 
-    if answers.shape != logits.shape:
-        answers = interpolate(answers.float(), logits.shape[2:], mode="bilinear", antialias=True)
-    return _sum_of_parts(logits, answers, config, _squared_dice_loss)
+    if predictions.shape != logits.shape:
+        predictions = interpolate(predictions.float(), logits.shape[2:], mode="bilinear", antialias=True)
+    return _sum_of_parts(logits, predictions, config, _squared_dice_loss)
 
 
 def _squared_dice_loss(
@@ -196,7 +196,7 @@ def _sum_of_parts(
     weight = boundary_weight(target, config.boundary, around) if config.boundary else None
     loss = logits.new_zeros(())
     if config.bce:
-        # A mean over each image's own weight: one with much outline weighs no more than others.
+        # A mean over each image's own weight: one with much outline counts no more than others.
         share = None if weight is None else weight / weight.mean((1, 2, 3), keepdim=True)
         loss = loss + config.bce * binary_cross_entropy_with_logits(logits, target, share)
     if config.dice:

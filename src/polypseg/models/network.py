@@ -94,7 +94,7 @@ class Presence(torch.nn.Module):
             torch.nn.Dropout2d(0.1),
         )
         self.last = torch.nn.Conv2d(hidden, 1, 1)
-        # It starts sure that a polyp is plausible everywhere, so that a trained network goes on as it was.
+        # It starts sure that a polyp is plausible everywhere, so that a trained network continues as it was.
         torch.nn.init.zeros_(self.last.weight)
         torch.nn.init.constant_(self.last.bias, 4.0)  # type: ignore[arg-type]
 

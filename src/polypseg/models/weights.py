@@ -20,7 +20,7 @@ RGB = tuple[float, float, float]
 
 _LITE = re.compile(r"tu-tf_efficientnet_lite([012])")
 _DENSENET = re.compile(r"\.(norm|conv)\.([12])\.")  # its published files write norm.1 for the module norm1
-_HUB_TIMEOUT = 10.0  # seconds without an answer
+_HUB_TIMEOUT = 10.0  # seconds without a response
 _HUB_FILE = "model.safetensors"
 
 _IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -161,8 +161,8 @@ def _from_hub(repository: str, revision: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        # hf_hub_download goes on trying for half a minute where there is no network. One question first,
-        # which is not repeated, tells that at once.
+        # hf_hub_download keeps trying for half a minute where there is no network. One question first,
+        # which is not repeated, says that at once.
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, _HUB_FILE, revision=revision), timeout=_HUB_TIMEOUT)
         return Path(hub.hf_hub_download(repository, _HUB_FILE, revision=revision, etag_timeout=_HUB_TIMEOUT))
     except Exception as error:  # the hub's transport errors share no base class across its versions
@@ -199,7 +199,7 @@ def _load_lite(encoder: torch.nn.Module, number: str) -> WeightsOrigin:
 def _load_timm(encoder: torch.nn.Module, encoder_name: str) -> WeightsOrigin:
     """Another timm encoder: the file of its repository, read by timm's own rules.
 
-    timm pins no revision; the commit that the hub's main branch named is what the origin holds.
+    timm pins no revision; the commit that the hub's main branch named is what the origin contains.
     """
     import segmentation_models_pytorch as smp
 
@@ -246,14 +246,14 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise PolypsegError(f"{file}: holds no table of tensors; save the model's state_dict alone")
+        raise PolypsegError(f"{file}: contains no table of tensors; save the model's state_dict alone")
     return dict(state)
 
 
 def _fill(encoder: torch.nn.Module, name: str, state: dict[str, torch.Tensor], file: Path) -> None:
     """Load ``state`` into the encoder once every tensor of the encoder is found in it, in its shape."""
     expected = encoder.state_dict()
-    # Older files lack the counters of batch norm, which nothing depends on.
+    # Older files do not have the counters of batch norm, which nothing depends on.
     needed = [key for key in expected if not key.endswith("num_batches_tracked")]
     best: list[str] = needed
     for candidate in (

@@ -1,7 +1,7 @@
 """The way of every frame, whatever it is read from and written to: read, segmented, written, in order.
 
-Sources give frames that are read, anything with ``pixels``, and an ``Unreadable`` for what cannot be: it is told in one
-line, and the others are gone on with. Sinks take each frame with its probability map.
+Sources give frames that are read, anything with ``pixels``, and an ``Unreadable`` for what cannot be: it is reported in
+one line and skipped. Sinks take each frame with its probability map.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def with_maps(
 
 def segmentation(segmenter: Segmenter, pixels: Pixels, probability: Map) -> Segmentation:
     """A frame's Segmentation, of its map: no polyps where the frame shows nothing of the patient."""
-    return segmenter.answer(probability, *pixels.shape[:2], outside=outside_of(pixels))
+    return segmenter.segmentation(probability, *pixels.shape[:2], outside=outside_of(pixels))
 
 
 def digest_of(path: Path) -> str:

@@ -1,8 +1,9 @@
-"""A camera, live: always its newest frame, and how long the answer took.
+"""A camera, live: always its newest frame, and how long the prediction took.
 
 OpenCV opens the camera by its number, the one way that is alike on Linux, macOS and Windows, or by its URL. A thread
 puts its frames into a mailbox with one slot, where a newer frame replaces one that the network did not get to: frames
-are dropped, and the delay does not grow. **Latency** is the time from a frame's arrival from the driver to its answer.
+are dropped, and the delay does not grow. **Latency** is the time from a frame's arrival from the driver to its
+prediction.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class LiveSummary:
     """What ``run_live`` has done.
 
     Attributes:
-        frames: answered.
-        dropped: not answered, because a newer one was there.
+        frames: predicted.
+        dropped: not predicted, because a newer one was there.
         seconds: from the first frame to the last.
         latency_p50, latency_p95: milliseconds.
         files: what was written.
@@ -70,7 +71,7 @@ def run_live(
     """Segment what a camera sees until Ctrl-C, or until it ends; print latency once a second.
 
     With ``out_dir`` it writes there ``live-<date>-<time>.jsonl``, ``.timeline.json`` and, unless ``save`` leaves
-    ``overlay`` out, ``.mp4``, as ``predict_video`` does, of the frames that were answered; times count from the first.
+    ``overlay`` out, ``.mp4``, as ``predict_video`` does, of the frames that were predicted; times count from the first.
 
     Args:
         segmenter: the model.
@@ -100,15 +101,15 @@ def run_live(
         if outputs is not None:
             outputs.start(VideoInfo(width, height, fps=25.0, time_base=Fraction(1, 1000)))
         with Stages() as stages, mailbox.filled_from(itertools.chain([first], frames)):
-            for answer in stages.ahead(_answers(segmenter, smoother, mailbox), 1):
+            for one in stages.ahead(_predicted(segmenter, smoother, mailbox), 1):
                 record = video_record(
-                    answer.segmentation, answer.quality, tracker.keep,
-                    source=name, model=settings["model"], index=meter.frames, time=answer.time,
+                    one.segmentation, one.quality, tracker.keep,
+                    source=name, model=settings["model"], index=meter.frames, time=one.time,
                 )  # fmt: skip
-                record = follow(record, tracker, answer.quality.jump)
+                record = follow(record, tracker, one.quality.jump)
                 if outputs is not None:
-                    outputs.add(answer.pixels, round(answer.time * 1000), record, to_line(record))
-                meter.add(answer, mailbox.dropped, len(numbers_of(record)))
+                    outputs.add(one.pixels, round(one.time * 1000), record, to_line(record))
+                meter.add(one, mailbox.dropped, len(numbers_of(record)))
     except KeyboardInterrupt:  # how a session ends
         pass
     except CameraGone as error:
@@ -134,8 +135,9 @@ def run_live(
         )
     end_of_line = "\n" if sys.stdout.isatty() else ""  # of the seconds' line, which is written over again and again
     print(
-        f"{end_of_line}{name}: {summary.frames} frames answered in {summary.seconds:.1f} s, {summary.dropped} dropped, "
-        f"latency p50 {summary.latency_p50:.0f} ms, p95 {summary.latency_p95:.0f} ms", flush=True,
+        f"{end_of_line}{name}: {summary.frames} frames predicted in {summary.seconds:.1f} s, "
+        f"{summary.dropped} dropped, latency p50 {summary.latency_p50:.0f} ms, p95 {summary.latency_p95:.0f} ms",
+        flush=True,
     )  # fmt: skip
     if gone is not None:
         raise gone
@@ -143,8 +145,8 @@ def run_live(
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """A frame, when it came (s, after the first), its answer and quality, and how long that took (s)."""
+class _Predicted:
+    """A frame, when it came (s, after the first), its prediction and quality, and how long that took (s)."""
 
     pixels: Pixels
     time: float
@@ -153,7 +155,7 @@ class _Answer:
     latency: float
 
 
-def _answers(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Generator[_Answer, None, None]:
+def _predicted(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Generator[_Predicted, None, None]:
     start = last = None
     measured = QualityMeter()
     while (newest := mailbox.take()) is not None:
@@ -165,9 +167,9 @@ def _answers(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> Gen
         last = since
         probability = smoother(next(segmenter.probabilities([pixels])), since)
         found = segmentation(segmenter, pixels, probability)
-        _ = found.polyps  # part of the answer, and computed when first asked for
+        _ = found.polyps  # part of the prediction, and computed when first asked for
         quality = measured.measure(pixels, since)
-        yield _Answer(pixels, since, found, quality, time.perf_counter() - arrived)
+        yield _Predicted(pixels, since, found, quality, time.perf_counter() - arrived)
 
 
 class _Mailbox:
@@ -248,13 +250,13 @@ class _Meter:
         self._reported = time.perf_counter()
         self._dropped_then = 0
 
-    def add(self, answer: _Answer, dropped: int, polyps: int) -> None:
-        """Count one answer in."""
-        latency = answer.latency * 1000
+    def add(self, one: _Predicted, dropped: int, polyps: int) -> None:
+        """Count one frame in."""
+        latency = one.latency * 1000
         self.frames += 1
         self._counts[np.searchsorted(self._BINS, latency)] += 1
         self._recent.append(latency)
-        self._last_time = answer.time
+        self._last_time = one.time
         now = time.perf_counter()
         if now - self._reported < _REPORT_EVERY:
             return

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polypseg import renamed
 from polypseg.errors import UsageError
 from polypseg.io.outputs import DEFAULT_OUTPUTS, Output
 from polypseg.operating_point import OperatingPoint
@@ -37,7 +38,7 @@ class PredictOptions:
             what suits the device. Of several, a frame's prediction may differ by its company, in the last digits.
         smoothing: videos only, weight of the past in an exponential average of the probability maps, 0 (none) to below
             1.
-        resume: keep what is complete and was made of the same file by the same model; go on from what is not.
+        resume: keep what is complete and was made of the same file by the same model; continue with what is not.
         overwrite: replace outputs that are there already.
         live: drop late frames and print latency, as it is done with a camera anyway.
         engine: ``local`` or ``ray`` make an archive's results of the sources; None only of manifests and URLs.
@@ -74,6 +75,7 @@ class PredictOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tta", renamed.value("tta", self.tta))
         OperatingPoint().override(**self.point)
         if self.engine not in (None, *ENGINES):
             raise UsageError(f"--engine {self.engine}: is unknown; choose {' or '.join(ENGINES)}")

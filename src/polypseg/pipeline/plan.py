@@ -112,7 +112,7 @@ class Plan:
         return stills
 
     def _check_length(self, path: Path, suffixes: Sequence[str]) -> None:
-        """Refuse a file whose outputs would have longer names than the folder can hold."""
+        """Refuse a file whose outputs would have longer names than the folder can take."""
         room = self._longest - max(len(suffix) for suffix in [*suffixes, ""])
         if len(os.fsencode(path.stem)) > room:
             raise Unreadable(f"{path}: its outputs' names would be too long; rename it to {room} bytes or less")

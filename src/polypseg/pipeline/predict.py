@@ -52,8 +52,8 @@ def predict(
     ``<stem>`` being a file's name without its ending, ``out`` gets of each image the ``FRAME_SUFFIXES`` of the chosen
     outputs; of each DICOM file the same, as ``<stem>-0001`` and so on if it has several frames, and
     ``<stem>.seg.dcm``; of each video the ``VIDEO_SUFFIXES``, without the first where ``save`` leaves ``overlay`` out;
-    and of all images and DICOM frames together the ``RUN_FILES``. A file that cannot be read is told in one line, and
-    the others are gone on with. Of an archive it gets what ``predict_archive`` writes.
+    and of all images and DICOM frames together the ``RUN_FILES``. A file that cannot be read is reported in one line
+    and skipped. Of an archive it gets what ``predict_archive`` writes.
 
     Args:
         sources: as ``sources.gather`` takes them; of an archive as ``archive.sources.Listing`` does. With ``live`` and
@@ -81,7 +81,7 @@ def predict(
     from polypseg.pipeline.archive.run import predict_archive
 
     if options.live or options.smoothing:
-        raise UsageError(f"--{'live' if options.live else 'smoothing'}: is for videos; an archive holds images")
+        raise UsageError(f"--{'live' if options.live else 'smoothing'}: is for videos; an archive contains images")
     with contextlib.nullcontext() if is_url(str(out)) else locked(plain(str(out))):
         return predict_archive(sources, str(out), options, model=[str(one) for one in model])
 
@@ -96,7 +96,7 @@ def _predict(sources: Sequence[str], out: Path, options: PredictOptions, model: 
         raise UsageError("--live: is for one camera, as camera:0, or one video that stands for it")
     plan = Plan([] if camera is not None else named, out, options.outputs)
     if options.resume and plan.stills and "json" not in options.outputs:
-        raise UsageError("--resume: needs json among --save, which tells how a frame's outputs were made")
+        raise UsageError("--resume: needs json among --save, which records how a frame's outputs were made")
     if not options.resume and not options.overwrite:
         plan.refuse_existing()
     segmenter = options.load(model)
@@ -153,7 +153,7 @@ class _Run:
             write_run(self.plan.out, records, self.options.outputs)
 
     def video(self, path: Path) -> None:
-        """Segment a video, as ``predict_video`` does; one that cannot be read is told and passed over."""
+        """Segment a video, as ``predict_video`` does; one that cannot be read is reported and skipped."""
         from polypseg.pipeline.video import DamagedVideo, predict_video
 
         try:
@@ -203,7 +203,7 @@ class _Run:
         """Segment the frames of a DICOM file, and write their masks as a DICOM Segmentation too.
 
         Raises:
-            Unreadable: the file cannot be read, or not to its end; or it lacks what a segmentation needs of it.
+            Unreadable: the file cannot be read, or not to its end; or it is missing what a segmentation needs of it.
         """
         from polypseg.io.dicom_seg import write_segmentation
 
@@ -230,7 +230,7 @@ class _Run:
         return self.outputs.through(reads, self.writers, self.options.batch_size or 1)
 
     def _fail(self, error: Exception) -> None:
-        """Tell of a source that cannot be read."""
+        """Report a source that cannot be read."""
         log.error("%s", error)
         self.failed += 1
 

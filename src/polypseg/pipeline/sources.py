@@ -21,7 +21,7 @@ class Source:
     """One thing to read.
 
     Attributes:
-        kind: what it is; by its content where that tells, else by its name.
+        kind: what it is; by its content where that shows it, else by its name.
         location: the file's path as it was named, or a camera's index or URL.
         problem: one line that says why the file cannot be used, found beside others that can; None for most.
     """
@@ -56,7 +56,7 @@ def gather(named: Sequence[str], out: Path) -> list[Source]:
 
     Raises:
         UsageError: nothing is named, or a camera beside other sources.
-        PolypsegError: something named is missing, is of no known kind, holds nothing to read, or lies in ``out``.
+        PolypsegError: something named is missing, is of no known kind, contains nothing to read, or lies in ``out``.
     """
     if not named:
         raise UsageError("SOURCES: name images, folders, globs, videos, DICOM files or a camera")
@@ -118,7 +118,7 @@ def _of_folder(folder: Path, out: Path) -> list[Source]:
         files = list(folder.iterdir())
     except OSError as error:
         raise PolypsegError(f"{folder}: cannot be read ({error.strerror})") from error
-    advice = f"holds no image, video or DICOM file; sub-folders are read by '{folder}/**/*'"
+    advice = f"contains no image, video or DICOM file; sub-folders are read by '{folder}/**/*'"
     return _readable(files, out, str(folder), advice)
 
 

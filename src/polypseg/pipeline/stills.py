@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polypseg import renamed
 from polypseg.errors import PolypsegError
 from polypseg.files import read_json
 from polypseg.io.outputs import FRAME_SUFFIXES, Output, frame_files, frame_record, with_shapes, write_frame
@@ -28,7 +29,7 @@ class Still:
     """A frame that is read and written on its own: an image, or one frame of a DICOM file.
 
     Attributes:
-        path: the file that holds it.
+        path: the file that contains it.
         stem: what the names of its outputs begin with.
         index: its number in its file, from 0; None for an image.
         time: seconds from its file's first frame; None where the file does not say.
@@ -85,7 +86,8 @@ class StillOutputs:
             return None
         record = read_json(file)
         wanted = {"source": still.path.name, "source_sha256": digest, **self.made_with}
-        other = [key for key, value in wanted.items() if not isinstance(record, dict) or record.get(key) != value]
+        known = renamed.values(record, quiet=True) if isinstance(record, dict) else {}
+        other = [key for key, value in wanted.items() if known.get(key) != value]
         if other:
             raise PolypsegError(f"{file}: was made with another {other[0]}; use --overwrite or another --out")
         complete = all(path.is_file() for path in self.files(still))

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-_POLL = 0.1  # seconds after which a thread that waits looks whether it should stop
+_POLL = 0.1  # seconds after which a thread that waits checks whether it should stop
 _END = object()
 
 

@@ -93,7 +93,7 @@ class VideoSummary:
 
 
 class DamagedVideo(PolypsegError):
-    """A video is cut off or damaged; what could be decoded was answered, and all outputs are complete.
+    """A video is cut off or damaged; what could be decoded was predicted, and all outputs are complete.
 
     Attributes:
         summary: what was done.
@@ -122,7 +122,7 @@ def predict_video(
     - ``<stem>.timeline.json``: the tracks (``Track.to_dict``) and how they were made;
     - ``<stem>.mp4``: the video with the polyps drawn that have a number, unless ``save`` leaves ``overlay`` out.
 
-    Interrupted, however, it leaves ``<stem>.part.*``, which ``resume`` goes on from.
+    Interrupted, however, it leaves ``<stem>.part.*``, which ``resume`` continues.
 
     Args:
         segmenter: the model.
@@ -183,7 +183,7 @@ class Smoother:
 
 
 def made_with(segmenter: Segmenter, tracker: Tracker) -> dict[str, Any]:
-    """What decides the answers besides the video, in plain types."""
+    """What decides the predictions besides the video, in plain types."""
     return {**segmenter.settings, "tracker": tracker.settings, "polypseg": __version__}
 
 
@@ -244,7 +244,7 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Predicted:
     """A frame on its way to the outputs: its record before it was followed, or its line where that was written before.
 
     ``jump`` is whether it shows another view than its predecessor; ``average`` the smoothed map after it, where that is
@@ -277,7 +277,7 @@ class _Run:
         }
 
     def through(self, outputs: VideoOutputs, progress: bool) -> dict[str, Any]:
-        """Answer every frame and complete the outputs; the timeline."""
+        """Predict every frame and complete the outputs; the timeline."""
         outputs.start(self._reader.info)
         info = self._reader.info
         done = len(outputs.finished)
@@ -285,15 +285,15 @@ class _Run:
         bar = tqdm(total=info.frames, initial=done, unit="frame", desc=self._reader.path.name, disable=hidden)
         with Stages() as stages, bar:
             count, seconds = 0, 0.0
-            for answer in self._answers(outputs, stages):
-                record = self._followed(answer)
-                shown = outputs.overlay is not None and answer.frame.index >= outputs.drawn
-                pixels = answer.frame.pixels if shown else None
-                outputs.add(pixels, answer.frame.pts, record, to_line(record) if answer.line is None else None)
-                if answer.average is not None:
-                    outputs.keep_state(answer.frame.index, answer.average)
-                count, seconds = count + 1, answer.frame.time
-                bar.update(answer.line is None)
+            for one in self._predicted(outputs, stages):
+                record = self._followed(one)
+                shown = outputs.overlay is not None and one.frame.index >= outputs.drawn
+                pixels = one.frame.pixels if shown else None
+                outputs.add(pixels, one.frame.pts, record, to_line(record) if one.line is None else None)
+                if one.average is not None:
+                    outputs.keep_state(one.frame.index, one.average)
+                count, seconds = count + 1, one.frame.time
+                bar.update(one.line is None)
         timeline = {
             "intended_use": INTENDED_USE,
             **self.settings,
@@ -308,16 +308,16 @@ class _Run:
         outputs.complete(timeline)
         return timeline
 
-    def _followed(self, answer: _Answer) -> dict[str, Any]:
-        if answer.record is not None:
-            return follow(answer.record, self._tracker, answer.jump)
-        record: dict[str, Any] = json.loads(answer.line or "")
+    def _followed(self, one: _Predicted) -> dict[str, Any]:
+        if one.record is not None:
+            return follow(one.record, self._tracker, one.jump)
+        record: dict[str, Any] = json.loads(one.line or "")
         recall(record, self._tracker)
         return record
 
     @property
     def _state_every(self) -> int:
-        """Whole batches: resuming then begins one where an uninterrupted run did, and its answers are the same."""
+        """Whole batches: resuming then begins one where an uninterrupted run did, and its predictions are the same."""
         return self._batch_size * math.ceil(_STATE_EVERY / self._batch_size)
 
     def _where_to_begin(self, outputs: VideoOutputs) -> int:
@@ -331,13 +331,13 @@ class _Run:
         self._smoother.time = json.loads(outputs.finished[index])["time"]
         return index + 1
 
-    def _answers(self, outputs: VideoOutputs, stages: Stages) -> Iterator[_Answer]:
+    def _predicted(self, outputs: VideoOutputs, stages: Stages) -> Iterator[_Predicted]:
         begin = self._where_to_begin(outputs)
         # Before these nothing is computed or drawn: their frames are decoded, as what follows rests on them.
         needed = min(begin, outputs.drawn) if outputs.overlay is not None else begin
         frames = stages.ahead(self._decode(min(needed, max(0, len(outputs.finished) - 1))), _WAITING)
         maps = stages.ahead(self._compute(frames, begin), _WAITING)
-        return stages.ahead(self._answer(maps, outputs.finished), _WAITING)
+        return stages.ahead(self._found(maps, outputs.finished), _WAITING)
 
     def _decode(self, begin: int) -> Generator[Frame, None, None]:
         for frame in self._reader:
@@ -354,7 +354,7 @@ class _Run:
         self.computed += 1
         self._tell()
 
-    def _answer(self, maps: Iterator[tuple[Frame, Map | None]], known: list[str]) -> Generator[_Answer, None, None]:
+    def _found(self, maps: Iterator[tuple[Frame, Map | None]], known: list[str]) -> Generator[_Predicted, None, None]:
         meter = QualityMeter()
         for frame, probability in maps:
             smoothed = None if probability is None else self._smoother(probability, frame.time)
@@ -362,7 +362,7 @@ class _Run:
                 meter.recall(json.loads(known[frame.index])["quality"], frame.time)
                 if frame.index + 1 == len(known):
                     meter.look_back(frame.pixels)
-                yield _Answer(frame, line=known[frame.index])
+                yield _Predicted(frame, line=known[frame.index])
                 continue
             assert smoothed is not None
             quality = meter.measure(frame.pixels, frame.time)
@@ -372,4 +372,4 @@ class _Run:
                 source=self._reader.path.name, model=self.settings["model"], index=frame.index, time=frame.time,
             )  # fmt: skip
             stored = self._smoother.weight and (frame.index + 1) % self._state_every == 0
-            yield _Answer(frame, record, quality.jump, average=smoothed if stored else None)
+            yield _Predicted(frame, record, quality.jump, average=smoothed if stored else None)

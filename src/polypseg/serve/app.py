@@ -1,4 +1,4 @@
-"""The routes: what is asked, and what is answered."""
+"""The routes: requests and responses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io.outputs import frame_record
 from polypseg.operating_point import OperatingPoint
-from polypseg.serve import answers
+from polypseg.serve import responses
 from polypseg.serve.corrections import Corrections
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.engine import Engine
@@ -53,7 +53,7 @@ from polypseg.version import __version__
 log = logging.getLogger("polypseg.serve")
 
 PAGE = Path(__file__).parent / "page"
-TYPES = ("application/json", "image/png", "image/jpeg")  # of an answer about a frame; the first is the default
+TYPES = ("application/json", "image/png", "image/jpeg")  # of a response about a frame; the first is the default
 OVERHEAD = MIB // 4  # bytes of a form besides its files
 MEDIA_TYPES = {
     ".mp4": "video/mp4", ".jsonl": "application/x-ndjson", ".json": "application/json", ".png": "image/png",
@@ -77,7 +77,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         504: "It took too long", 507: "The disk is full",
     }  # fmt: skip
     always = (401, 403, 421, 422, 431, 503)
-    return {status: {"model": answers.Error, "description": meanings[status]} for status in (*always, *statuses)}
+    return {status: {"model": responses.Error, "description": meanings[status]} for status in (*always, *statuses)}
 
 
 BODY = (400, 408, 413, 415, 422)  # what may be wrong with any form
@@ -97,7 +97,7 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
     engine = Engine(segmenter, settings.batch_size, observe=metrics.together.observe)
     corrections = Corrections(settings.state / "corrections")
     temporary = settings.state / "temporary"
-    # None of these waits for another: for what is decoded, for what comes in, and for a look at the table.
+    # None of these waits for another: for what is decoded, for what comes in, and for a query of the table.
     working = ThreadPoolExecutor(2 * settings.batch_size, "polypseg-frames")
     intake = ThreadPoolExecutor(INTAKES, "polypseg-intake")
     looking = ThreadPoolExecutor(2, "polypseg-table")
@@ -128,14 +128,14 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, refusal: HTTPException) -> JSONResponse:
-        return answers.error(refusal.status_code, str(refusal.detail), refusal.headers)
+        return responses.error(refusal.status_code, str(refusal.detail), refusal.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, problem: RequestValidationError) -> JSONResponse:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         what = "must be a file, with a file name" if "UploadFile" in first["msg"] else first["msg"]
-        return answers.error(422, f"{where}: {what}")
+        return responses.error(422, f"{where}: {what}")
 
     @app.exception_handler(PolypsegError)
     @app.exception_handler(OSError)
@@ -144,8 +144,8 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         """What is wrong on this computer; its paths are its own affair."""
         log.error("cannot write", extra={"fields": without_values(problem)})
         if is_full(problem):
-            return answers.error(507, "the disk of the service is full; tell who runs it")
-        return answers.error(503, "the service cannot write its files; tell who runs it")
+            return responses.error(507, "the disk of the service is full; ask who runs it")
+        return responses.error(503, "the service cannot write its files; ask who runs it")
 
     async def in_thread(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
@@ -161,11 +161,11 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
     app.mount("/static", StaticFiles(directory=PAGE, check_dir=False), name="static")
 
     @app.get("/health/live", tags=["service"])
-    async def live() -> answers.Status:
-        """Whether the process answers."""
-        return answers.Status(status="ok")
+    async def live() -> responses.Status:
+        """Whether the process responds."""
+        return responses.Status(status="ok")
 
-    @app.get("/health/ready", tags=["service"], responses={503: {"model": answers.Status}})
+    @app.get("/health/ready", tags=["service"], responses={503: {"model": responses.Status}})
     async def ready() -> Response:
         """Whether frames and jobs are worked on."""
         if not (engine.alive and jobs.alive):
@@ -175,22 +175,22 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         return JSONResponse({"status": "ok"})
 
     @app.get("/v1/model", tags=["service"], responses=refusals())
-    async def model() -> answers.Model:
+    async def model() -> responses.Model:
         """The model, what computes it, and what is taken in."""
-        return answers.Model(
+        return responses.Model(
             name=segmenter.bundle.name,
             hash=segmenter.hash,
             threshold=segmenter.threshold,
             width=segmenter.preprocessing.width,
             height=segmenter.preprocessing.height,
-            operating_point=answers.OperatingPointAnswer(**asdict(segmenter.operating_point)),
+            operating_point=responses.OperatingPoint(**asdict(segmenter.operating_point)),
             runtime=segmenter.runtime.name,
             device=segmenter.device,
             precision=segmenter.precision,
             reason=segmenter.reason,
             version=__version__,
             intended_use=INTENDED_USE,
-            limits=answers.Limits(
+            limits=responses.Limits(
                 max_bytes=settings.max_bytes,
                 max_pixels=settings.max_pixels,
                 max_job_bytes=settings.max_job_bytes,
@@ -212,7 +212,7 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         "/v1/segment", tags=["frames"], response_model=None,
         responses={
             200: {
-                "model": answers.Frame,
+                "model": responses.Frame,
                 "content": {"image/png": {"schema": BINARY}, "image/jpeg": {"schema": BINARY}},
                 "description": "As Accept asks: JSON, the mask (PNG, 0 and 255) or the overlay (JPEG)",
             },
@@ -233,7 +233,7 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         """Segment one frame. Threshold and min_confidence may stand in the URL or in the form, which goes before."""
         media_type = preferred(request.headers.get("accept", "*/*"))
         if media_type is None:
-            raise HTTPException(406, f"the answer can be {', '.join(TYPES)}; name one in Accept")
+            raise HTTPException(406, f"the response can be {', '.join(TYPES)}; name one in Accept")
         point = segmenter.operating_point.override(
             threshold=threshold if threshold_field is None else threshold_field,
             min_confidence=min_confidence if min_confidence_field is None else min_confidence_field,
@@ -246,12 +246,12 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
     async def submit(
         file: Annotated[list[UploadFile], File(description="Videos, images or DICOM files")],
         smoothing: Annotated[
-            float, Form(ge=0, lt=1, description="Videos: weight of the earlier frames in each frame's answer")
+            float, Form(ge=0, lt=1, description="Videos: weight of the earlier frames in each frame's prediction")
         ] = 0.0,
-    ) -> answers.JobAnswer:
+    ) -> responses.Job:
         """Take in a video, or a batch of files, to be worked through."""
         job = await in_thread(intake, jobs.submit, [(one.filename, one.file) for one in file], smoothing)
-        return answers.JobAnswer(**job.to_dict())
+        return responses.Job(**job.to_dict())
 
     @app.get("/v1/jobs", tags=["jobs"], responses=refusals(404))
     async def listed(
@@ -259,20 +259,20 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         response: Response,
         limit: Annotated[int, Query(ge=1, le=1000, description="Jobs, for the most")] = 100,
         after: Annotated[str | None, Query(description="Id of the last job that is known: those after it")] = None,
-    ) -> list[answers.JobAnswer]:
+    ) -> list[responses.Job]:
         """Jobs, the oldest first; where there are more, the header Link names the next page."""
         found = await in_thread(looking, jobs.page, limit + 1, after)
         if len(found) > limit:
             response.headers["link"] = f'<{request.url.path}?limit={limit}&after={found[limit - 1].id}>; rel="next"'
-        return [answers.JobAnswer(**job.to_dict()) for job in found[:limit]]
+        return [responses.Job(**job.to_dict()) for job in found[:limit]]
 
     @app.get("/v1/jobs/{id}", tags=["jobs"], responses=refusals(404))
-    async def job(id: str) -> answers.JobAnswer:
+    async def job(id: str) -> responses.Job:
         """One job: its state, its progress and its complete outputs."""
-        return answers.JobAnswer(**(await in_thread(looking, jobs.get, id)).to_dict())
+        return responses.Job(**(await in_thread(looking, jobs.get, id)).to_dict())
 
     @app.delete(
-        "/v1/jobs/{id}", tags=["jobs"], response_model=answers.JobAnswer,
+        "/v1/jobs/{id}", tags=["jobs"], response_model=responses.Job,
         responses={204: {"description": "Removed, with its files"}, **refusals(404)},
     )  # fmt: skip
     async def cancel(id: str) -> Response | dict[str, Any]:
@@ -302,19 +302,19 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         frame: Annotated[UploadFile, File(description="The frame")],
         mask: Annotated[UploadFile, File(description="Its mask, of the same size: white on black")],
         name: Annotated[str, Form(description="What to call the pair")],
-    ) -> answers.CorrectionAnswer:
+    ) -> responses.Correction:
         """Keep a corrected mask with its frame, in the data set of corrections."""
 
         def store() -> str:
             return corrections.add(name, frames.read(frame, "frame"), frames.read_mask(mask))
 
-        return answers.CorrectionAnswer(name=await in_thread(intake, store))
+        return responses.Correction(name=await in_thread(intake, store))
 
     @app.get("/v1/corrections", tags=["corrections"], responses=refusals())
-    async def corrected() -> answers.CorrectionsAnswer:
-        """What the data set of corrections holds."""
+    async def corrected() -> responses.Corrections:
+        """What the data set of corrections contains."""
         names = await in_thread(looking, corrections.names)
-        return answers.CorrectionsAnswer(count=len(names), names=names)
+        return responses.Corrections(count=len(names), names=names)
 
     @app.get(
         "/v1/corrections.zip", tags=["corrections"], response_class=FileResponse,
@@ -351,7 +351,7 @@ MIN_CONFIDENCE = "A region is a polyp if its confidence is at least this; the mo
 
 
 class Frames:
-    """From the upload of a frame to the answer about it.
+    """From the upload of a frame to the response about it.
 
     Attributes:
         admitted: requests that are being worked on or wait; never more than ``Settings.queue``.
@@ -374,7 +374,7 @@ class Frames:
         self.admitted = 0
 
     async def answer(self, upload: UploadFile, media_type: str, probability: bool, point: OperatingPoint) -> bytes:
-        """The answer about a frame, as one of ``TYPES``.
+        """The response about a frame, as one of ``TYPES``.
 
         Raises:
             HTTPException: as ``read_still``; 429 too many wait, 504 it took too long.
@@ -390,7 +390,7 @@ class Frames:
                     started = time.monotonic()
                     frame = await loop.run_in_executor(self._pool, self.read, upload, None)
                     found = await self._engine.probability(frame)
-                    answer = await loop.run_in_executor(
+                    response = await loop.run_in_executor(
                         self._pool,
                         self._render,
                         frame,
@@ -401,7 +401,7 @@ class Frames:
                         point,
                     )
                     self._pace += 0.1 * ((time.monotonic() - started) / self._settings.batch_size - self._pace)
-                    return answer
+                    return response
         except TimeoutError:
             raise HTTPException(504, f"it took more than {self._settings.timeout:g} s; come again later") from None
         finally:
@@ -432,14 +432,14 @@ class Frames:
         point: OperatingPoint,
     ) -> bytes:
         outside = outside_of(frame)
-        answer = self._segmenter.answer(found, *frame.shape[:2], outside=outside, point=point)
+        predicted = self._segmenter.segmentation(found, *frame.shape[:2], outside=outside, point=point)
         if media_type == "image/png":
-            return _encoded(".png", answer.mask.astype(np.uint8) * 255)
+            return _encoded(".png", predicted.mask.astype(np.uint8) * 255)
         if media_type == "image/jpeg":
-            boxes = [polyp.box for polyp in answer.polyps]
-            return _encoded(".jpg", overlay(frame, answer.mask, boxes=boxes)[..., ::-1])
-        record = frame_record(answer, source=name, model=self._segmenter.hash)
-        record["operating_point"] = asdict(answer.point)
+            boxes = [polyp.box for polyp in predicted.polyps]
+            return _encoded(".jpg", overlay(frame, predicted.mask, boxes=boxes)[..., ::-1])
+        record = frame_record(predicted, source=name, model=self._segmenter.hash)
+        record["operating_point"] = asdict(predicted.point)
         if probability:
             levels = np.rint(found * np.float32(255)).astype(np.uint8)
             record["probability"] = base64.b64encode(_encoded(".png", levels)).decode()

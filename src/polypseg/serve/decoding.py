@@ -1,6 +1,6 @@
 """Decoding, in processes of its own: what strangers send may take for ever, take all memory, or bring a decoder down.
 
-Each process does one piece of work at a time, and is killed if it takes too long; others and the service go on. They
+Each process does one piece of work at a time, and is killed if it takes too long; others and the service continue. They
 are forked from a server process that has the modules loaded, where the system has fork, so a new one costs little.
 """
 
@@ -40,7 +40,7 @@ class Decoders:
 
     Args:
         seconds: that an item may take: a frame, or a look at a file.
-        memory: bytes that a process may take for it, where the system holds processes to that (Linux).
+        memory: bytes that a process may take for it, where the system limits processes (Linux).
     """
 
     def __init__(self, seconds: float, memory: int) -> None:
@@ -167,7 +167,7 @@ class _Process:
 
     def ask(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.worked += 1
-        with contextlib.suppress(OSError):  # it has died: the answer is its end
+        with contextlib.suppress(OSError):  # it has died: the result is its end
             self.pipe.send((work, arguments))
 
     def answer(self) -> tuple[int, Any]:

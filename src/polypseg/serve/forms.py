@@ -31,7 +31,7 @@ _ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?=")
 class StrictRoute(APIRoute):
     """A route that refuses (422) what it does not declare: query parameters and form fields, by name.
 
-    What a route declares is told by its signature alone, as FastAPI reads it.
+    What a route declares is said by its signature alone, as FastAPI reads it.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

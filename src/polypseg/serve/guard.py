@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polypseg.serve.answers import error
+from polypseg.serve.responses import error
 
 OPEN = ("/", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
 HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
@@ -56,14 +56,14 @@ class Guard:
             return await error(status, line, {**CLOSE, **further})(scope, receive, send)
         body = _Body(receive, headers, limit)
 
-        async def answer(message: Message) -> None:
+        async def respond(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 await body.drain()
             await send(message)
 
         self._requests += 1
         try:
-            await self._app(scope, body.receive, answer)
+            await self._app(scope, body.receive, respond)
         finally:
             self._requests -= 1
 
@@ -71,7 +71,7 @@ class Guard:
         if self._token is None:
             host = _host_name(headers.get("host", ""))
             if not _is_this_computer(host):
-                return 421, "this service answers to localhost only; start it with --host and --token for others", {}
+                return 421, "this service serves localhost only; start it with --host and --token for others", {}
             origin = headers.get("origin")
             foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
             if scope["method"] not in ("GET", "HEAD") and (
@@ -138,14 +138,14 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Take in what is still being sent, where the answer is given before its end."""
+        """Take in what is still being sent, where the response is sent before its end."""
         if not self._ended:
             self._ended = True
             await _drain(self._receive, self._headers)
 
 
 async def _drain(receive: Receive, headers: Headers) -> None:
-    """Take in what is still being sent, for a moment: most clients send all before they read an answer."""
+    """Take in what is still being sent, for a moment: most clients send all before they read a response."""
     if "expect" in headers:  # they ask before they send
         return
     with suppress(TimeoutError):

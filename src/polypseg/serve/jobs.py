@@ -1,12 +1,12 @@
-"""Videos and batches: taken in, worked through one after another, gone on with after a restart.
+"""Videos and batches: taken in, worked through one after another, resumed after a restart.
 
 ``jobs.sqlite`` is the table of jobs. The files of job ``<id>`` lie in ``jobs/<id>/in/<number>/`` (the uploads, until
 their results are there) and ``jobs/<id>/out/``. A file is spoken of only when it is whole: its name is entered into the
 table after what wrote it has finished. A job without a row in the table never was: its files are written before the
 row, and removed after it.
 
-Nothing that happens to the computer ends a job: where the disk or the table refuses, it waits and goes on; where the
-service dies, the next process goes on. Only what is wrong with an upload ends one, or a fault of the service itself,
+Nothing that happens to the computer ends a job: where the disk or the table refuses, it waits and continues; where the
+service dies, the next process resumes. Only what is wrong with an upload ends one, or a fault of the service itself,
 and then the upload is kept until the job is removed.
 """
 
@@ -131,7 +131,7 @@ class Jobs:
         self._current: str | None = None  # the job in work
         self._cancelled = False  # that one
         self._began = time.monotonic()
-        self._expired = float("-inf")  # when expired jobs were last looked for
+        self._expired = float("-inf")  # when expired jobs were last searched for
         self.trouble: str | None = None  # why jobs wait
         self._thread = threading.Thread(target=self._run, name="polypseg-jobs", daemon=True)
 
@@ -154,7 +154,7 @@ class Jobs:
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """End; the job in work is gone on with by the next process. Waits so long for its present frame."""
+        """End; the job in work is resumed by the next process. Waits so long for its present frame."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -284,7 +284,7 @@ class Jobs:
                     self._changed.wait_for(lambda: self._stopping or self._cancelled, wait)
 
     def _one(self) -> None:
-        """Work through the next job, or go on with the present one. Raises where the disk or the table refuses."""
+        """Work through the next job, or continue the present one. Raises where the disk or the table refuses."""
         job = self._take()
         if job is None:
             return
@@ -304,7 +304,7 @@ class Jobs:
             if isinstance(problem, PolypsegError):
                 error = str(problem).replace(f"{self._folder / job.id}{os.sep}", "")
             else:
-                error = "the service failed at this; its log tells more"
+                error = "the service failed at this; its log says more"
                 log.error("crash", extra={"fields": {"job": job.id, **without_values(problem)}})
         with self._changed:
             if self._cancelled:
@@ -510,7 +510,7 @@ class _Work:
                 for still, pixels in zip(stills, items, strict=False):
                     if records[still] is None:
                         yield Read(still, digest, pixels)
-                next(items, None)  # which tell at the end whether there are more than was said
+                next(items, None)  # which say at the end whether there are more than was said
 
             try:
                 reads = missing() if None in records.values() else ()
@@ -529,12 +529,12 @@ class _Work:
 
         Raises:
             Stopped: the job is to end.
-            PolypsegError: the video goes on for longer than it said.
+            PolypsegError: the video is longer than it said.
         """
         self._check()
         self._seen += 1
         if self._seen > self._most:
-            raise PolypsegError(f"goes on for more than {self._jobs._settings.max_video_seconds:g} s")
+            raise PolypsegError(f"is longer than {self._jobs._settings.max_video_seconds:g} s")
         if self._done < self._expected:  # some are computed again
             self._done += 1
         self._jobs._counted()
@@ -542,7 +542,7 @@ class _Work:
             self._store()
 
     def _publish(self, out: Path, files: Iterable[Path], whole: bool = False) -> None:
-        """Tell of these files, which are complete; with ``whole`` only where all of them are there."""
+        """List these files, which are complete; with ``whole`` only where all of them are there."""
         files = list(files)
         if whole and not all(file.is_file() for file in files):
             return

@@ -1,4 +1,4 @@
-"""What the service tells of itself: a line of JSON a request, and numbers for Prometheus; no name of any file."""
+"""What the service reports of itself: a line of JSON a request, and numbers for Prometheus; no name of any file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polypseg.serve.answers import error
+from polypseg.serve.responses import error
 
 log = logging.getLogger("polypseg.serve")
 
@@ -31,17 +31,15 @@ HEADERS = {
 
 
 class Metrics:
-    """The service's numbers; ``registry`` holds them all."""
+    """The service's numbers; ``registry`` contains them all."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.requests = Counter(
-            "polypseg_requests", "Requests answered", ["method", "route", "status"], registry=registry
-        )
+        self.requests = Counter("polypseg_requests", "Requests done", ["method", "route", "status"], registry=registry)
         self.seconds = Histogram(
-            "polypseg_request_seconds", "From a request's head to its answer's end", ["route"], registry=registry,
+            "polypseg_request_seconds", "From a request's head to its response's end", ["route"], registry=registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )  # fmt: skip
         self.admitted = Gauge("polypseg_segment_requests", "Frames being waited for", registry=registry)
@@ -58,7 +56,7 @@ class _Broken(Exception):
 
 
 class Observed:
-    """Around the whole application: identifies, times, counts and logs requests, sets headers, answers for crashes."""
+    """Around the whole application: identifies, times, counts and logs requests, sets headers, responds for crashes."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -94,7 +92,7 @@ class Observed:
         except Exception as crash:
             log.error("crash", extra={"fields": {"id": identity, **without_values(crash)}})
             if not status:
-                line = f"the service failed at this; its log tells more under {identity}"
+                line = f"the service failed at this; its log says more under {identity}"
                 await error(500, line)(scope, receive, sending)
         seconds = time.perf_counter() - started
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE") else "other"

@@ -42,7 +42,7 @@ def serve(
     threads: int = 0,
     tta: str | None = None,
 ) -> None:
-    """Serve a model until SIGINT or SIGTERM; what was accepted is answered, a job in work is gone on with next time.
+    """Serve a model until SIGINT or SIGTERM; what was accepted is finished, a job in work is resumed next time.
 
     Args:
         settings: limits and the state folder.
@@ -68,7 +68,7 @@ def serve(
         _log_as_json()
         segmenter = Segmenter(model, runtime, device, precision, threads, tta)
         app = create_app(segmenter, settings, table)
-        # What is loaded by now stays for good: looking through it again and again would hold requests up.
+        # What is loaded by now stays for good: going through it again and again would delay requests.
         gc.collect()
         gc.freeze()
         address, port = listening.getsockname()[:2]
@@ -77,7 +77,7 @@ def serve(
 
 
 def _bind(host: str, port: int, settings: Settings) -> socket.socket:
-    """A socket that holds the address, but does not listen before the model is there."""
+    """A socket that has the address, but does not listen before the model is there."""
     from polypseg.serve.guard import is_loopback
 
     if not 0 <= port <= 65535:
@@ -157,8 +157,8 @@ def _protocol() -> type[H11Protocol]:
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    from polypseg.serve.answers import error
     from polypseg.serve.guard import head_too_large
+    from polypseg.serve.responses import error
 
     class Protocol(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
@@ -189,10 +189,10 @@ def _protocol() -> type[H11Protocol]:
         def send_400_response(self, msg: str) -> None:
             status = getattr(sys.exception(), "error_status_hint", 400)
             line = head_too_large() if status == 431 else "this is no HTTP request that can be read"
-            answer = error(status, line, {"connection": "close"})
+            response = error(status, line, {"connection": "close"})
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                 for event in (
-                    h11.Response(status_code=status, headers=answer.raw_headers), h11.Data(data=bytes(answer.body)),
+                    h11.Response(status_code=status, headers=response.raw_headers), h11.Data(data=bytes(response.body)),
                     h11.EndOfMessage(),
                 ):  # fmt: skip
                     self.transport.write(self.conn.send(event) or b"")
@@ -200,9 +200,9 @@ def _protocol() -> type[H11Protocol]:
 
         @property
         def _silent(self) -> bool:
-            """Whether nothing is being asked or answered on it."""
-            answered = self.cycle is None or self.cycle.response_complete
-            return answered and not self.transport.is_closing()
+            """Whether nothing is in work on it."""
+            done = self.cycle is None or self.cycle.response_complete
+            return done and not self.transport.is_closing()
 
         def _expect_head(self) -> None:
             self._silent_since = self.loop.time()

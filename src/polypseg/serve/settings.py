@@ -19,9 +19,9 @@ class Settings:
     Args:
         state: folder for the table of jobs, their files, and corrections.
         token: what a request must carry as ``Authorization: Bearer``; None lets everyone in.
-        queue: requests to segment that are taken in at once; more are told to come again.
+        queue: requests to segment that are taken in at once; more get 429.
         batch_size: frames that are computed at once, for the most.
-        timeout: seconds from a frame's arrival to its answer, for the most.
+        timeout: seconds from a frame's arrival to its response, at most.
         max_bytes: of a frame's file.
         max_pixels: of a frame, whether alone, in a DICOM file or in a video.
         max_job_bytes: of all files of a job.

@@ -36,7 +36,7 @@ class Job:
         names: of the uploads, without any path, told apart; results are called after them.
         smoothing: as ``predict_video`` takes it.
         settings: what its outputs so far were made with; None before it began.
-        files: its complete outputs: the name that is told, and the path below ``out/``.
+        files: its complete outputs: the name that is shown, and the path below ``out/``.
         done: frames that are finished.
         total: frames in all, as far as the files say.
         error: one line, or None.
@@ -60,9 +60,9 @@ class Job:
     ended: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What is told of it."""
-        told = ("id", "state", "kind", "names", "done", "total", "error", "created", "ended")
-        return {**{key: getattr(self, key) for key in told}, "files": list(self.files)}
+        """What the service says of it."""
+        shown = ("id", "state", "kind", "names", "done", "total", "error", "created", "ended")
+        return {**{key: getattr(self, key) for key in shown}, "files": list(self.files)}
 
 
 class Table:
@@ -166,12 +166,14 @@ def open_state(folder: Path) -> Table:
 
 
 def _make_private(folder: Path) -> None:
-    """Take a folder's rights from everybody else; one that holds other things is not touched but refused."""
+    """Take a folder's rights from everybody else; one that contains other things is not touched but refused."""
     if os.name == "nt" or not folder.stat().st_mode & 0o077:
         return
     advice = f"run chmod 700 '{folder}', or choose another --state"
     if strangers := sorted({path.name for path in folder.iterdir()} - _OURS):
-        raise PolypsegError(f"{folder}: other users may read it, and it holds other files ({strangers[0]}); {advice}")
+        raise PolypsegError(
+            f"{folder}: other users may read it, and it contains other files ({strangers[0]}); {advice}"
+        )
     with contextlib.suppress(OSError):
         folder.chmod(0o700)
     if folder.stat().st_mode & 0o077:

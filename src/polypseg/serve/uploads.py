@@ -108,7 +108,7 @@ def read_still(path: Path, name: str, max_pixels: int) -> NDArray[np.uint8]:
     """The one frame of an image or DICOM file: H×W×3 uint8 RGB.
 
     Raises:
-        HTTPException: 415 it is something else, 413 it has more than ``max_pixels``, 422 it is damaged or holds
+        HTTPException: 415 it is something else, 413 it has more than ``max_pixels``, 422 it is damaged or contains
             several frames.
     """
     frames = open_still(path, name, max_pixels)
@@ -116,7 +116,7 @@ def read_still(path: Path, name: str, max_pixels: int) -> NDArray[np.uint8]:
         if isinstance(frames, Path):
             return read_frame(frames)
         if len(frames) > 1:
-            raise HTTPException(422, f"{name}: holds {len(frames)} frames; send it to /v1/jobs")
+            raise HTTPException(422, f"{name}: contains {len(frames)} frames; send it to /v1/jobs")
         return next(iter(frames))
     except PolypsegError as error:
         raise HTTPException(422, told(error, path, name)) from error
@@ -163,7 +163,7 @@ def open_still(path: Path, name: str, max_pixels: int) -> Path | DicomFrames:
         raise HTTPException(422, f"{name}: is damaged and cannot be decoded") from None
     _check_pixels(name, pixels, max_pixels)
     if several:
-        raise HTTPException(422, f"{name}: holds several pictures; send the one that is meant")
+        raise HTTPException(422, f"{name}: contains several pictures; send the one that is meant")
     return path
 
 
@@ -212,7 +212,7 @@ def count_frames(path: Path, name: str, max_pixels: int, max_seconds: float) -> 
     try:
         frames = open_still(path, name, max_pixels)
     except HTTPException as refusal:
-        if refusal.status_code == 422:  # told when its turn comes; the others are gone on with
+        if refusal.status_code == 422:  # reported when its turn comes; the others continue
             return 1
         raise
     return 1 if isinstance(frames, Path) else len(frames)

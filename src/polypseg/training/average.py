@@ -1,9 +1,9 @@
-"""From several trained networks to one bundle, by the mean of their weights or of their answers.
+"""From several trained networks to one bundle, by the mean of their weights or of their predictions.
 
-Networks that trained on from one another lie close enough for a mean of weights: it answers as fast as one of them and
-generalises as an average over training does (stochastic weight averaging: Izmailov et al., UAI 2018; of whole runs:
-Wortsman et al., Model soups, ICML 2022). Networks with different beginnings do not; their answers can be averaged, by
-an ensemble, which takes the time of all.
+Networks that were fine-tuned from one another lie close enough for a mean of weights: it predicts as fast as one of
+them and generalises as an average over training does (stochastic weight averaging: Izmailov et al., UAI 2018; of whole
+runs: Wortsman et al., Model soups, ICML 2022). Networks with different beginnings do not; their predictions can be
+averaged, by an ensemble, which takes the time of all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from polypseg import zoo
+from polypseg import renamed, zoo
 from polypseg.bundle import ModelBundle, merge_frames
 from polypseg.data import read_all
 from polypseg.data.splits import write_split
@@ -36,7 +36,7 @@ from polypseg.training.result import device_name
 from polypseg.training.scores import choose, test
 
 log = logging.getLogger("polypseg")
-# Of the first one's metadata.json, in a mean of answers and, further, in one of weights.
+# Of the first one's metadata.json, in an ensemble and, further, in one of weights.
 KEPT = ("tta", "data", "split", "licence")
 KEPT_OF_WEIGHTS = ("encoder_weights", "recipe")
 State = Mapping[str, torch.Tensor]
@@ -47,20 +47,20 @@ def average(
     data: Sequence[str | Path],
     out: str | Path,
     split_file: str | Path | None = None,
-    of: Literal["weights", "answers"] = "weights",
+    of: Literal["weights", "predictions"] = "weights",
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Path:
     """Average trained networks, choose the operating point anew on validation, and test once.
 
     Args:
-        models: two or more bundles or run folders, all by one split; for a mean of weights, each trained on from
+        models: two or more bundles or run folders, all by one split; for a mean of weights, each fine-tuned from
             another of them. The first gives the new one its preprocessing and ``output_stride``; it is named after
             ``out``.
         data: folders of the data sets they were trained on.
         out: the folder for the result.
-        split_file: their split, where neither the first one's run folder nor its name tells.
-        of: ``weights`` makes one network of them, ``answers`` an ensemble, whose members may be of any kind.
+        split_file: their split, where neither the first one's run folder nor its name gives it.
+        of: ``weights`` makes one network of them, ``predictions`` an ensemble, whose members may be of any kind.
         overwrite: replace an earlier result in ``out``, which stands until the new one is whole.
         progress: show progress bars; by default where standard error is a terminal.
 
@@ -73,6 +73,7 @@ def average(
         PolypsegError: one is an ensemble, was trained by another split or, for a mean of weights, has another network
             or preprocessing; or as ``train``.
     """
+    of = renamed.value("of", of)
     folder = Path(out)
     show = sys.stderr.isatty() if progress is None else progress
     if len(models) < 2:
@@ -167,5 +168,5 @@ def _check_alike(path: str, bundle: ModelBundle, first: ModelBundle) -> None:
             ours, theirs = (getattr(getattr(one, what), name) for one in (bundle, first))
             raise PolypsegError(
                 f"{path}: its {what} has {name} {ours}, the first one's {theirs}; average models that "
-                "trained on from one another, or their answers (--of answers)"
+                "were fine-tuned from one another, or make an ensemble (--of predictions)"
             )

@@ -29,7 +29,7 @@ class MetricsTable(Checkpoint):
 
     Attributes:
         rows: one an epoch, by column.
-        begun: whether an epoch has begun: all that a checkpoint holds was taken up then.
+        begun: whether an epoch has begun: all that a checkpoint contains was taken up then.
     """
 
     COLUMNS = (

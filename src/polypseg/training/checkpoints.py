@@ -54,10 +54,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU.
 
     Only tensors and plain types are read. One without a hash beside it, as an earlier polypseg wrote it, is read so
-    too; whether it is whole cannot be told then (``is_hashed``).
+    too; whether it is whole is not known then (``is_hashed``).
 
     Raises:
-        PolypsegError: it is missing, damaged, not the one that its hash is of, or holds anything else.
+        PolypsegError: it is missing, damaged, not the one that its hash is of, or contains anything else.
     """
     try:
         with open(path, "rb") as file:
@@ -120,10 +120,10 @@ def _load(path: Path, file: io.BufferedReader) -> Any:
             if any(one.compress_type for one in entries):
                 raise ValueError("its content is compressed")
             if sum(one.file_size for one in entries) > os.fstat(file.fileno()).st_size:
-                raise ValueError("it claims more than it holds")
+                raise ValueError("it claims more than it contains")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # besides UnpicklingError, whatever the content's own readers meet
         code = _CODE.search(str(error))
-        reason = f"it holds {code[1]}" if code else first_sentence(error)
+        reason = f"it contains {code[1]}" if code else first_sentence(error)
         raise PolypsegError(f"{path}: cannot be read as tensors and plain types ({reason}); {_REMEDY}") from error

@@ -52,7 +52,7 @@ def make_trainer(recipe: Recipe, folder: Path, progress: bool, further: Sequence
     plugins: list[Any] = [SafeCheckpointIO()]
     try:
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            # Lightning's own requeueing would go on from the middle of an epoch, which is not exact.
+            # Lightning's own requeueing would continue from the middle of an epoch, which is not exact.
             plugins.append(SLURMEnvironment(auto_requeue=False))
         return L.Trainer(
             accelerator=settings.accelerator,

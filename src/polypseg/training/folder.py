@@ -1,4 +1,5 @@
-"""The folder of a run: what it holds, and how a new run takes the place of an earlier one without a moment of neither.
+"""The folder of a run: what it contains, and how a new run takes the place of an earlier one without a moment of
+neither.
 
 Everything stays in the folder itself, which may be a mount point, or lie where nothing else may be written:
 
@@ -47,7 +48,7 @@ def holds_epoch(folder: Path) -> bool:
 
 
 def is_only_started(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a run without a complete epoch has written; an empty one too."""
+    """Whether a folder contains nothing but what a run without a complete epoch has written; an empty one too."""
     return not holds_epoch(folder) and all(
         one.name in _STARTED or re.fullmatch(r"fold-\d+|\..*\.part", one.name) for one in _content(folder)
     )
@@ -65,10 +66,10 @@ def taken(
 
     Args:
         folder: of the run.
-        settings: what ``config.yaml`` will hold.
+        settings: what ``config.yaml`` will contain.
         inputs: paths that the run is made of.
-        resume: go on with the run that it holds.
-        overwrite: replace the run that it holds.
+        resume: continue the run that it contains.
+        overwrite: replace the run that it contains.
 
     Raises:
         PolypsegError: another process writes there, or as ``check_folder`` and ``refuse_inputs_within``.
@@ -81,32 +82,32 @@ def taken(
 
 
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds something else than what was asked for. Nothing that it holds is touched.
+    """Refuse a folder that contains something else than what was asked for. Nothing that it contains is touched.
 
     A run that began, but has no complete epoch yet, stands in nobody's way.
 
     Raises:
-        PolypsegError: it holds files that are no run, another run than the one to resume, or one not to be replaced.
+        PolypsegError: it contains files that are no run, another run than the one to resume, or one not to be replaced.
     """
     restore(folder)
     config = folder / CONFIG
     if is_only_started(folder):
         return
     if not config.is_file() or not (folder / SPLIT).is_file():
-        raise PolypsegError(f"{folder}: is not empty and holds no run; choose another --out")
+        raise PolypsegError(f"{folder}: is not empty and contains no run; choose another --out")
     if resume:
         difference = first_difference(read_yaml(config), settings)
         if difference:
             raise PolypsegError(f"{config}: the run to resume differs in {difference}; use its recipe or another --out")
     elif not overwrite:
-        raise PolypsegError(f"{folder}: holds a run already; use --resume, --overwrite or another --out")
+        raise PolypsegError(f"{folder}: contains a run already; use --resume, --overwrite or another --out")
 
 
 def refuse_inputs_within(folder: Path, inputs: Iterable[str | Path | None]) -> None:
     """Refuse to replace a run that what is to replace it is made of.
 
     Raises:
-        PolypsegError: one of the paths lies in the folder, which holds a run.
+        PolypsegError: one of the paths lies in the folder, which contains a run.
     """
     if not holds_epoch(folder):
         return
@@ -118,7 +119,7 @@ def refuse_inputs_within(folder: Path, inputs: Iterable[str | Path | None]) -> N
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[None]:
-    """Set aside what a folder holds while something else begins in it; put it back if that fails.
+    """Set aside what a folder contains while something else begins in it; put it back if that fails.
 
     Raises:
         PolypsegError: the disk refuses.
@@ -194,7 +195,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise PolypsegError(f"{path}: cannot be read ({reason}); use --overwrite") from error
     if not isinstance(value, dict):
-        raise PolypsegError(f"{path}: holds no settings; use --overwrite")
+        raise PolypsegError(f"{path}: contains no settings; use --overwrite")
     return value
 
 

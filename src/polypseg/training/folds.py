@@ -1,8 +1,8 @@
 """From a Recipe and a number of folds to as many runs, and one ensemble of their networks.
 
 The frames outside the test split are dealt out to folds. Each fold is the validation split of one run, whose network
-learns from the others; so every frame is answered by one network that has not learnt from it, and what the ensemble
-needs is chosen on those answers.
+learns from the others; so every frame is predicted by one network that has not learnt from it, and what the ensemble
+needs is chosen on those predictions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from polypseg.training.processes import check_restartable, is_first
 from polypseg.training.recipe import Recipe
 from polypseg.training.result import provenance
 from polypseg.training.run import train
-from polypseg.training.scores import operating_point, tell, write_scores
+from polypseg.training.scores import log_scores, operating_point, write_scores
 
 log = logging.getLogger("polypseg")
 TABLE = "folds.csv"  # written last
@@ -68,7 +68,7 @@ def train_folds(
         data: folders of data sets.
         folds: their number, at least 2.
         out: the folder for all; ``runs/<recipe.name>`` by default.
-        resume: keep the folds that are complete, and go on with the others.
+        resume: keep the folds that are complete, and continue with the others.
         overwrite: replace an earlier run in ``out``, which stands until the new one is known to work.
         progress: show progress bars; by default where standard error is a terminal.
 
@@ -79,7 +79,7 @@ def train_folds(
     Raises:
         UsageError: there are fewer folds than 2.
         PolypsegError: as ``train``; or there are fewer groups of frames than folds.
-        KeyboardInterrupt: it was interrupted; ``resume`` goes on.
+        KeyboardInterrupt: it was interrupted; ``resume`` continues.
     """
     if folds < 2:
         raise UsageError(f"--folds {folds}: must be 2 or more")
@@ -201,22 +201,22 @@ def _join(
     folder: Path,
     progress: bool,
 ) -> None:
-    """Make the ensemble, choose on the out-of-fold answers, test it, and write what was found."""
+    """Make the ensemble, choose on the out-of-fold predictions, test it, and write what was found."""
     catalog = frames.catalog
     order = np.argsort(fold, kind="stable")[np.count_nonzero(fold == 0) :]
     pooled = Catalog(catalog.frames.iloc[order].reset_index(drop=True))
     counts = [int(np.count_nonzero(fold == number)) for number in range(1, len(bundles) + 1)]
     maps = Maps.of(_OutOfFold([Segmenter(bundle) for bundle in bundles.values()], counts), pooled, progress)
     chosen = _choose(recipe, maps, progress)
-    answered, _ = score_masks(maps.answers(chosen["operating_point"]), pooled, progress)
+    scored, _ = score_masks(maps.predictions(chosen["operating_point"]), pooled, progress)
     first = next(iter(bundles.values())).metadata
     ensemble = ModelBundle.join(
         folder / "bundle", bundles, name=recipe.name, **chosen,
         encoder_weights=first["encoder_weights"], **provenance(recipe, frames),
     )  # fmt: skip
-    tables = [answered.assign(split="out-of-fold", fold=fold[order])]
+    tables = [scored.assign(split="out-of-fold", fold=fold[order])]
     metrics: dict[str, Any] = {
-        "out_of_fold": {"n": len(answered), "dice": answered["dice"].mean(), "iou": answered["iou"].mean()}
+        "out_of_fold": {"n": len(scored), "dice": scored["dice"].mean(), "iou": scored["iou"].mean()}
     }
     log.info("out of fold (n = %d): dice %.4f  iou %.4f", *metrics["out_of_fold"].values())
     segmenter = Segmenter(ensemble)
@@ -225,7 +225,7 @@ def _join(
         scores = score(segmenter, test, recipe.loss, progress)
         metrics["test"] = scores.summary
         tables.append(scores.per_image.assign(split="test", fold=""))
-        tell("ensemble, test", scores)
+        log_scores("ensemble, test", scores)
         draw_examples(segmenter, catalog, folder)
     definitions = {name: text for name, text in DEFINITIONS.items() if any(name in one for one in metrics.values())}
     write_scores(folder, segmenter, metrics, definitions, tables)

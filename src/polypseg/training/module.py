@@ -25,14 +25,14 @@ class SegmentationModule(L.LightningModule):
 
     Logs, each epoch: ``train_loss`` and ``train_dice`` (mean over images, weights as they were at each step),
     ``val_loss``, ``val_dice`` (mean over images of Dice at probability 0.5 and the network's size; the
-    checkpoint's criterion) and ``val_dice_batch`` (the known recipe's: pooled over each batch, mean over batches).
+    checkpoint's criterion) and ``val_dice_batch`` (the baseline recipe's: pooled over each batch, mean over batches).
     Polyp-free images have no Dice, and polyp-free batches none of their own.
     With several processes the numbers are those of one.
 
     Args:
         network: N×3×H×W float32 to N×1×H×W logits.
         recipe: loss, optimiser, layout and seed.
-        teacher: what answers each batch too, where the recipe has a teacher.
+        teacher: what predicts each batch too, in knowledge distillation.
     """
 
     def __init__(self, network: torch.nn.Module, recipe: Recipe, teacher: Teacher | None = None) -> None:
@@ -56,7 +56,7 @@ class SegmentationModule(L.LightningModule):
         return logits
 
     def on_train_epoch_start(self) -> None:
-        # Dropout, too, depends on seed, epoch and process alone, so that a resumed run goes on exactly.
+        # Dropout, too, depends on seed, epoch and process alone, so that a resumed run continues exactly.
         mixed = np.random.SeedSequence((self.recipe.trainer.seed, self.current_epoch, self.global_rank))
         torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> 1))
         self._sums.pop("train", None)
@@ -67,14 +67,14 @@ class SegmentationModule(L.LightningModule):
             layer.eval()
 
     def training_step(self, batch: Sample, batch_index: int) -> torch.Tensor:
-        answers = None if self.teacher is None else self.teacher(batch["image"])
+        predictions = None if self.teacher is None else self.teacher(batch["image"])
         batch = self._resized(batch)
         with FasterDepthwise() if self.device.type == "cpu" else contextlib.nullcontext():
             logits, parts = self._forward(batch["image"])
         loss = segmentation_loss(logits, batch["mask"], self.recipe.loss, parts)
-        if answers is not None:
-            taught = distillation_loss(logits, answers, self.recipe.loss)
-            loss = torch.lerp(loss, taught, self.recipe.teacher.weight)
+        if predictions is not None:
+            taught = distillation_loss(logits, predictions, self.recipe.loss)
+            loss = torch.lerp(loss, taught, self.recipe.distillation.weight)
         self._add("train", loss.detach(), logits.detach(), batch)
         return loss
 
@@ -100,8 +100,8 @@ class SegmentationModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._sums.pop("val", None)
         if self.trainer.world_size > 1:
-            # Each process has its own statistics of batch normalisation. A checkpoint holds the first one's, so these
-            # are validated.
+            # Each process has its own statistics of batch normalisation. A checkpoint contains the first one's, so
+            # these are validated.
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
@@ -174,12 +174,12 @@ class SegmentationModule(L.LightningModule):
 
     def _steps_an_epoch(self) -> int:
         # Not the Trainer's estimated_stepping_batches: it starts an iteration of the training batches before
-        # a checkpoint has said which epoch to go on from.
+        # a checkpoint has said which epoch to continue from.
         batches = len(self.trainer.datamodule.batches("train"))  # type: ignore[attr-defined]
         return math.ceil(batches / self.recipe.optimizer.accumulate)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Another number of processes takes another number of steps an epoch: the cycle goes on from the same epoch.
+        # Another number of processes takes another number of steps an epoch: the cycle continues from the same epoch.
         for schedule in checkpoint["lr_schedulers"] if self.recipe.optimizer.schedule == "one_cycle" else ():
             if schedule["total_steps"] != self._steps_of_the_cycle():
                 done = self._steps_an_epoch() * (checkpoint["epoch"] + 1)

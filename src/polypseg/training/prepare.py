@@ -63,7 +63,7 @@ class Prepared:
         frames: with their splits.
         batches: of them, every frame decoded once.
         module: the network as it starts, and its teacher.
-        checkpoint: what is gone on from; None of a new run.
+        checkpoint: what is resumed; None of a new run.
         origin: where the first weights came from; None of a resumed run.
         records: the frames that the network will have seen, those of the model that it starts from among them.
     """
@@ -90,7 +90,7 @@ def split_frames(
         recipe: names a split.
         data: folders of data sets.
         folder: of the run.
-        resume: whether it goes on.
+        resume: whether it is resumed.
         split: a split's name and table, taken in place of the recipe's.
 
     Raises:
@@ -126,7 +126,7 @@ def prepare(
         recipe: what to do.
         frames: with their splits.
         folder: of the run.
-        checkpoint: what is gone on from; None starts anew.
+        checkpoint: what is resumed; None starts anew.
         progress: show progress bars.
 
     Raises:
@@ -139,10 +139,10 @@ def prepare(
     catalog = frames.catalog
     begun = start(recipe, catalog, checkpoint is not None)
     teacher = None
-    if recipe.teacher.bundle is not None:
-        bundle = zoo.open(recipe.teacher.bundle)
-        warn_of_another_split(recipe.teacher.bundle, bundle, catalog)
-        teacher = Teacher(bundle, begun.preprocessing, recipe.teacher.tta, recipe.trainer.threads)
+    if recipe.distillation.teacher is not None:
+        bundle = zoo.open(recipe.distillation.teacher)
+        warn_of_another_split(recipe.distillation.teacher, bundle, catalog)
+        teacher = Teacher(bundle, begun.preprocessing, recipe.distillation.tta, recipe.trainer.threads)
     for part, purpose in (("train", "learn from"), ("val", "choose by")):
         check_shows_polyp(catalog.of_split(part), purpose, begun.preprocessing)
     batches = FramesDataModule(catalog, begun.preprocessing, recipe, folder / CACHE, progress)

@@ -78,12 +78,12 @@ def together() -> Iterator[None]:
     except PolypsegError as error:
         failure = error
     try:
-        answers = _gather((socket.gethostname(), failure and str(failure)))
+        reports = _gather((socket.gethostname(), failure and str(failure)))
     except PolypsegError as lost:
         raise failure or lost from lost.__cause__
     if failure is not None:
         raise failure
-    for rank, (host, message) in enumerate(answers):
+    for rank, (host, message) in enumerate(reports):
         if message is not None:
             raise PolypsegError(f"stopped, because process {rank} on {host} cannot start: {message}")
 
@@ -122,7 +122,7 @@ def gone(error: BaseException) -> PolypsegError:
     """The one line for an error by which ``lost_another``."""
     return PolypsegError(
         f"{socket.gethostname()}: another process of this training has gone ({first_sentence(error)}); its own last "
-        "line says why; --resume goes on from the last complete epoch"
+        "line says why; --resume continues from the last complete epoch"
     )
 
 

@@ -36,7 +36,7 @@ class Range:
 
 
 _SHARE, _WEIGHT, _SIZE = Range(0, 1), Range(0), Range(32, 8192, step=32)
-# Every field of numbers, those of a list too; a test holds that none is missing.
+# Every field of numbers, those of a list too; a test checks that none is missing.
 RANGES: dict[str, Range] = {
     "threshold": _SHARE,
     "frames.size": _SIZE,
@@ -55,7 +55,7 @@ RANGES: dict[str, Range] = {
     "loss.boundary": _WEIGHT,
     "loss.background": _WEIGHT,
     "loss.presence": _WEIGHT,
-    "teacher.weight": _SHARE,
+    "distillation.weight": _SHARE,
     "optimizer.learning_rate": _WEIGHT,
     "optimizer.encoder_learning_rate": _WEIGHT,
     "optimizer.presence_learning_rate": _WEIGHT,

@@ -8,10 +8,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+import yaml
+
+from polypseg import renamed
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import check_yaml
@@ -33,7 +36,8 @@ class FramesConfig:
             last_size. null: all epochs at last_size.
         last_size: rows and columns in the last quarter of the epochs of training, a multiple of 32. null: size.
         interpolation: how frames are resized, linear or area (averages when shrinking).
-        augmentation: none, seed (the known recipe's), strong (ours) or stronger (also hue, glare, borders and insets).
+        augmentation: none, baseline (that of the baseline recipe), strong or stronger (also hue, glare, borders and
+            insets).
         polyp_free_share: share of polyp-free frames in every batch of training, 0 or more and below 1; null takes them
             as they come.
         made_polyp_free: share of the frames with a polyp that are shown without it, painted over by their own mucosa or
@@ -48,7 +52,7 @@ class FramesConfig:
     first_size: int | None = None
     last_size: int | None = None
     interpolation: Literal["linear", "area"] = "linear"
-    augmentation: Literal["none", "seed", "strong", "stronger"] = "seed"
+    augmentation: Literal["none", "baseline", "strong", "stronger"] = "baseline"
     polyp_free_share: float | None = None
     made_polyp_free: float = 0.0
     batch_size: int = 16
@@ -94,19 +98,20 @@ class ModelConfig(Architecture):
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
-    """A trained model whose answers the network learns, on the very frames that it is shown.
+class DistillationConfig:
+    """Knowledge distillation: the network learns a trained model's predictions on the very frames that it is shown.
 
-    Knowledge distillation (Hinton et al., 2015) in the form of Beyer et al., A good teacher is patient and consistent,
-    CVPR 2022: both see the same augmented frame, in many epochs.
+    Hinton et al., 2015, in the form of Beyer et al., A good teacher is patient and consistent, CVPR 2022: both see the
+    same augmented frame, in many epochs.
 
     Args:
-        bundle: bundle, run folder or shipped model that teaches, an ensemble too; null for none.
-        weight: of the loss against the teacher's answers, 0..1; the rest is that against the masks.
-        tta: its test-time augmentation, none, flip (twice the work), flips (four times) or small (two fifths more).
+        teacher: bundle, run folder or shipped model that teaches, an ensemble too; null for none.
+        weight: of the loss against the teacher's predictions, 0..1; the rest is that against the masks.
+        tta: its test-time augmentation, none, hflip (twice the work), flips (four times) or multiscale (two fifths
+            more).
     """
 
-    bundle: str | None = None
+    teacher: str | None = None
     weight: float = 0.5
     tta: Augmented = "none"
 
@@ -183,31 +188,32 @@ class Recipe:
     Args:
         name: names the run folder, runs/NAME, and the model.
         threshold: probability at and above which a pixel is polyp, 0..1; null chooses it on validation.
-        tta: test-time augmentation that the model is chosen, tested and run with, none, flip (twice the work), flips
-            (four times) or small (two fifths more).
-        split: seed, grouped, pranet, medico or kfold, or a CSV written by `polypseg data split`.
+        tta: test-time augmentation that the model is chosen, tested and run with, none, hflip (twice the work), flips
+            (four times) or multiscale (two fifths more).
+        split: random, grouped, pranet, medico or kfold, or a CSV written by `polypseg data split`.
         frames: how frames are read, augmented and batched.
         model: the network.
         loss: what is minimised.
-        teacher: a model whose answers it learns beside the masks.
+        distillation: a teacher whose predictions the network learns beside the masks.
         optimizer: how the weights move.
         trainer: how long and on what.
     """
 
-    name: str = "seed"
+    name: str = "baseline"
     threshold: float | None = 0.5
     tta: Augmented = "none"
-    split: str = "seed"
+    split: str = "random"
     frames: FramesConfig = field(default_factory=FramesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        self._take_old_spellings()
         for name, value in self._values():
-            wrong = trouble(name, _types()[name], value)
+            wrong = trouble(name, field_types()[name], value)
             if wrong:
                 raise UsageError(f"{name} {shown(value)}: {wrong}")
         frames = self.frames
@@ -240,6 +246,14 @@ class Recipe:
         except ValueError as error:
             raise UsageError(f"model: {error}") from error
 
+    def _take_old_spellings(self) -> None:
+        for name, value in list(self._values()):
+            now = renamed.value(name, value)
+            if now != value:
+                section, _, last = name.rpartition(".")
+                changed = replace(getattr(self, section), **{last: now}) if section else now
+                object.__setattr__(self, section or last, changed)
+
     def _values(self) -> Iterator[tuple[str, Any]]:
         """Every field by its whole name, as ``frames.size``, and its value."""
         for item in fields(self):
@@ -266,7 +280,7 @@ class Recipe:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The models and the split that it names: paths, or names that polypseg knows."""
-        return tuple(one for one in (self.model.weights, self.teacher.bundle, self.split) if one is not None)
+        return tuple(one for one in (self.model.weights, self.distillation.teacher, self.split) if one is not None)
 
     @property
     def _last_size(self) -> int:
@@ -282,7 +296,7 @@ class Recipe:
 
 
 @functools.cache
-def _types() -> dict[str, Any]:
+def field_types() -> dict[str, Any]:
     """The type of every field, by its whole name."""
     found: dict[str, Any] = {}
     for name, kind in get_type_hints(Recipe).items():
@@ -302,11 +316,11 @@ def load_recipe(path: str | Path) -> Recipe:
         path: a YAML file with the fields of ``Recipe``.
 
     Raises:
-        UsageError: the file holds no settings, an unknown one, or a value of the wrong type or range.
+        UsageError: the file contains no settings, an unknown one, or a value of the wrong type or range.
         PolypsegError: the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise PolypsegError(f"{path}: cannot be read ({reason}); name a recipe, a YAML file") from error
@@ -328,7 +342,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
         UsageError: there is no such field, or a value is of the wrong type or range.
     """
     changed = recipe.to_dict()
-    for name, value in values.items():
+    for name, value in renamed.values(values).items():
         section, _, field_name = name.rpartition(".")
         inner = changed.get(section) if section else changed
         if not isinstance(inner, dict) or field_name not in inner or isinstance(inner[field_name], dict):
@@ -343,9 +357,31 @@ def _parse(text: str) -> Recipe:
 
     parser = _parser()
     try:
-        return Recipe(**vars(parser.instantiate(parser.parse_string(text))))
+        return Recipe(**vars(parser.instantiate(parser.parse_string(spelt_now(text)))))
     except (ArgumentError, UsageError) as error:
         raise UsageError(" ".join(str(error).split())) from error
+
+
+def spelt_now(text: str, section: str = "", names_split: bool = False) -> str:
+    """YAML without old spellings: the text itself where it has none.
+
+    Args:
+        text: with the values of a recipe, of one of its sections, or of a verb's options.
+        section: ``teacher`` where they are those of that section.
+        names_split: whether ``name`` is a split's, as of ``polypseg data split``.
+    """
+    from jsonargparse import get_loader
+
+    try:
+        given = get_loader("yaml")(text)
+    except yaml.YAMLError:
+        return text  # for the parser to refuse
+    if not isinstance(given, dict):
+        return text
+    now = renamed.values({section: given})["distillation"] if section else renamed.values(given)
+    if names_split and "name" in given:
+        now["name"] = renamed.value("split", given["name"])
+    return text if now == given else json.dumps(now)
 
 
 @functools.cache  # it takes a while
@@ -387,11 +423,18 @@ def recipe_file(name: str | Path) -> Path:
     Raises:
         UsageError: there is neither.
     """
-    return Path(name) if Path(name).is_file() else shipped_recipe(str(name))
+    file = _file(name)
+    return file if file.is_file() else shipped_recipe(str(file))
+
+
+def _file(path: str | Path) -> Path:
+    """A path as it is or, where nothing is there, with the recipe's name as it is spelt now."""
+    file = Path(path)
+    return file if file.exists() else file.parent / f"{renamed.value('recipe', file.stem)}{file.suffix}"
 
 
 # These say where and how fast a run computes, not what; they may differ when it is resumed.
-_MAY_DIFFER = {
+MAY_DIFFER = {
     "frames.workers", "frames.cache", "frames.cache_gb", "trainer.accelerator", "trainer.devices", "trainer.num_nodes",
     "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.patience", "trainer.keep", "trainer.start_share",
     "split",
@@ -402,14 +445,15 @@ def first_difference(
     before: dict[str, Any],
     now: dict[str, Any],
     prefix: str = "",
-    may_differ: Collection[str] = _MAY_DIFFER,
+    may_differ: Collection[str] = MAY_DIFFER,
     defaults: dict[str, Any] | None = None,
 ) -> str | None:
     """The first setting, as ``frames.size: 256 then, 352 now``, in which two recipes would train differently.
 
     A field that an earlier version did not have yet counts as its default, which is what that version did.
     """
-    defaults = Recipe().to_dict() if defaults is None else defaults
+    if defaults is None:
+        before, defaults = renamed.values(before, quiet=True), Recipe().to_dict()
     for key in {**before, **now}:
         name = f"{prefix}{key}"
         old, new = before.get(key, defaults.get(key)), now.get(key)
@@ -424,5 +468,5 @@ def first_difference(
 
 # Resolved here, once: to resolve annotations that are text, jsonargparse would import what stands under TYPE_CHECKING
 # in their modules, and that is torch.
-for _kind in (FramesConfig, ModelConfig, LossConfig, TeacherConfig, OptimizerConfig, TrainerConfig, Recipe):
+for _kind in (FramesConfig, ModelConfig, LossConfig, DistillationConfig, OptimizerConfig, TrainerConfig, Recipe):
     vars(_kind)["__init__"].__annotations__ = get_type_hints(_kind)

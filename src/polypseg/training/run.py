@@ -49,7 +49,7 @@ def train(
         recipe: what to do.
         data: folders of data sets.
         out: the run folder; ``runs/<recipe.name>`` by default.
-        resume: go on from the last complete checkpoint in ``out``; start anew where there is none.
+        resume: continue from the last complete checkpoint in ``out``; start anew where there is none.
         overwrite: replace an earlier run in ``out``, which stands until the new one is known to work.
         progress: show progress bars; by default where standard error is a terminal, else lines in the log.
         split: a split's name and table, taken in place of ``recipe.split``.
@@ -62,7 +62,7 @@ def train(
     Raises:
         PolypsegError: the data, the disk, the network or an earlier run in ``out`` stands in the way.
         UsageError: the recipe or the options cannot be used on this machine.
-        KeyboardInterrupt: the run was interrupted; ``resume`` goes on from the last complete epoch.
+        KeyboardInterrupt: the run was interrupted; ``resume`` continues from the last complete epoch.
     """
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     show = sys.stderr.isatty() if progress is None else progress

@@ -78,10 +78,10 @@ def table(runs: Sequence[RunSummary], folder: str | Path = "runs") -> str:
 
     Args:
         runs: as ``find_runs`` gives them.
-        folder: where they were looked for.
+        folder: where they were searched for.
     """
     if not runs:
-        return f"{folder}: holds no runs yet; `polypseg train` writes them"
+        return f"{folder}: contains no runs yet; `polypseg train` writes them"
     titles = ("run", "date", "data", "split", "val Dice", "test Dice", "found", "right", "threshold", "MB")
     rows = [titles, *(_cells(run, Path(folder)) for run in runs if run.problem is None)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
@@ -186,7 +186,7 @@ def _date(folder: Path) -> str:
 
 def _mapping(value: Any, file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise PolypsegError(f"{file}: holds no settings; remove the run or train anew")
+        raise PolypsegError(f"{file}: contains no settings; remove the run or train anew")
     return value
 
 

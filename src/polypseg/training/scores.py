@@ -55,7 +55,7 @@ def choose(segmenter: Segmenter, catalog: Catalog, progress: bool) -> Chosen:
 
 
 def operating_point(maps: Maps, where: str, progress: bool) -> dict[str, Any]:
-    """Choose the operating point on frames, and tell of it.
+    """Choose the operating point on frames, and log it.
 
     Args:
         maps: what the network said of them.
@@ -100,15 +100,15 @@ def test(chosen: Chosen, loss: LossConfig, catalog: Catalog, folder: Path, progr
     for split in ("val", "test"):
         if split not in set(catalog.frames["split"]):
             continue
-        kept = maps.answers(segmenter.operating_point) if maps is not None and split == "val" else None
+        kept = maps.predictions(segmenter.operating_point) if maps is not None and split == "val" else None
         results[split] = score(segmenter, catalog.of_split(split), loss, progress, kept)
-        tell(split, results[split])
+        log_scores(split, results[split])
     metrics = {split: result.summary for split, result in results.items()}
     tables = [result.per_image.assign(split=split) for split, result in results.items()]
     write_scores(folder, segmenter, metrics, DEFINITIONS, tables)
 
 
-def tell(what: str, scores: Scores) -> None:
+def log_scores(what: str, scores: Scores) -> None:
     """Log the summary of some frames' scores."""
     known = {name: value for name, value in scores.summary.items() if value is not None and name != "n"}
     values = "  ".join(f"{name} {value:.4f}" for name, value in known.items())

@@ -25,7 +25,7 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "optimizer.ema_decay": {"choices": [None, 0.95, 0.99, 0.995]},
     "loss.bce": {"low": 0.25, "high": 4.0, "log": True},
     "loss.dice_per_image": {"choices": [False, True]},
-    "frames.augmentation": {"choices": ["seed", "strong"]},
+    "frames.augmentation": {"choices": ["baseline", "strong"]},
     "frames.batch_size": {"choices": [4, 8, 16]},
 }
 FIXED = ("name", "split", "threshold")  # trials are compared by the same validation frames, before any threshold
@@ -81,7 +81,7 @@ def read_space(path: str | Path | None, recipe: Recipe) -> dict[str, Range]:
             reason = " ".join(str(error).split())
             raise PolypsegError(f"{path}: cannot be read ({reason}); name a YAML file of fields and values") from error
     if not isinstance(values, dict) or not values:
-        raise UsageError(f"{where}: holds no fields; write one a line, as loss.bce: {{low: 0.5, high: 2.0}}")
+        raise UsageError(f"{where}: contains no fields; write one a line, as loss.bce: {{low: 0.5, high: 2.0}}")
     ranges = {}
     for name, given in values.items():
         try:

@@ -1,7 +1,7 @@
 """Hyper-parameter search with Optuna: trials that train by one recipe with other values, and the best as a recipe.
 
 A study lies in a database. Any number of processes, on any machines that reach it, take trials of it at once; one that
-was ended is gone on with by the same command.
+was ended is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def tune(
 
     Raises:
         UsageError: an option or the space is wrong.
-        PolypsegError: Optuna is not installed, the database cannot be reached or holds another study of that name,
+        PolypsegError: Optuna is not installed, the database cannot be reached or contains another study of that name,
             the data or the disk stand in the way, or no trial could be completed.
-        KeyboardInterrupt: it was interrupted; the same call goes on.
+        KeyboardInterrupt: it was interrupted; the same call continues.
     """
     if find_spec("optuna") is None:
         raise PolypsegError("tune: needs optuna; install the extra: pip install 'polypseg[tune]'")

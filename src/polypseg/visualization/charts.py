@@ -66,11 +66,11 @@ def roc(curve: Mapping[str, Sequence[float]], auc: float) -> bytes:
     return _png(figure)
 
 
-def robustness(curves: Mapping[str, Sequence[float]], clean: float) -> bytes:
-    """Mean Dice over the severity 0 (clean) to 5 of each corruption."""
+def robustness(curves: Mapping[str, Sequence[float]], uncorrupted: float) -> bytes:
+    """Mean Dice over the severity 0 (as it is) to 5 of each corruption."""
     figure, (axis,) = _figure(1, (6.4, 3.6))
     for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-        axis.plot(range(len(values) + 1), [clean, *values], "o-", markersize=3, color=colour, label=name)
+        axis.plot(range(len(values) + 1), [uncorrupted, *values], "o-", markersize=3, color=colour, label=name)
     axis.set(xlabel="severity", ylabel="mean Dice", ylim=(0, 1))
     axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)

@@ -14,6 +14,7 @@ from polypseg.bundle import ModelBundle
 from polypseg.errors import PolypsegError
 
 DEFAULT_MODEL = "polypseg-realtime"
+DICE, MARKED = "Dice", "polyp-free frames marked"
 Name = str | os.PathLike[str]  # what ``find`` takes
 
 
@@ -24,13 +25,12 @@ class ShippedModel:
     Attributes:
         bundle: the model, whole.
         bytes: size of its folder.
-        dice: its headline on each set of test frames, as ``{"title", "n", "mean", "low", "high"}``; ``low`` and
-            ``high`` bound the 95 % interval, or are None.
+        scores: its headlines on each set of frames it was scored on, as of ``headlines``.
     """
 
     bundle: ModelBundle
     bytes: int
-    dice: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
 
     @property
     def is_default(self) -> bool:
@@ -107,20 +107,28 @@ def shipped() -> list[ShippedModel]:
 
 
 def headlines(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """The headline metric, mean Dice over images at original size, of each evaluation in a bundle's ``metadata.json``.
+    """The headlines of each evaluation in a bundle's ``metadata.json``: of frames with a polyp and of those without.
 
     Returns:
-        ``{"title", "n", "mean", "low", "high"}`` each; without evaluations that of the training's own test, if any.
+        ``{"title", "measure", "n", "mean", "low", "high"}`` each. ``measure`` is ``Dice``, the mean over frames with a
+        polyp at their original size, or ``polyp-free frames marked``, their share. ``low`` and ``high`` bound the 95 %
+        interval, or are None. Without evaluations the Dice of the training's own test, if any.
     """
-    found = [
-        {"title": one["title"], **{key: one["headline"]["dice"][key] for key in ("n", "mean", "low", "high")}}
-        for one in metadata.get("evaluations") or []
-        if one["headline"]["dice"]["mean"] is not None  # else no frame shows a polyp
-    ]
+    found = []
+    for one in metadata.get("evaluations") or []:
+        dice, free = one["headline"]["dice"], one.get("polyp_free") or {"frames": 0}  # older ones lack them
+        if dice["n"] and dice["mean"] is not None:
+            found.append(_score(one["title"], DICE, dice["n"], dice))
+        if free["frames"]:
+            found.append(_score(one["title"], MARKED, free["frames"], free["marked"]))
     test = (metadata.get("metrics") or {}).get("test")
     if not found and test and test["dice"] is not None:
-        found.append({"title": "test frames", "n": test["n"], "mean": test["dice"], "low": None, "high": None})
+        found.append(_score("test frames", DICE, test["n"], {"mean": test["dice"], "low": None, "high": None}))
     return found
+
+
+def _score(title: str, measure: str, n: int, value: dict[str, Any]) -> dict[str, Any]:
+    return {"title": title, "measure": measure, "n": n, **{key: value[key] for key in ("mean", "low", "high")}}
 
 
 def table(models: list[ShippedModel]) -> str:
@@ -135,8 +143,8 @@ def table(models: list[ShippedModel]) -> str:
             f"{bundle.name}{' (default)' if model.is_default else ''}: {model.bytes / 1e6:.1f} MB, "
             f"{count}{bundle.architecture.name} {bundle.architecture.encoder} at {size}; {runs}"
         )
-        for one in model.dice:
+        for one in model.scores:
             interval = "" if one["low"] is None else f" ({one['low']:.4f} to {one['high']:.4f})"
-            lines.append(f"    Dice {one['mean']:.4f}{interval}, n = {one['n']}: {one['title']}")
+            lines.append(f"    {one['measure']} {one['mean']:.4f}{interval}, n = {one['n']}: {one['title']}")
         lines.append(f"    {bundle.folder}")
     return "\n".join(lines) or "no model ships with this polypseg"

@@ -1,4 +1,4 @@
-"""A small archive, a model that answers it quickly, and what is expected of every run over it."""
+"""A small archive, a model that predicts it quickly, and what is expected of every run over it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def frames(phantom_folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def expected(frames: list[Path], untrained: ModelBundle) -> dict[str, Any]:
-    """The answer to each frame by another way than an archive's, by the file's name."""
+    """The prediction of each frame by another way than an archive's, by the file's name."""
     segmenter = polypseg.load(untrained.folder, runtime="torch", device="cpu", precision="fp32", threads=1)
     return {path.name: segmenter.segment(read_frame(path)) for path in frames}
 
@@ -76,7 +76,7 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def check(expected: dict[str, Any]) -> Callable[..., list[dict[str, Any]]]:
-    """Asserts that each frame of a list is answered exactly once, in order, and rightly; gives the rows."""
+    """Asserts that each frame of a list is predicted exactly once, in order, and rightly; gives the rows."""
 
     def verify(out: Path, sources: Sequence[str], broken: Sequence[int] = ()) -> list[dict[str, Any]]:
         rows = read_rows(out)
@@ -88,19 +88,19 @@ def check(expected: dict[str, Any]) -> Callable[..., list[dict[str, Any]]]:
             if index in broken:
                 assert row["error"] and row["polyps"] is None and row["mask"] is None and row["width"] is None
                 continue
-            answer = expected[row["source"].rpartition("/")[2]]
+            prediction = expected[row["source"].rpartition("/")[2]]
             assert row["error"] is None
-            assert (row["height"], row["width"]) == answer.mask.shape
-            assert [polyp["area"] for polyp in row["polyps"]] == [polyp.area for polyp in answer.polyps]
-            assert [tuple(polyp["box"]) for polyp in row["polyps"]] == [polyp.box for polyp in answer.polyps]
+            assert (row["height"], row["width"]) == prediction.mask.shape
+            assert [polyp["area"] for polyp in row["polyps"]] == [polyp.area for polyp in prediction.polyps]
+            assert [tuple(polyp["box"]) for polyp in row["polyps"]] == [polyp.box for polyp in prediction.polyps]
             np.testing.assert_allclose(
                 [polyp["confidence"] for polyp in row["polyps"]],
-                [polyp.confidence for polyp in answer.polyps], atol=1e-5,
+                [polyp.confidence for polyp in prediction.polyps], atol=1e-5,
             )  # fmt: skip
         for row in rows[:: max(1, len(rows) // 40)]:
             if row["mask"] is not None:
-                answer = expected[row["source"].rpartition("/")[2]]
-                np.testing.assert_array_equal(read_mask(out / row["mask"]), answer.mask)
+                prediction = expected[row["source"].rpartition("/")[2]]
+                np.testing.assert_array_equal(read_mask(out / row["mask"]), prediction.mask)
         return rows
 
     return verify

@@ -1,4 +1,4 @@
-"""Whole runs over archives in this process: every frame answered once, whatever happens."""
+"""Whole runs over archives in this process: every frame predicted once, whatever happens."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Run = Callable[..., tuple[int, str, list[str]]]
 
 
 @pytest.fixture
-def answer(untrained: ModelBundle) -> Callable[..., int]:
+def predicting(untrained: ModelBundle) -> Callable[..., int]:
     """``predict`` in this process."""
 
     def call(*sources: object, **options: Any) -> int:
@@ -66,11 +66,11 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen[Any]) -> Non
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_folder_becomes_rows_and_masks(
-    phantom_folder: Path, frames: list[Path], tmp_path: Path, answer: Callable[..., int], check: Check,
+    phantom_folder: Path, frames: list[Path], tmp_path: Path, predicting: Callable[..., int], check: Check,
     capsys: pytest.CaptureFixture[str], untrained: ModelBundle, threads: int,
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
-    assert answer(phantom_folder, out=out, engine="local", partition=16, threads=threads) == 0
+    assert predicting(phantom_folder, out=out, engine="local", partition=16, threads=threads) == 0
     rows = check(out, [str(path) for path in frames])
     assert sorted(path.name for path in (out / "partitions").iterdir()) == [
         f"part-{number:07d}.parquet" for number in range(3)
@@ -88,11 +88,11 @@ def test_a_folder_becomes_rows_and_masks(
 
 
 def test_contours_instead_of_masks(
-    frames: list[Path], tmp_path: Path, answer: Callable[..., int], expected: dict[str, Any]
+    frames: list[Path], tmp_path: Path, predicting: Callable[..., int], expected: dict[str, Any]
 ) -> None:
     import pyarrow.parquet as pq
 
-    assert answer(frames[0], out=tmp_path / "out", engine="local", save=["contours"]) == 0
+    assert predicting(frames[0], out=tmp_path / "out", engine="local", save=["contours"]) == 0
     (row,) = pq.read_table(tmp_path / "out" / "partitions").to_pylist()
     polyps = expected[frames[0].name].polyps
     assert polyps and [polyp["contour"] for polyp in row["polyps"]] == [polyp.contour.tolist() for polyp in polyps]
@@ -100,7 +100,7 @@ def test_contours_instead_of_masks(
 
 
 def test_a_manifests_columns_and_a_broken_frame_every_tenth(
-    tmp_path: Path, answer: Callable[..., int], check: Check, manifest: Manifest, caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, predicting: Callable[..., int], check: Check, manifest: Manifest, caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     file, named, broken = manifest(45, broken_every=10)
@@ -108,7 +108,7 @@ def test_a_manifests_columns_and_a_broken_frame_every_tenth(
     file.write_text(file.read_text() + f"{missing},gone\n")
     out = tmp_path / "out"
     with caplog.at_level(logging.ERROR):
-        assert answer(file, out=out, partition=7) == 1
+        assert predicting(file, out=out, partition=7) == 1
     rows = check(out, [*named, str(missing)], [*broken, 45])
     assert [row["patient"] for row in rows] == [f"p{index}" for index in range(45)] + ["gone"]
     assert [record.getMessage() for record in caplog.records] == [
@@ -120,7 +120,7 @@ def test_a_manifests_columns_and_a_broken_frame_every_tenth(
 
 
 def test_any_store_of_fsspec_gives_the_same(
-    frames: list[Path], tmp_path: Path, answer: Callable[..., int], check: Check
+    frames: list[Path], tmp_path: Path, predicting: Callable[..., int], check: Check
 ) -> None:
     import fsspec
 
@@ -128,22 +128,22 @@ def test_any_store_of_fsspec_gives_the_same(
     store.store.clear()
     for path in frames:
         store.pipe_file(f"/archive/{path.name}", path.read_bytes())
-    assert answer("memory://archive", out="memory://results", partition=16) == 0
+    assert predicting("memory://archive", out="memory://results", partition=16) == 0
     store.get("/results/", str(tmp_path / "out"), recursive=True)
     check(tmp_path / "out", [f"memory:///archive/{path.name}" for path in frames])
     before = dict(store.store)
-    assert answer("memory://archive", out="memory://results", partition=16, resume=True) == 0
+    assert predicting("memory://archive", out="memory://results", partition=16, resume=True) == 0
     assert {name: file.getvalue() for name, file in store.store.items()} == {
         name: file.getvalue() for name, file in before.items()
     }
-    assert answer("memory://archive", out="memory://results", partition=20, overwrite=True) == 0
+    assert predicting("memory://archive", out="memory://results", partition=20, overwrite=True) == 0
     assert len(store.ls("/results/partitions")) == 2
 
 
-def test_files_without_an_engine_are_answered_as_ever(
-    frames: list[Path], tmp_path: Path, answer: Callable[..., int]
+def test_files_without_an_engine_are_predicted_as_ever(
+    frames: list[Path], tmp_path: Path, predicting: Callable[..., int]
 ) -> None:
-    assert answer(*frames[:2], out=tmp_path / "out") == 0
+    assert predicting(*frames[:2], out=tmp_path / "out") == 0
     assert sorted(content(tmp_path / "out")) == [
         f"{path.stem}.{kind}" for path in frames[:2] for kind in ("json", "png")
     ]
@@ -153,28 +153,28 @@ def test_files_without_an_engine_are_answered_as_ever(
 
 
 def test_a_finished_run_does_nothing_and_says_what_is_there(
-    tmp_path: Path, answer: Callable[..., int], manifest: Manifest, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, predicting: Callable[..., int], manifest: Manifest, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     file, _, _ = manifest(30, broken_every=10)
     out = tmp_path / "out"
-    assert answer(file, out=out, partition=8) == 1
+    assert predicting(file, out=out, partition=8) == 1
     before = content(out)
     capsys.readouterr()
     monkeypatch.setattr(module, "Worker", None)  # no model is opened
-    assert answer(file, out=out, partition=8, resume=True) == 1
+    assert predicting(file, out=out, partition=8, resume=True) == 1
     assert "30 frames (30 kept from before)" in capsys.readouterr().out
     (out / "done.csv").unlink()  # which only saves opening the partitions
-    assert answer(file, out=out, partition=8, resume=True) == 1
+    assert predicting(file, out=out, partition=8, resume=True) == 1
     assert content(out) == before
 
 
 def test_only_what_is_missing_is_made_again(
-    tmp_path: Path, answer: Callable[..., int], manifest: Manifest, check: Check
+    tmp_path: Path, predicting: Callable[..., int], manifest: Manifest, check: Check
 ) -> None:
     file, named, _ = manifest(40)
     out = tmp_path / "out"
-    answer(file, out=out, partition=8)
+    predicting(file, out=out, partition=8)
     before = content(out)
     (out / "partitions" / "part-0000002.parquet").unlink()
     (out / "partitions" / "part-0000003.parquet").write_bytes(b"of another program")
@@ -183,7 +183,7 @@ def test_only_what_is_missing_is_made_again(
     (out / "partitions" / ".part-0000002.parquet.0123.part").write_bytes(b"of a killed writer")
     whole = ("0000000", "0000001", "0000004")
     kept = {name: os.stat(out / name).st_mtime_ns for name in before if any(number in name for number in whole)}
-    assert answer(file, out=out, partition=8, resume=True) == 0
+    assert predicting(file, out=out, partition=8, resume=True) == 0
     check(out, named)
     assert content(out) == before
     assert len(kept) == 3 + 24 and all(os.stat(out / name).st_mtime_ns == at for name, at in kept.items())
@@ -200,19 +200,19 @@ def test_only_what_is_missing_is_made_again(
     ],
 )
 def test_another_run_in_the_same_place_is_refused(
-    frames: list[Path], tmp_path: Path, answer: Callable[..., int], change: dict[str, Any], message: str
+    frames: list[Path], tmp_path: Path, predicting: Callable[..., int], change: dict[str, Any], message: str
 ) -> None:
     out = tmp_path / "out"
-    answer(*frames[:3], out=out, engine="local", partition=2)
+    predicting(*frames[:3], out=out, engine="local", partition=2)
     before = content(out)
     with pytest.raises(PolypsegError, match=message):
-        answer(*frames[:3], **{"out": out, "engine": "local", "partition": 2, **change})
+        predicting(*frames[:3], **{"out": out, "engine": "local", "partition": 2, **change})
     with pytest.raises(PolypsegError, match="another sources"):
-        answer(*frames[:4], out=out, engine="local", partition=2, resume=True)
+        predicting(*frames[:4], out=out, engine="local", partition=2, resume=True)
     with pytest.raises(PolypsegError, match="is missing"):
-        answer(tmp_path / "gone", out=out, engine="local", overwrite=True)
+        predicting(tmp_path / "gone", out=out, engine="local", overwrite=True)
     assert content(out) == before
-    assert answer(frames[5], out=out, engine="local", overwrite=True) == 0
+    assert predicting(frames[5], out=out, engine="local", overwrite=True) == 0
     assert {name.partition("/")[0] for name in content(out)} == {
         "done.csv", "masks", "partitions", "plan.parquet", "run.json"
     }  # fmt: skip
@@ -229,10 +229,10 @@ def plan_of(**columns: list[Any]) -> bytes:
 
 
 def test_a_plan_of_others_is_one_line(
-    frames: list[Path], tmp_path: Path, answer: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    frames: list[Path], tmp_path: Path, predicting: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    answer(*frames[:2], out=out, engine="local", partition=2)
+    predicting(*frames[:2], out=out, engine="local", partition=2)
     shutil.rmtree(out / "partitions")
     (out / "done.csv").unlink()
     whole = (out / "plan.parquet").read_bytes()
@@ -244,7 +244,7 @@ def test_a_plan_of_others_is_one_line(
     ):  # fmt: skip
         (out / "plan.parquet").write_bytes(content)
         with pytest.raises(PolypsegError, match=r"plan\.parquet: is damaged \(.*\); use --overwrite") as caught:
-            answer(*frames[:2], out=out, engine="local", partition=2, resume=True)
+            predicting(*frames[:2], out=out, engine="local", partition=2, resume=True)
         assert len(str(caught.value).splitlines()) == 1
     (out / "plan.parquet").write_bytes(whole)
     monkeypatch.setattr(plan_module, "MOST_FRAMES", 1)
@@ -255,10 +255,10 @@ def test_a_plan_of_others_is_one_line(
     for name, value in (("partitions", 10**12), ("frames", -1), ("frames", "2"), ("partitions", None), ("plan", 3)):
         (out / "run.json").write_text(json.dumps({**record, name: value}))
         with pytest.raises(PolypsegError, match="is none of an archive's run"):
-            answer(*frames[:2], out=out, engine="local", partition=2, resume=True)
+            predicting(*frames[:2], out=out, engine="local", partition=2, resume=True)
     (out / "run.json").write_text("[" * 10**5)
     with pytest.raises(PolypsegError, match="is none of an archive's run"):
-        answer(*frames[:2], out=out, engine="local", partition=2, resume=True)
+        predicting(*frames[:2], out=out, engine="local", partition=2, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -274,15 +274,15 @@ def test_a_partitions_file_of_others_is_none_of_ours(note: bytes) -> None:
     assert noted(io.BytesIO(b"PAR1"), "p") is None
 
 
-def test_what_is_not_ours_is_left_alone(frames: list[Path], tmp_path: Path, answer: Callable[..., int]) -> None:
+def test_what_is_not_ours_is_left_alone(frames: list[Path], tmp_path: Path, predicting: Callable[..., int]) -> None:
     out = tmp_path / "out"
     (out / "partitions").mkdir(parents=True)
     (out / "partitions" / "x").write_text("of another program")
     with pytest.raises(PolypsegError, match=r"is there, but no run\.json"):
-        answer(frames[0], out=out, engine="local", overwrite=True)
+        predicting(frames[0], out=out, engine="local", overwrite=True)
     (out / "run.json").write_text("[]")
     with pytest.raises(PolypsegError, match="is none of an archive's run"):
-        answer(frames[0], out=out, engine="local", overwrite=True)
+        predicting(frames[0], out=out, engine="local", overwrite=True)
     assert content(out) == {"partitions/x": b"of another program", "run.json": b"[]"}
 
 
@@ -296,23 +296,23 @@ def test_what_is_not_ours_is_left_alone(frames: list[Path], tmp_path: Path, answ
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_go_together(
-    frames: list[Path], tmp_path: Path, answer: Callable[..., int], change: dict[str, Any], message: str
+    frames: list[Path], tmp_path: Path, predicting: Callable[..., int], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        answer(frames[0], **{"out": tmp_path / "out", "engine": "local", **change})
+        predicting(frames[0], **{"out": tmp_path / "out", "engine": "local", **change})
     assert not (tmp_path / "out").exists()
 
 
-def test_a_manifests_column_that_is_ours_is_refused(tmp_path: Path, answer: Callable[..., int]) -> None:
+def test_a_manifests_column_that_is_ours_is_refused(tmp_path: Path, predicting: Callable[..., int]) -> None:
     (tmp_path / "m.csv").write_text("path,error\n1.png,x\n")
     with pytest.raises(PolypsegError, match="column 'error' is a name of polypseg's own"):
-        answer(tmp_path / "m.csv", out=tmp_path / "out")
+        predicting(tmp_path / "m.csv", out=tmp_path / "out")
 
 
-def test_the_archive_itself_is_no_place_for_results(phantom_folder: Path, answer: Callable[..., int]) -> None:
+def test_the_archive_itself_is_no_place_for_results(phantom_folder: Path, predicting: Callable[..., int]) -> None:
     before = content(phantom_folder)
     with pytest.raises(PolypsegError, match="lies in --out"):
-        answer(phantom_folder / "images", out=phantom_folder, engine="local")
+        predicting(phantom_folder / "images", out=phantom_folder, engine="local")
     assert content(phantom_folder) == before
 
 
@@ -320,9 +320,9 @@ def test_the_archive_itself_is_no_place_for_results(phantom_folder: Path, answer
 
 
 def test_as_many_frames_at_once_as_the_memory_allows(
-    frames: list[Path], tmp_path: Path, untrained: ModelBundle, answer: Callable[..., int]
+    frames: list[Path], tmp_path: Path, untrained: ModelBundle, predicting: Callable[..., int]
 ) -> None:
-    answer(frames[0], out=tmp_path / "out", engine="local")
+    predicting(frames[0], out=tmp_path / "out", engine="local")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     options = PredictOptions(threads=2, batch_size=64)
     job = Job(str(tmp_path / "out"), record["plan"], record["model"], (str(untrained.folder),), options)
@@ -337,7 +337,7 @@ def test_as_many_frames_at_once_as_the_memory_allows(
 
 
 def test_frames_of_all_sizes_in_small_batches(
-    tmp_path: Path, untrained: ModelBundle, answer: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, untrained: ModelBundle, predicting: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq
     from PIL import Image
@@ -356,19 +356,19 @@ def test_frames_of_all_sizes_in_small_batches(
 
     monkeypatch.setattr(Segmenter, "probabilities", watched)
     out = tmp_path / "out"
-    answer(tmp_path / "*.png", out=out, engine="local", threads=2, batch_size=8, memory=1)
-    assert batches == [8, 1, 8, 2]  # by what 1 MiB holds of each size
+    predicting(tmp_path / "*.png", out=out, engine="local", threads=2, batch_size=8, memory=1)
+    assert batches == [8, 1, 8, 2]  # by what 1 MiB contains of each size
     assert [row["height"] for row in pq.read_table(out / "partitions").to_pylist()] == [60, 60, 60, 700, 60, 300, 300]
 
 
 def test_progress_is_told_where_no_bar_is_shown(
-    tmp_path: Path, answer: Callable[..., int], manifest: Manifest, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, predicting: Callable[..., int], manifest: Manifest, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     file, _, _ = manifest(20)
     monkeypatch.setattr(module, "TELL_EVERY", 0.0)
     with caplog.at_level(logging.INFO):
-        answer(file, out=tmp_path / "out", partition=5, progress=True)
+        predicting(file, out=tmp_path / "out", partition=5, progress=True)
     told = [record.getMessage() for record in caplog.records if " of 20 frames, " in record.getMessage()]
     assert [line.split()[0] for line in told] == ["5", "10", "15", "20"]
     assert all("frames/s" in line and line.endswith(" left") for line in told) and "00:00 left" in told[-1]
@@ -378,7 +378,7 @@ def test_progress_is_told_where_no_bar_is_shown(
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_each_frame_is_answered_once(
+def test_killed_and_resumed_each_frame_is_predicted_once(
     tmp_path: Path, command: Command, run: Run, manifest: Manifest, check: Check
 ) -> None:
     file, named, broken = manifest(300, broken_every=100)

@@ -173,7 +173,7 @@ def test_an_object_that_is_missing_is_a_row(
     [
         ("s3://archive", {"AWS_ACCESS_KEY_ID": "AKIDWRONG"}, "s3://archive: access is refused"),
         ("s3://archive/m.csv", {"AWS_ACCESS_KEY_ID": "AKIDWRONG"}, "s3://archive/m.csv: access is refused"),
-        ("s3://empty", {}, "s3://empty: holds no image"),
+        ("s3://empty", {}, "s3://empty: contains no image"),
         ("s3://nobucket", {}, "s3://nobucket: is missing"),
         ("s3://archive/nothing", {}, "s3://archive/nothing: is missing"),
         ("s3://archive", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "cannot be reached"),

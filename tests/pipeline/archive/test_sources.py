@@ -207,7 +207,7 @@ def test_a_wrong_manifest_is_told_in_one_line(tmp_path: Path, text: bytes, messa
     ("name", "message"),
     [
         ("missing", "is missing"), ("missing.csv", "is missing"), ("no*.png", "matches no file"),
-        ("empty", "holds no image"), ("a.txt", "is no image by its name"), ("memory://nothing", "is missing"),
+        ("empty", "contains no image"), ("a.txt", "is no image by its name"), ("memory://nothing", "is missing"),
         ("nosuch://bucket/a", "fsspec knows no nosuch://"), ("zip://a::s3://b", "chained"), ("camera:0", "is a camera"),
     ],
 )  # fmt: skip

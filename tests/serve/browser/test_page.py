@@ -654,7 +654,7 @@ def test_a_token_is_asked_for_once_and_covers_videos(
 
     guarded.end(signal.SIGTERM)
     page.set_input_files("#files", [frames[1]])
-    page.locator("#list .state.wrong", has_text="The service does not answer; is it still running?").wait_for()
+    page.locator("#list .state.wrong", has_text="The service does not respond; is it still running?").wait_for()
 
 
 # --- everywhere ---

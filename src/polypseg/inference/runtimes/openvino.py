@@ -39,7 +39,7 @@ def import_openvino() -> Any:
 class OpenVINORuntime:
     """An OpenVINO export of a bundle, compiled for this machine.
 
-    Normalisation is added to the graph when it is opened, from the bundle's ``metadata.json``; the file holds none.
+    Normalisation is added to the graph when it is opened, from the bundle's ``metadata.json``; the file contains none.
 
     Args:
         export: of the runtime ``openvino``.
@@ -159,17 +159,17 @@ class OpenVINORuntime:
         try:
             for image in images:
                 if len(busy) == in_flight:
-                    yield self._answer(busy)
+                    yield self._result(busy)
                 request = _taken(self._idle_steady) or self._steadiest.create_infer_request()
                 request.start_async([image[None]])
                 busy.append(request)
             while busy:
-                yield self._answer(busy)
+                yield self._result(busy)
         finally:
             for request in busy:  # whoever left early: none may still compute when its memory goes
                 request.wait()
 
-    def _answer(self, busy: deque[Any]) -> NDArray[np.float32]:
+    def _result(self, busy: deque[Any]) -> NDArray[np.float32]:
         """Of the earliest request, which is idle then."""
         request = busy.popleft()
         request.wait()

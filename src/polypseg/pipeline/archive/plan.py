@@ -1,4 +1,4 @@
-"""Which frame belongs to which partition: listed once, kept in a file, and followed by whoever goes on later."""
+"""Which frame belongs to which partition: listed once, kept in a file, and followed by whoever resumes later."""
 
 from __future__ import annotations
 

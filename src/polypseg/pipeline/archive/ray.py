@@ -21,7 +21,7 @@ from polypseg.pipeline.options import PredictOptions
 
 log = logging.getLogger("polypseg")
 
-PATIENCE = 30  # seconds until a cluster must have answered
+PATIENCE = 30  # seconds until a cluster must have responded
 STARTS = 2  # of Ray on this machine, which gives up early where that is busy
 ATTEMPTS = 4  # at a partition: what kills a worker so often will kill the next one too
 IN_QUEUE = 2  # partitions that a worker is given ahead
@@ -30,7 +30,7 @@ OBJECTS = 80 * 2**20  # bytes: nothing but numbers of partitions passes through 
 
 
 def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object]) -> None:
-    """Have partitions answered by workers.
+    """Have partitions predicted by workers.
 
     Args:
         ray: as ``started`` gives it.
@@ -39,7 +39,7 @@ def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object]) 
         add: called with each one that is written, in the order in which that happens.
 
     Raises:
-        PolypsegError: the cluster has no room for a worker, or a worker cannot go on: what it said.
+        PolypsegError: the cluster has no room for a worker, or a worker cannot continue: what it said.
     """
     gpus, workers = _share(ray, job.options)
     threads = job.options.threads or 1
@@ -50,7 +50,7 @@ def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object]) 
     warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
     data = ray.data.from_items([{"partition": number} for number in todo],
                                override_num_blocks=min(len(todo), BLOCKS))  # fmt: skip
-    answers = data.map_batches(
+    results = data.map_batches(
         _Actor,
         fn_constructor_args=(replace(job, options=options),),
         batch_size=1,
@@ -60,10 +60,10 @@ def run(ray: Any, job: Job, todo: Sequence[int], add: Callable[[Done], object]) 
         max_task_retries=ATTEMPTS - 1,
     )
     try:
-        for answer in answers.iter_rows():
-            if answer["trouble"]:
-                raise PolypsegError(answer["trouble"])
-            add(Done(**{name: value for name, value in answer.items() if name != "trouble"}))
+        for result in results.iter_rows():
+            if result["trouble"]:
+                raise PolypsegError(result["trouble"])
+            add(Done(**{name: value for name, value in result.items() if name != "trouble"}))
     except PolypsegError:
         raise
     except Exception as error:  # whatever Ray raises of a worker that it gave up
@@ -86,7 +86,7 @@ def started(address: str | None, cpus: int, at_once: bool) -> Iterator[Callable[
     Raises:
         UsageError: the address is none.
         PolypsegError: at once, Ray is not installed, or nothing listens there; by what is yielded, it does not start,
-            or the cluster does not answer.
+            or the cluster does not respond.
     """
     ray = import_ray()
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -117,7 +117,7 @@ def started(address: str | None, cpus: int, at_once: bool) -> Iterator[Callable[
 
 
 class _Actor:
-    """A worker in a process of Ray's. What goes wrong is an answer, not an exception: it needs no second attempt."""
+    """A worker in a process of Ray's. What goes wrong is a result, not an exception: it needs no second attempt."""
 
     def __init__(self, job: Job) -> None:
         import cv2
@@ -191,7 +191,7 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as error:
-        raise PolypsegError(f"{address}: no Ray cluster answers there ({error.strerror or error})") from error
+        raise PolypsegError(f"{address}: no Ray cluster responds there ({error.strerror or error})") from error
 
 
 def _in_time(connect: Callable[[], object], address: str) -> None:
@@ -208,10 +208,10 @@ def _in_time(connect: Callable[[], object], address: str) -> None:
     thread.start()
     thread.join(PATIENCE)
     if thread.is_alive():
-        raise PolypsegError(f"{address}: no Ray cluster answers there (in {PATIENCE} s)")
+        raise PolypsegError(f"{address}: no Ray cluster responds there (in {PATIENCE} s)")
     if failed:
         reason = " ".join(str(failed[0]).split())[:200]
-        raise PolypsegError(f"{address}: no Ray cluster answers there ({reason})") from failed[0]
+        raise PolypsegError(f"{address}: no Ray cluster responds there ({reason})") from failed[0]
 
 
 def _share(ray: Any, options: PredictOptions) -> tuple[bool, int]:

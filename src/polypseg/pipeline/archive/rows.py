@@ -1,4 +1,4 @@
-"""One frame's bytes and answer to one row, and rows to a Parquet file. Pure: the same wherever it runs."""
+"""One frame's bytes and prediction to one row, and rows to a Parquet file. Pure: the same wherever it runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def import_arrow() -> Any:
 
 
 def schema(further: Sequence[str]) -> pa.Schema:
-    """What a row holds; ``further`` names the columns of manifests, which are text.
+    """What a row contains; ``further`` names the columns of manifests, which are text.
 
     Raises:
         PolypsegError: a manifest's column has a name of ours.
@@ -75,10 +75,10 @@ def schema(further: Sequence[str]) -> pa.Schema:
     return pa.schema([(name, kinds.get(name, pa.string())) for name in (*COLUMNS, *further)])
 
 
-def answer_row(
+def prediction_row(
     entry: Entry,
     digest: str,
-    answer: Segmentation,
+    predicted: Segmentation,
     settings: Mapping[str, Any],
     mask: str | None = None,
     contours: bool = False,
@@ -88,12 +88,12 @@ def answer_row(
     Args:
         entry: the frame.
         digest: SHA-256 of its bytes.
-        answer: the model's.
+        predicted: by the model.
         settings: ``Segmenter.settings``.
         mask: name of the mask's file in the results' folder; None where there is none.
         contours: keep the polyps' contours.
     """
-    record = frame_record(answer, source=entry.path, model=settings["model"])
+    record = frame_record(predicted, source=entry.path, model=settings["model"])
     polyps = [{**polyp, "contour": polyp["contour"] if contours else None} for polyp in record["polyps"]]
     return {**record, **settings, "polyps": polyps, "source_sha256": digest, "mask": mask, **entry.columns}
 
@@ -105,7 +105,7 @@ def error_row(entry: Entry, digest: str | None, error: str, settings: Mapping[st
 
 @dataclass(frozen=True)
 class Done:
-    """A partition that is written: what it holds, as its file's metadata tell it too.
+    """A partition that is written: what it contains, as its file's metadata say too.
 
     Attributes:
         partition: its number.
@@ -123,7 +123,7 @@ class Done:
 
 
 def summarise(partition: int, rows: Sequence[Mapping[str, Any]]) -> Done:
-    """What rows hold."""
+    """What rows contain."""
     polyps = [len(row.get("polyps") or ()) for row in rows]
     errors = sum(row.get("error") is not None for row in rows)
     return Done(partition, len(rows), sum(count > 0 for count in polyps), sum(polyps), errors)
@@ -133,9 +133,9 @@ def to_parquet(rows: Sequence[Mapping[str, Any]], columns: pa.Schema, done: Done
     """The file of a partition.
 
     Args:
-        rows: as ``answer_row`` and ``error_row`` make them, in order.
+        rows: as ``prediction_row`` and ``error_row`` make them, in order.
         columns: as ``schema`` gives it.
-        done: what they hold.
+        done: what they contain.
         plan: the hash of the plan that the partition is of.
     """
     pa = import_arrow()
@@ -148,7 +148,7 @@ def to_parquet(rows: Sequence[Mapping[str, Any]], columns: pa.Schema, done: Done
 
 
 def noted(file: Any, plan: str) -> Done | None:
-    """What an open partition's file holds, from its metadata; None if it is no partition of this plan."""
+    """What an open partition's file contains, from its metadata; None if it is no partition of this plan."""
     pa = import_arrow()
     try:
         metadata = pa.parquet.read_metadata(file).metadata or {}

@@ -1,4 +1,4 @@
-"""Leads through an archive: plans it once, has the engine answer what is left, and keeps account of what is done."""
+"""Leads through an archive: plans it once, has the engine predict what is left, and keeps account of what is done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from polypseg import zoo
+from polypseg import renamed, zoo
 from polypseg.bundle import INTENDED_USE
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.io.outputs import Output
@@ -109,7 +109,7 @@ def predict_archive(sources: Sequence[str], out: str, options: PredictOptions, *
 
 
 def _earlier(store: Store, made_with: dict[str, Any], options: PredictOptions) -> dict[str, Any] | None:
-    """The record of the run to go on with; None where there is none, or no more.
+    """The record of the run to resume; None where there is none, or no more.
 
     Raises:
         PolypsegError: there is one and nothing says what to do with it, or it was made otherwise.
@@ -134,7 +134,8 @@ def _earlier(store: Store, made_with: dict[str, Any], options: PredictOptions) -
         return None
     if not options.resume:
         raise PolypsegError(f"{place}: is there already; use --resume, --overwrite or another --out")
-    other = [name for name, value in made_with.items() if record.get(name) != value]
+    recorded = renamed.values(record, quiet=True)
+    other = [name for name, value in made_with.items() if recorded.get(name) != value]
     if other:
         raise PolypsegError(f"{place}: was made with another {other[0]}; use --overwrite or another --out")
     return dict(record)
@@ -165,7 +166,7 @@ def _from_anywhere(model: str) -> str:
 class _Account:
     """What is done, for people and for a later run.
 
-    The partitions' files are the truth; ``done.csv`` tells what they hold, so that not every one needs to be opened.
+    The partitions' files are the truth; ``done.csv`` says what they contain, so that not every one needs to be opened.
 
     Args:
         store: the results' folder.
@@ -189,19 +190,19 @@ class _Account:
         """Take account of what is there; the numbers of the partitions that are not."""
         self.store.sweep("partitions")
         self.store.sweep("")
-        told = self._read()
+        noted = self._read()
         there = {number for name in self.store.names("partitions") if (number := partition_number(name)) is not None}
-        unknown = sorted(there - told.keys())
+        unknown = sorted(there - noted.keys())
         with ThreadPoolExecutor(TRANSFERS) as pool:
             found = list(pool.map(lambda number: committed(self.store, number, self.plan), unknown))
-        for done in [*(told[number] for number in there & told.keys()), *(one for one in found if one is not None)]:
+        for done in [*(noted[number] for number in there & noted.keys()), *(one for one in found if one is not None)]:
             self.done[done.partition] = done
         self.frames = self.kept = sum(done.frames for done in self.done.values())
         self._bar.initial = self._bar.n = self.kept
         return [number for number in range(self.partitions) if number not in self.done]
 
     def tick(self) -> None:
-        """One more frame is answered, of a partition that is not written yet."""
+        """One more frame is predicted, of a partition that is not written yet."""
         self._bar.update()
 
     def add(self, done: Done) -> None:
@@ -228,7 +229,7 @@ class _Account:
         self._save()
 
     def end(self, seconds: float) -> int:
-        """Tell what was found; the exit status.
+        """Report what was found; the exit status.
 
         Raises:
             PolypsegError: a partition was not made.

@@ -35,7 +35,7 @@ def is_archive(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A frame to be answered.
+    """A frame to be predicted.
 
     Attributes:
         path: an absolute path, or a URL.
@@ -59,8 +59,8 @@ class Listing:
 
     Raises:
         UsageError: nothing is named, or one source lies inside another.
-        PolypsegError: a source is missing, a manifest lacks its column, or a store refuses; while iterating also: a
-            source holds no image, a line of a manifest is broken.
+        PolypsegError: a source is missing, a manifest is missing its column, or a store refuses; while iterating also:
+            a source contains no image, a line of a manifest is broken.
     """
 
     def __init__(self, named: Sequence[str], out: str) -> None:
@@ -98,7 +98,7 @@ class Listing:
                     found = True
                     yield Entry(path)
                 if not found:
-                    raise PolypsegError(f"{source}: holds no image; check the name")
+                    raise PolypsegError(f"{source}: contains no image; check the name")
         if self._passed_over:
             more = f" and {self._passed_over - 1} more" if self._passed_over > 1 else ""
             log.warning("%s%s: no images by their names, passed over", self.passed_over[0], more)
@@ -173,7 +173,7 @@ class Listing:
             check_utf8(path)
             yield path
         elif alone:
-            raise PolypsegError(f"{path}: is no image by its name; an archive holds images and manifests (.csv)")
+            raise PolypsegError(f"{path}: is no image by its name; an archive contains images and manifests (.csv)")
         else:
             self.passed_over = self.passed_over or [path]
             self._passed_over += 1
@@ -229,7 +229,7 @@ def _header(manifest: str, lines: Iterator[list[str]]) -> list[str]:
 
 def _of_manifest(manifest: str) -> Iterator[Entry]:
     folder = manifest.rpartition("/")[0] if is_url(manifest) else str(Path(manifest).parent)
-    told = False
+    warned = False
     with _opened(manifest) as file:
         lines = csv.reader(_lines(file))
         header = _header(manifest, lines)
@@ -247,8 +247,8 @@ def _of_manifest(manifest: str) -> Iterator[Entry]:
                 if not path:
                     raise PolypsegError(f"{line} names no {PATH}; mend it")
                 place = _joined(folder, path, line)
-                if not told and not place.startswith(f"{folder}/"):
-                    told = True
+                if not warned and not place.startswith(f"{folder}/"):
+                    warned = True
                     log.warning(
                         "%s: line %d names a place outside the manifest's folder, %s", manifest, lines.line_num, place
                     )

@@ -66,7 +66,7 @@ def _options(protocol: str) -> dict[str, Any]:
         retries["max_attempts"] = 8
     return {
         "config_kwargs": {"retries": retries, "connect_timeout": 10},
-        "use_listings_cache": False,  # it would hold every name of a bucket
+        "use_listings_cache": False,  # it would keep every name of a bucket
         "max_concurrency": 1,  # for one object: else each is asked for its size first
     }
 
@@ -76,7 +76,7 @@ def read_bytes(name: str) -> bytes:
 
     Raises:
         OSError: this one cannot be had, is no file, or is larger than a frame can be; others may be had.
-        PolypsegError: the store does not answer, or refuses everybody: no fault of this one file.
+        PolypsegError: the store does not respond, or refuses everybody: no fault of this one file.
     """
     if not is_url(name):
         try:
@@ -113,7 +113,7 @@ def store_error(name: str, error: BaseException) -> PolypsegError:
         return PolypsegError(f"{name}: access is refused ({reason}); check permissions and credentials")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_error(Path(name), error)
-    return PolypsegError(f"{name}: cannot be reached ({reason}); run it again, with --resume, when it answers")
+    return PolypsegError(f"{name}: cannot be reached ({reason}); run it again, with --resume, when it responds")
 
 
 def _is_about_credentials(error: PermissionError) -> bool:

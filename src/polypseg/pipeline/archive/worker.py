@@ -1,4 +1,4 @@
-"""Answers the frames of one partition after another: fetching, decoding, the network and writing at the same time."""
+"""Predicts the frames of one partition after another: fetching, decoding, the network and writing at the same time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polypseg.pipeline.threads import Inline, in_order
 
 MIB = 2**20
 BYTES_A_PIXEL = 12  # of a frame in flight: 3 itself, 4 its probability, 1 its mask, 4 the regions' labels
-TRANSFERS = 16  # at once: an object store answers late, but many at a time
+TRANSFERS = 16  # at once: an object store responds late, but many at a time
 AHEAD = 16  # frames that are fetched before they are needed, and masks that wait to be written
 CODERS = 2  # threads that decode frames and encode masks, at least
 
@@ -90,13 +90,13 @@ class Worker:
         self.contours = "contours" in options.outputs
 
     def commit(self, number: int) -> rows.Done:
-        """Answer a partition's frames and write its file, unless that is there.
+        """Predict a partition's frames and write its file, unless that is there.
 
-        The file comes last, in one step: where it lies, its frames are answered and their masks written. What a worker
+        The file comes last, in one step: where it lies, its frames are predicted and their masks written. What a worker
         that was killed has written of it is written over.
 
         Raises:
-            PolypsegError: a store does not answer, or the disk is full. The partition is to be done again.
+            PolypsegError: a store does not respond, or the disk is full. The partition is to be done again.
         """
         name = partition_file(number)
         done = committed(self.store, number, self.job.plan)
@@ -107,7 +107,7 @@ class Worker:
         coders: Executor = Inline() if self._one_thread else ThreadPoolExecutor(self.coders, "polypseg-code")
         with ThreadPoolExecutor(TRANSFERS, "polypseg-transfer") as transfers, coders:
             try:
-                found = _Partition(self, number, transfers, coders).answer()
+                found = _Partition(self, number, transfers, coders).predict()
             except BaseException:
                 transfers.shutdown(cancel_futures=True)
                 coders.shutdown(cancel_futures=True)
@@ -123,7 +123,7 @@ class Worker:
 
 
 def committed(store: Store, number: int, plan: str) -> rows.Done | None:
-    """What a partition's file holds; None where there is none, or none of this plan."""
+    """What a partition's file contains; None where there is none, or none of this plan."""
     name = partition_file(number)
     if not store.exists(name):
         return None
@@ -140,7 +140,7 @@ class _Partition:
         self.entries = worker.plan.partition(number)
         self.rows: list[dict[str, Any]] = [{} for _ in self.entries]
 
-    def answer(self) -> Sequence[dict[str, Any]]:
+    def predict(self) -> Sequence[dict[str, Any]]:
         """The rows, in order; all masks are written."""
         places = [Place(index, entry) for index, entry in enumerate(self.entries)]
         fetched = in_order(self.transfers, self._fetch, places, AHEAD)
@@ -201,7 +201,7 @@ class _Partition:
             stem = os.path.splitext(place.entry.path.rpartition("/")[2])[0]
             stem = stem.encode()[:150].decode(errors="ignore")  # a file's name may have 255 bytes
             name = f"{mask_folder(self.number)}/{place.index:05d}-{stem}.png"
-        self.rows[place.index] = rows.answer_row(
+        self.rows[place.index] = rows.prediction_row(
             place.entry, read.digest, found, worker.segmenter.settings, name, worker.contours
         )
         return None if name is None else (name, mask_picture(name, found.mask))

@@ -5,7 +5,7 @@ const TOKEN = "polypseg-token";
 export class ServiceError extends Error {
   constructor(message, status = 0, retryAfter = 0) {
     super(message);
-    this.status = status; // 0: no answer at all
+    this.status = status; // 0: no response at all
     this.retryAfter = retryAfter; // seconds
   }
 
@@ -61,10 +61,10 @@ function failure(status, statusText, body, retryAfter) {
   } catch {
     // Not from the service itself: a proxy's page, say.
   }
-  return new ServiceError(line || `The service answered ${status} ${statusText}`.trim(), status, Number(retryAfter) || 0);
+  return new ServiceError(line || `The service responded ${status} ${statusText}`.trim(), status, Number(retryAfter) || 0);
 }
 
-const unreachable = () => new ServiceError("The service does not answer; is it still running?");
+const unreachable = () => new ServiceError("The service does not respond; is it still running?");
 
 async function call(path, options = {}) {
   for (;;) {
@@ -93,7 +93,7 @@ function form(parts) {
 
 export const model = () => json("v1/model");
 
-// The answer about one frame. accept: application/json (with the probability map) or image/jpeg (the overlay).
+// The response about one frame. accept: application/json (with the probability map) or image/jpeg (the overlay).
 // patient: a full queue is waited for.
 export async function segment(blob, name, { accept = "application/json", patient = true, signal } = {}) {
   const path = accept === "application/json" ? "v1/segment?probability=true" : "v1/segment";

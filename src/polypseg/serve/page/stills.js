@@ -5,7 +5,7 @@ import { decodeGrey } from "./png.js";
 import { heatOf, pathOf } from "./paint.js";
 import { enlarge, findPolyps, polypsOf } from "./polyps.js";
 
-const AT_ONCE = 3; // requests in flight: the service always has one to go on with
+const AT_ONCE = 3; // requests in flight: the service always has one to continue with
 const REMEMBERED = 4; // frames whose pixels are kept, for quick steps back and forth
 const THUMBNAIL = 96; // pixels
 

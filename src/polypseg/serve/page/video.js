@@ -35,7 +35,7 @@ export async function follow(item, changed) {
   }
 }
 
-// A job goes on when the service is started again, so no answer is not the end.
+// A job continues when the service is started again, so no response is not the end.
 async function update(item, changed) {
   try {
     item.job = await api.job(item.job.id);

@@ -1,9 +1,6 @@
-"""The page docs/reference/command-line.md, made of the verbs: ``python -m polypseg.cli.reference FILE`` writes it."""
+"""The page docs/reference/command-line.md, made of the verbs."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 from polypseg.cli import help
 from polypseg.cli.parser import OFFLINE
@@ -14,7 +11,7 @@ from polypseg.training.recipe import shipped_recipes
 HEAD = """\
 # Command line
 
-<!-- Made by `python -m polypseg.cli.reference docs/reference/command-line.md`; the text is in src/polypseg/cli. -->
+<!-- Made by `python -m polypseg.cli.reference docs/reference`; the text is in src/polypseg/cli. -->
 
 `polypseg VERB [options]`. `polypseg --help` lists the verbs, `polypseg VERB --help` the options of one with examples.
 `polypseg --version` prints the version.
@@ -81,8 +78,8 @@ def _section(verb: Verb) -> str:
         parts.append("\n".join([TABLE, *rows]))
     if verb.name == "train":
         sections = ", ".join(f"`--{name} FILE`" for name in SECTIONS)
-        told = FIELDS.format(recipe=OFFLINE[0], split=OFFLINE[1], sections=sections)
-        parts += [told, "\n".join([TABLE, *map(_row, recipe_options())])]
+        about_fields = FIELDS.format(recipe=OFFLINE[0], split=OFFLINE[1], sections=sections)
+        parts += [about_fields, "\n".join([TABLE, *map(_row, recipe_options())])]
     elif verb.takes_recipe:
         parts.append(RECIPE)
     return "\n\n".join(parts) + "\n"
@@ -100,15 +97,3 @@ def _row(option: Option) -> str:
     if any(choice not in meaning for choice in option.choices):
         meaning += f": {', '.join(f'`{choice}`' for choice in option.choices)}"
     return f"| `--{option.name}` | {'required' if default is None else f'`{default}`'} | {meaning.replace('``', '`')} |"
-
-
-def main(arguments: list[str]) -> None:
-    """Write the page into the file that is named, or print it."""
-    if arguments:
-        Path(arguments[0]).write_text(page(), encoding="utf-8")
-    else:
-        print(page(), end="")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What the service answers, in the shapes that its OpenAPI description names."""
+"""The service's responses, in the shapes that its OpenAPI description names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Limits(BaseModel):
     max_video_seconds: float = Field(description="Of a video")
 
 
-class OperatingPointAnswer(BaseModel):
+class OperatingPoint(BaseModel):
     threshold: float = Field(description="A pixel belongs to a region if its probability is at least this, 0 to 1")
     min_confidence: float = Field(description="A region is a polyp if its confidence is at least this, 0 to 1")
     confidence: Literal["peak", "mean"] = Field(
@@ -41,11 +41,11 @@ class OperatingPointAnswer(BaseModel):
 
 class Model(BaseModel):
     name: str
-    hash: str = Field(description="SHA-256 over all that decides an answer")
+    hash: str = Field(description="SHA-256 over all that decides a prediction")
     threshold: float = Field(description="The operating point's")
     width: int = Field(description="Of the network's input, pixels")
     height: int
-    operating_point: OperatingPointAnswer = Field(description="What makes polyps of the probabilities")
+    operating_point: OperatingPoint = Field(description="What makes polyps of the probabilities")
     runtime: str
     device: str
     precision: str
@@ -55,7 +55,7 @@ class Model(BaseModel):
     limits: Limits
 
 
-class PolypAnswer(BaseModel):
+class Polyp(BaseModel):
     box: list[int] = Field(description="xmin, ymin, xmax, ymax in pixels; the maxima are exclusive")
     area: int = Field(description="Pixels")
     confidence: float = Field(description="Highest or mean probability inside, by the operating point, 0 to 1")
@@ -70,9 +70,9 @@ class Frame(BaseModel):
     width: int = Field(description="Pixels, EXIF orientation applied")
     height: int
     threshold: float
-    operating_point: OperatingPointAnswer = Field(description="What made polyps of the probabilities")
+    operating_point: OperatingPoint = Field(description="What made polyps of the probabilities")
     model: str = Field(description="The model's hash")
-    polyps: list[PolypAnswer] = Field(description="The largest first")
+    polyps: list[Polyp] = Field(description="The largest first")
     probability: str = Field(
         default="",
         description="With ?probability=true: base64 of an 8-bit grey PNG of the network's size, 255 being 1.0",
@@ -84,7 +84,7 @@ class Frame(BaseModel):
     )
 
 
-class JobAnswer(BaseModel):
+class Job(BaseModel):
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     kind: Literal["video", "batch"]
@@ -97,10 +97,10 @@ class JobAnswer(BaseModel):
     files: list[str] = Field(description="Outputs that are complete")
 
 
-class CorrectionsAnswer(BaseModel):
+class Corrections(BaseModel):
     count: int
     names: list[str]
 
 
-class CorrectionAnswer(BaseModel):
+class Correction(BaseModel):
     name: str = Field(description="The stem that it was stored under")
