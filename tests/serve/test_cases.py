@@ -29,7 +29,7 @@ def cases(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs, drawn."""
     script = real_data.parent / "cases" / "make.py"
     if not script.is_file():
-        pytest.skip(f"{script} is not there")
+        pytest.skip(f"no real data: {script} is missing")
     folder = tmp_path_factory.mktemp("cases")
     subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
     return folder
