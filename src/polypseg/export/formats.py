@@ -172,7 +172,7 @@ def _without_size(model: Any, factors: Mapping[str, list[float]]) -> Any:
     for node in model.graph.node:
         if node.name in factors:
             name = f"{node.name}.factors"
-            model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factors[node.name]), name))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factors[node.name], np.float32), name))
             node.input[:] = [node.input[0], "", name]
     for value in (*model.graph.input, *model.graph.output):
         for axis, name in ((2, "height"), (3, "width")):

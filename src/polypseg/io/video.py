@@ -219,7 +219,8 @@ class VideoReader:
         if not self._indexed:
             missing = round(own_end / step) + 1 - count  # a program stream gives few times, and the others are guessed
             self._look_for_gaps(gaps if missing > 0 else [], count, first)
-        self._look_at_structure(first)
+        if not self._indexed or "matroska" in self._format:
+            self._look_at_structure(first)
         self._tell(count, first, pts)
 
     def _pictures(self) -> Iterator[av.VideoFrame]:
@@ -443,16 +444,16 @@ def _last_picture(
     like: av.CodecContext, packets: Sequence[av.Packet], tail: bytes
 ) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
     """The last packet's picture, with bytes added to it; None where it gives none."""
-    decoder = av.CodecContext.create(like.name, "r")
+    decoder: Any = av.CodecContext.create(like.name, "r")  # PyAV's annotation knows no kind of it
     decoder.extradata, decoder.thread_type = like.extradata, "NONE"
     copies: list[av.Packet | None] = [av.Packet(bytes(packet)) for packet in packets[:-1]]
     copies += [av.Packet(bytes(packets[-1]) + tail), None]
-    found = None
+    found: NDArray[np.uint8] | NDArray[np.uint16] | None = None
     for number, packet in enumerate(copies):
         if packet is not None:
             packet.pts = number
         with contextlib.suppress(av.FFmpegError, EOFError):
-            for frame in decoder.decode(packet):  # type: ignore[arg-type]
+            for frame in decoder.decode(packet):
                 if frame.pts == len(packets) - 1:
                     found = frame.to_ndarray()
     return found
