@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,20 @@ def real_data() -> Path:
     if not (folder / "Kvasir-SEG").is_dir():
         pytest.skip(f"no real data in {folder}; set POLYPSEG_DATA to the folder that contains Kvasir-SEG")
     return folder
+
+
+@pytest.fixture(scope="module")  # Playwright's event loop must not run on in the tests after these
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, with a camera that shows a test picture. ``POLYPSEG_CHROMIUM`` names another one."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = os.environ.get("POLYPSEG_CHROMIUM") or shutil.which("chromium")
+    if program is None:
+        pytest.skip("there is no chromium: apt-get install chromium, or name one in POLYPSEG_CHROMIUM")
+    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=arguments)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

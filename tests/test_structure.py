@@ -15,7 +15,7 @@ PACKAGE = Path(polypseg.__file__).parent
 # A module may import from its own package and from those of earlier layers; members of one layer do not know
 # each other.
 LAYERS = (
-    ("errors", "renamed", "version"),
+    ("errors", "names", "renamed", "version"),
     ("files", "extras"),
     ("metadata",),
     ("operating_point", "drawing"),

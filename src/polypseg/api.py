@@ -10,12 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from polypseg import renamed
 from polypseg.bundle import ModelBundle
 from polypseg.errors import UsageError
 from polypseg.extras import naming_extras
+from polypseg.names import Part, Precision, Runtime
 
 if TYPE_CHECKING:
     from polypseg.evaluation.evaluate import Report
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 Place = str | os.PathLike[str]
 Model = ModelBundle | Place  # an opened bundle, or what ``polypseg.zoo.open`` takes; a Run is such a place
-Runtime = Literal["auto", "openvino", "onnx", "torch"]
-Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 @naming_extras()
@@ -181,7 +180,7 @@ def evaluate(
     data: Place | Sequence[Place] = (),
     out: Place = "evaluation",
     *,
-    split: Literal["train", "val", "test", "all"] | None = None,
+    split: Part | None = None,
     split_file: Place | None = None,
     predictions: Place | None = None,
     threshold: float | None = None,

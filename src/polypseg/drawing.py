@@ -1,4 +1,4 @@
-"""A mask drawn over its frame."""
+"""Masks drawn over their frame."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 # Told apart also by people with red-green colour blindness (Okabe and Ito, 2008), and rare in the colon.
 TRUTH = (0, 158, 255)
 PREDICTION = (255, 230, 0)
+HIT = (0, 200, 100)  # truth and prediction, as their colours mixed
 BOX = (255, 255, 255)
 
 
@@ -46,6 +47,28 @@ def overlay(
     cv2.drawContours(drawn, contours, -1, colour, width, cv2.LINE_AA)
     for left, top, right, bottom in boxes:
         cv2.rectangle(drawn, (int(left), int(top)), (int(right), int(bottom)), BOX, width, cv2.LINE_AA)
+    return drawn
+
+
+def error_map(
+    frame: NDArray[np.uint8], truth: NDArray[np.bool_], prediction: NDArray[np.bool_], fill: float = 0.45
+) -> NDArray[np.uint8]:
+    """Over the frame in grey: what was hit, what was missed in the truth's colour, what is false in the prediction's.
+
+    Args:
+        frame: H×W×3 uint8 RGB.
+        truth, prediction: H×W bool.
+        fill: opacity of the fills, 0..1.
+
+    Returns:
+        H×W×3 uint8 RGB.
+
+    Raises:
+        ValueError: a mask's size is not the frame's.
+    """
+    drawn = np.repeat(np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)[..., None], 3, axis=2)
+    for mask, colour in ((truth & prediction, HIT), (truth & ~prediction, TRUTH), (prediction & ~truth, PREDICTION)):
+        drawn = overlay(drawn, mask, colour, fill)
     return drawn
 
 

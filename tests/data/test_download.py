@@ -131,7 +131,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def tiny(server: Server, monkeypatch: pytest.MonkeyPatch) -> DataSet:
     """A data set of three frames on that server, entered as ``tiny``."""
     data_set = DataSet(
-        "tiny", "Tiny", FRAMES, "https://tiny.example/", server.url, sha256(ARCHIVE), "Tiny", "free", "nobody"
+        "tiny", "Tiny", FRAMES, "Tiny", "free", "nobody", "https://tiny.example/", server.url, sha256(ARCHIVE)
     )
     monkeypatch.setitem(DATASETS, "tiny", data_set)
     return data_set

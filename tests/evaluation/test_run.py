@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -185,6 +186,8 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.pictures: list[str] = []
         self.headings: list[str] = []
+        self.scripts: list[str] = []
+        self.policy = ""
         self.text = ""
         self._open: list[str] = []
         self.feed(text)
@@ -196,6 +199,8 @@ class Page(HTMLParser):
             self.attributes.add(name)
             if name in ("src", "href", "data", "action", "poster", "srcset"):
                 (self.pictures if tag == "img" and name == "src" else self.links).append(value or "")
+        if ("http-equiv", "content-security-policy") in attrs:
+            self.policy = dict(attrs)["content"] or ""
         if tag == "h2":
             self.headings.append("")
 
@@ -207,6 +212,9 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" in self._open:
             return
+        if "script" in self._open:
+            self.scripts.append(data)
+            return
         if "h2" in self._open:
             self.headings[-1] += data
         self.text += data
@@ -214,7 +222,8 @@ class Page(HTMLParser):
 
 ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "strong", "div", "img", "table", "thead",
-    "tbody", "tr", "th", "td", "span", "figure", "figcaption", "br", "dl", "dt", "dd", "h3",
+    "tbody", "tr", "th", "td", "span", "figure", "figcaption", "br", "dl", "dt", "dd", "h3", "script",
+    "main",
 }  # fmt: skip
 
 
@@ -223,6 +232,9 @@ def assert_self_contained(file: Path) -> Page:
     page = Page(text)
     assert page.tags <= ALLOWED_TAGS and not {name for name in page.attributes if name.startswith("on")}
     assert page.links == [] and "url(" not in text and "@import" not in text
+    (script,) = page.scripts  # the page's own, and no other may run
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert page.policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
     assert page.pictures
     for picture in page.pictures:
         kind, _, content = picture.partition(";base64,")

@@ -236,7 +236,7 @@ def test_shift_by_hand() -> None:
     assert scores.hd_px == 5  # corner to corner
     assert scores.nsd[0] < 1 and scores.nsd[1] == 1
     assert scores.diagonal_px == math.hypot(40, 60)
-    assert scores.hd_percent == pytest.approx(500 / math.hypot(40, 60))
+    assert scores.to_dict()["hd_percent"] == pytest.approx(500 / math.hypot(40, 60))
     assert set(scores.to_dict()) == {
         "hd_px", "hd_percent", "hd95_px", "hd95_percent", "assd_px", "assd_percent",
         "nsd_4px", "nsd_5px", "boundary_iou",
@@ -264,13 +264,13 @@ def test_the_empty_mask_rule(shape: tuple[int, int]) -> None:
     empty, some = np.zeros(shape, bool), np.zeros(shape, bool)
     some[0, -1] = True
     both = boundary_scores(empty, empty, (0.0, 2.0))
-    assert (both.hd_px, both.hd95_px, both.assd_px, both.hd_percent) == (0, 0, 0, 0)
+    assert (both.hd_px, both.hd95_px, both.assd_px, both.to_dict()["hd_percent"]) == (0, 0, 0, 0)
     assert both.nsd == (1, 1) and both.boundary_iou == 1
     # nor does a tolerance as wide as the image excuse a polyp missed or invented
     for prediction, truth in [(empty, some), (some, empty), (~empty, empty)]:
         missed = boundary_scores(prediction, truth, (0.0, 1e6))
         assert missed.hd_px == missed.hd95_px == missed.assd_px == math.hypot(*shape)
-        assert missed.hd_percent == missed.hd95_percent == missed.assd_percent == 100
+        assert [missed.to_dict()[f"{name}_percent"] for name in ("hd", "hd95", "assd")] == [100, 100, 100]
         assert missed.nsd == (0, 0) and missed.boundary_iou == 0
 
 

@@ -18,7 +18,6 @@ from polypseg.metrics.calibration import (
     CONFORMAL_THRESHOLDS,
     TEMPERATURES,
     Reliability,
-    apply_temperature,
     conformal_threshold,
     fit_temperature,
     log_loss,
@@ -147,7 +146,7 @@ def test_temperature_against_logistic_regression(temperature: float) -> None:
     regression = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000).fit(logits, truth)
     assert fitted == pytest.approx(1 / regression.coef_[0, 0], rel=1e-3)
     assert fitted == pytest.approx(temperature, rel=0.03)
-    mended = _reliability(apply_temperature(probability, fitted), truth)
+    mended = _reliability(expit(logits[:, 0] / fitted).astype(np.float32), truth)
     assert mended.ece() < 0.01
     if temperature != 1:
         assert mended.ece() < 0.3 * _reliability(probability, truth).ece()
@@ -181,24 +180,6 @@ def test_temperature_at_its_ends() -> None:
 def test_temperature_needs_both_classes(value: bool, absent: str) -> None:
     with pytest.raises(PolypsegError, match=f"no {absent} pixels"):
         _fitted(np.full(9, 0.4, np.float32), np.full(9, value))
-
-
-@given(frames(), st.floats(0.1, 10), st.floats(0.01, 0.99))
-def test_temperature_keeps_the_order_of_pixels(
-    frame: tuple[Probability, Mask], temperature: float, threshold: float
-) -> None:
-    probability = frame[0]
-    scaled = apply_temperature(probability, temperature)
-    assert scaled.dtype == np.float32 and scaled.shape == probability.shape
-    order = np.argsort(probability, axis=None)
-    assert (np.diff(scaled.ravel()[order]) >= -1e-7).all()
-    limit = np.float32(threshold)
-    clear = np.abs(probability - limit) > 1e-4  # rounding may move a pixel that lies on the threshold
-    moved = apply_temperature(np.array(limit), temperature)
-    tied = np.abs(scaled - moved) < 1e-7  # T far from 1 rounds distinct probabilities to one float32
-    assert ((probability >= limit) == (scaled >= moved))[clear & ~tied].all()
-    assert apply_temperature(probability, 1.0) == pytest.approx(probability, abs=1e-6)
-    assert apply_temperature(np.array([0, 0.5, 1], np.float32), temperature).tolist() == [0, 0.5, 1]
 
 
 @settings(max_examples=50)
@@ -287,11 +268,6 @@ def test_wrong_arguments() -> None:
         Reliability().ece()
     with pytest.raises(ValueError, match="bins"):
         Reliability(0)
-    for temperature in (0, -1, np.nan, np.inf):
-        with pytest.raises(ValueError, match="temperature"):
-            apply_temperature(half, temperature)
-    with pytest.raises(ValueError, match=r"0\.\.1"):
-        apply_temperature(half + 1, 2)
     with pytest.raises(ValueError, match="ascending"):
         miss_rates(half, empty, np.array([0.5, 0.2], np.float32))
     limits = np.array([0.2, 0.5], np.float32)

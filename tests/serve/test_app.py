@@ -472,6 +472,13 @@ def test_the_model_and_its_limits(server: Any, segmenter: Any) -> None:
     assert "Research use only" in found["intended_use"]
 
 
+def test_every_file_that_the_page_names_is_there(server: Any) -> None:
+    named = re.findall(r'(?:href|src)="(static/[^"]+)"', server.web.get("/").text)
+    assert {"static/theme.css", "static/style.css", "static/main.js"} <= set(named)
+    for path in named:
+        assert server.web.get(f"/{path}").status_code == 200, path
+
+
 def test_every_answer_has_the_headers_that_keep_a_page_to_itself(server: Any) -> None:
     for path in ("/", "/v1/model", "/nowhere", "/static/nowhere"):
         headers = server.web.get(path).headers

@@ -39,23 +39,31 @@ def centre(picture: NDArray[np.uint8], colour: str) -> NDArray[np.float64]:
     return np.argwhere(places(picture, colour)).mean(axis=0) / picture.shape[:2]
 
 
-def test_dice_and_area_shows_every_frame_and_the_histogram() -> None:
+POINT = "#60a6cf"  # the points are translucent
+
+
+def test_dice_by_area_shows_every_frame() -> None:
     rng = np.random.default_rng(0)
     area, dice = rng.uniform(0, 0.4, 60), rng.uniform(0.5, 1, 60)
     area[:5] = 0  # no polyp; the axis is logarithmic
-    left, right = halves(decode(charts.dice_and_area(area, dice)), "#60a6cf")  # the points are translucent
-    assert left > 300
-    left, right = halves(decode(charts.dice_and_area(area, dice)), COLOURS[0])
-    assert right > 3000
-    few, many = (halves(decode(charts.dice_and_area([0.1], [value])), COLOURS[0])[1] for value in (0.2, 0.9))
+    assert places(decode(charts.dice_by_area(area, dice)), POINT).sum() > 300
+    small, large = (
+        centre(decode(charts.dice_by_area([0.001, 0.9, value], [0.1, 0.1, 0.9]))[:180], POINT) for value in (0.01, 0.5)
+    )
+    assert large[1] > small[1] + 0.2  # the point stands further to the right
+
+
+def test_dice_histogram_has_a_bar_where_frames_are() -> None:
+    few, many = (places(decode(charts.dice_histogram([value])), COLOURS[0]).sum() for value in (0.2, 0.9))
     assert few > 500 and many > 500  # one bar each
-    low, high = (centre(decode(charts.dice_and_area([0.1] * 9, [value] * 9)), COLOURS[0]) for value in (0.2, 0.9))
-    assert high[1] > low[1] + 0.1  # the bar stands further to the right
+    low, high = (centre(decode(charts.dice_histogram([value] * 9)), COLOURS[0]) for value in (0.2, 0.9))
+    assert high[1] > low[1] + 0.2  # the bar stands further to the right
 
 
 @pytest.mark.parametrize(("area", "dice"), [([0.0], [1.0]), ([0.0, 0.0], [0.0, 1.0]), ([0.3], [0.0])])
-def test_dice_and_area_of_unusual_data(area: list[float], dice: list[float]) -> None:
-    assert halves(decode(charts.dice_and_area(area, dice)), COLOURS[0])[1] > 500
+def test_dice_by_area_of_unusual_data(area: list[float], dice: list[float]) -> None:
+    assert places(decode(charts.dice_by_area(area, dice)), POINT).sum() > 15
+    assert places(decode(charts.dice_histogram(dice)), COLOURS[0]).sum() > 500
 
 
 def test_reliability_lies_where_the_bins_lie() -> None:

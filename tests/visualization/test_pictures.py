@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from polypseg.data import phantom
-from polypseg.drawing import PREDICTION, TRUTH, overlay
+from polypseg.drawing import HIT, PREDICTION, TRUTH, error_map, overlay
 from polypseg.errors import PolypsegError
 from polypseg.visualization.curves import draw_curves
 from polypseg.visualization.gallery import (
@@ -42,14 +42,28 @@ def test_overlay_draws_outline_and_fill_and_leaves_the_rest() -> None:
         overlay(frame, mask[:, :50])
 
 
-def test_galleries_show_truth_and_prediction(tmp_path: Path) -> None:
+def test_an_error_map_tells_hit_missed_and_false_apart() -> None:
+    frame = np.full((120, 160, 3), (200, 40, 40), np.uint8)
+    truth, prediction = np.zeros((2, 120, 160), bool)
+    truth[20:100, 20:100] = True
+    prediction[20:100, 60:140] = True
+    drawn = error_map(frame, truth, prediction, fill=1)
+    for column, colour in ((40, TRUTH), (80, HIT), (120, PREDICTION)):  # missed, hit, false
+        assert (drawn[30:90, column] == colour).all()
+    assert np.ptp(drawn[5, 5].astype(int)) == 0 and (frame == (200, 40, 40)).all()  # elsewhere the frame in grey
+    assert not near(error_map(frame, truth, truth, fill=1), TRUTH)  # all is hit
+    with pytest.raises(ValueError, match="mask is"):
+        error_map(frame, truth[:50], prediction[:50])
+
+
+def test_galleries_show_truth_and_errors(tmp_path: Path) -> None:
     panels = []
     for seed in range(3):
         frame, mask = phantom.draw(seed, 96, 128, polyps=1)
         panels.append(Panel(f"frame {seed}", frame, mask, np.roll(mask, 9, 1), [[5, 5, 60, 60]], dice=0.5))
     draw_predictions(panels, tmp_path / "predictions.png", "three")
     picture = np.asarray(Image.open(tmp_path / "predictions.png").convert("RGB"))
-    assert near(picture, TRUTH) > 100 and near(picture, PREDICTION) > 100
+    assert all(near(picture, colour) > 100 for colour in (TRUTH, PREDICTION, HIT))
     draw_frames(panels, tmp_path / "frames.png")
     picture = np.asarray(Image.open(tmp_path / "frames.png").convert("RGB"))
     assert near(picture, TRUTH) > 100 and near(picture, PREDICTION) == 0

@@ -599,21 +599,21 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a report as lines of text."""
-    columns: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
-        "how": ("<", lambda row: f"{row['runtime']} {row['device']} {row['precision']} {row['variant']}".strip()),
-        "network ms": (">", lambda row: f"{row['network_p50_ms']:.1f}"),
-        "p95": (">", lambda row: f"{row['network_p95_ms']:.1f}"),
-        "speed-up": (">", lambda row: f"{row['network_speedup']:.1f}x"),
-        "before": (">", lambda row: f"{row['before_ms']:.2f}"),
-        "after": (">", lambda row: f"{row['after_ms']:.2f}"),
-        "of net": (">", lambda row: f"{row['before_and_after_share']:.0%}"),
-        "whole ms": (">", lambda row: f"{row['end_to_end_p50_ms']:.1f}"),
-        " p95": (">", lambda row: f"{row['end_to_end_p95_ms']:.1f}"),
-        "net fps": (">", lambda row: f"{row['network_stream_fps']:.1f}"),
-        "whole fps": (">", lambda row: f"{row['stream_fps']:.1f}"),
-        "load s": (">", lambda row: f"{row['load_s']:.2f}"),
-        "MB": (">", lambda row: f"{row['memory_mb']:.0f}"),
-        "Dice": (">", lambda row: f"{row['dice']:.4f}"),
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "how": lambda row: f"{row['runtime']} {row['device']} {row['precision']} {row['variant']}".strip(),
+        "network ms": lambda row: f"{row['network_p50_ms']:.1f}",
+        "p95": lambda row: f"{row['network_p95_ms']:.1f}",
+        "speed-up": lambda row: f"{row['network_speedup']:.1f}x",
+        "before": lambda row: f"{row['before_ms']:.2f}",
+        "after": lambda row: f"{row['after_ms']:.2f}",
+        "of net": lambda row: f"{row['before_and_after_share']:.0%}",
+        "whole ms": lambda row: f"{row['end_to_end_p50_ms']:.1f}",
+        " p95": lambda row: f"{row['end_to_end_p95_ms']:.1f}",
+        "net fps": lambda row: f"{row['network_stream_fps']:.1f}",
+        "whole fps": lambda row: f"{row['stream_fps']:.1f}",
+        "load s": lambda row: f"{row['load_s']:.2f}",
+        "MB": lambda row: f"{row['memory_mb']:.0f}",
+        "Dice": lambda row: f"{row['dice']:.4f}",
     }
 
     def cell(make: Callable[[Mapping[str, Any]], str], row: Mapping[str, Any]) -> str:
@@ -622,15 +622,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         except TypeError:  # None: not measured
             return "-"
 
-    cells = [[cell(make, row) for _, make in columns.values()] for row in rows]
+    cells = [[cell(make, row) for make in columns.values()] for row in rows]
     widths = [max(len(name), *(len(line[at]) for line in cells)) for at, name in enumerate(columns)]
-    aligned = [side for side, _ in columns.values()]
-    lines = ["  ".join(f"{name:{side}{size}}" for name, side, size in zip(columns, aligned, widths, strict=True))]
+
+    def aligned(line: Iterable[str]) -> str:
+        return "  ".join(f"{one:{'>' if at else '<'}{widths[at]}}" for at, one in enumerate(line))
+
+    lines = [aligned(columns)]
     for row, line in zip(rows, cells, strict=True):
         if row["calls"]:
-            lines.append(
-                "  ".join(f"{one:{side}{size}}" for one, side, size in zip(line, aligned, widths, strict=True))
-            )
+            lines.append(aligned(line))
         if row["reason"]:
             lines.append(f"{line[0]:{widths[0]}}  {row['reason']}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from polypseg.cli.checks import check_data, check_models, check_split
 from polypseg.cli.verb import Positional, Verb
+from polypseg.names import Part
 
 Timed = Literal["torch", "compile", "openvino", "onnx"]  # as benchmark.speed.RUNTIMES
 
@@ -14,7 +15,7 @@ Timed = Literal["torch", "compile", "openvino", "onnx"]  # as benchmark.speed.RU
 def benchmark(
     bundle: str | None = None,
     data: list[str] | None = None,
-    split: Literal["train", "val", "test", "all"] = "val",
+    split: Part = "val",
     split_file: str | None = None,
     out: str = "benchmark",
     threads: int = 0,

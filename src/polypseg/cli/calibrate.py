@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from polypseg.cli.checks import check_data, check_models, check_split
 from polypseg.cli.verb import Positional, Verb
 from polypseg.inference.augmentation import Augmented
+from polypseg.names import Objective, Part
 
 
 def calibrate(
     bundle: str,
     data: list[str],
-    split: Literal["train", "val", "test", "all"] = "val",
+    split: Part = "val",
     split_file: str | None = None,
-    objective: Literal["lesion_f1", "dice"] = "lesion_f1",
+    objective: Objective = "lesion_f1",
     max_false_per_frame: float | None = None,
     alpha: float | None = None,
     tta: Augmented | None = None,

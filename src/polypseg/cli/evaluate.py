@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from polypseg.cli.checks import check_data, check_models, check_split
 from polypseg.cli.verb import Positional, Verb
 from polypseg.inference.augmentation import Augmented
+from polypseg.names import Part, Precision, Runtime
 
 
 def evaluate(
     bundle: str | None,
     data: list[str],
     out: str = "evaluation",
-    split: Literal["train", "val", "test", "all"] | None = None,
+    split: Part | None = None,
     split_file: str | None = None,
     predictions: str | None = None,
     threshold: float | None = None,
     allow_train_frames: bool = False,
     corruptions: bool = False,
-    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
+    runtime: Runtime = "auto",
     device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    precision: Precision = "auto",
     tta: Augmented | None = None,
     masks: str = "binary",
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 from polypseg.cli.checks import check_models
 from polypseg.cli.verb import Positional, Verb
 from polypseg.inference.augmentation import Augmented
+from polypseg.names import Precision, Runtime
 
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as io.outputs.Output
 
@@ -16,9 +17,9 @@ def predict(
     model: list[str] | None = None,
     out: str = "predictions",
     save: list[Saved] | None = None,
-    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
+    runtime: Runtime = "auto",
     device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    precision: Precision = "auto",
     threads: int = 0,
     tta: Augmented | None = None,
     threshold: float | None = None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from polypseg.cli.checks import check_models
 from polypseg.cli.verb import Verb
 from polypseg.inference.augmentation import Augmented
+from polypseg.names import Precision, Runtime
 
 
 def serve(
@@ -17,9 +17,9 @@ def serve(
     port: int = 8000,
     state: str = "polypseg-state",
     token: str | None = None,
-    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto",
+    runtime: Runtime = "auto",
     device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    precision: Precision = "auto",
     threads: int = 0,
     tta: Augmented | None = None,
     queue: int = 32,

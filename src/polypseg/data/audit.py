@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +119,7 @@ class Audit:
             "ok": self.ok,
             "summary": self.summary,
             "counts": {**dict.fromkeys(_SEVERITY, 0), **Counter(finding.kind for finding in self.findings)},
-            "findings": [
-                {
-                    "kind": finding.kind,
-                    "severity": finding.severity,
-                    "frames": list(finding.frames),
-                    "message": finding.message,
-                    "numbers": finding.numbers,
-                }
-                for finding in self.findings
-            ],
+            "findings": [{**asdict(finding), "frames": list(finding.frames)} for finding in self.findings],
         }
 
     def table(self, examples: int = 3) -> str:

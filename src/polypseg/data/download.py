@@ -36,23 +36,23 @@ class DataSet:
         name: as ``data download`` takes it.
         title: as its publishers write it.
         frames: number of frames, each with a mask; 0 where any number can be drawn.
-        homepage: the page that describes it, for people; empty where there is none.
-        url: ZIP archive that can be fetched without registration, or None.
-        sha256: of that archive, 64 hexadecimal digits, or None.
         folder: name of the folder inside the archive that is the data set.
         terms: of use, one line.
         citation: whom to cite, short.
+        homepage: the page that describes it, for people; empty where there is none.
+        url: ZIP archive that can be fetched without registration, or None.
+        sha256: of that archive, 64 hexadecimal digits, or None.
     """
 
     name: str
     title: str
     frames: int
-    homepage: str
-    url: str | None
-    sha256: str | None
     folder: str
     terms: str
     citation: str
+    homepage: str = ""
+    url: str | None = None
+    sha256: str | None = None
 
 
 DATASETS: dict[str, DataSet] = {
@@ -74,8 +74,6 @@ DATASETS: dict[str, DataSet] = {
             title="CVC-ClinicDB",
             frames=612,
             homepage="https://polyp.grand-challenge.org/CVCClinicDB/",
-            url=None,
-            sha256=None,
             folder="CVC-ClinicDB",
             terms="research and education only",
             citation="Bernal et al., CMIG 2015",
@@ -84,9 +82,6 @@ DATASETS: dict[str, DataSet] = {
             name="phantom",
             title="Phantom",
             frames=0,
-            homepage="",
-            url=None,
-            sha256=None,
             folder="phantom",
             terms="drawn by polypseg itself, shows no patient",
             citation="none",

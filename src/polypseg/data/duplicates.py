@@ -271,7 +271,7 @@ def near_pairs(prints: Fingerprints, threshold: float = NEAR) -> list[tuple[int,
     return sorted(found)
 
 
-def groups(catalog: Catalog, prints: Fingerprints, threshold: float = NEAR) -> list[str]:
+def groups(catalog: Catalog, prints: Fingerprints, near: Sequence[tuple[int, int, float]] | None = None) -> list[str]:
     """One group name a frame: frames that share one must stay in one subset of a split.
 
     Joins near and exact duplicates with the Catalog's own groups (as ClinicDB's sequences), transitively.
@@ -279,16 +279,15 @@ def groups(catalog: Catalog, prints: Fingerprints, threshold: float = NEAR) -> l
     Args:
         catalog: the frames.
         prints: their fingerprints.
-        threshold: as in ``near_pairs``.
+        near: what ``near_pairs`` returned, to spare the comparison.
 
     Returns:
         The alphabetically first of the Catalog's group names that were joined, for each frame in order.
     """
     codes, names = pd.factorize(catalog.frames["group"], sort=True)
-    pairs = near_pairs(prints, threshold)
-    pairs_of_all = [(i, j) for i, j, _ in pairs] + [(i, j) for i, j, _ in exact_pairs(prints, pairs)]
-    left = codes[np.array([i for i, _ in pairs_of_all], dtype=int)]
-    right = codes[np.array([j for _, j in pairs_of_all], dtype=int)]
+    near = near_pairs(prints) if near is None else near
+    pairs = np.array([(i, j) for i, j, _ in (*near, *exact_pairs(prints, near))], dtype=int).reshape(-1, 2)
+    left, right = codes[pairs.T]
     links = coo_matrix((np.ones(len(left)), (left, right)), shape=(len(names), len(names)))
     component = connected_components(links, directed=False)[1]
     first = pd.Series(names).groupby(component).transform("first")  # names are sorted

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from polypseg import renamed
 from polypseg.catalog import SPLITS, Catalog
 from polypseg.data import clinicdb, kvasir
-from polypseg.data.duplicates import Fingerprints, fingerprints, groups
+from polypseg.data.duplicates import Fingerprints, fingerprints, groups, near_pairs
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write, csv_cells, plain_cell, sha256_lines
 
@@ -299,18 +299,21 @@ def _carve_validation(
     alone can be fine-tuned and chosen on frames that it never learnt from.
     """
     known = catalog.frames["dataset"].isin([*_PRANET, kvasir.NAME]).to_numpy()
+    near = near_pairs(prints)
     for whose in (np.flatnonzero(known), np.flatnonzero(~known)):
         if not (split[whose] == "train").any():
             continue
         frames, those = Catalog(catalog.frames.iloc[whose]), prints.take(whose)
         of_training = split[whose] == "train"
-        names, strata = np.array(groups(frames, those))[of_training], _strata(frames, those)[of_training]
+        place = {int(position): index for index, position in enumerate(whose)}
+        among = [(place[i], place[j], value) for i, j, value in near if i in place and j in place]
+        names, strata = np.array(groups(frames, those, among))[of_training], _strata(frames, those)[of_training]
         parts = _partition(names, strata, (1 - fraction, fraction), seed, _folder(frames))
         split[whose[of_training][parts == 1]] = "val"
     if known.all() or not known.any():
         return
     # What is akin to a published frame goes where that is; of frames akin to several, validation comes first.
-    names = np.array(groups(catalog, prints))
+    names = np.array(groups(catalog, prints, near))
     for part in ("train", "val"):
         akin = np.isin(names, names[known & (split == part)])
         split[akin & ~known] = part

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from polypseg.metrics.overlap import dice, dice_at_thresholds
 from polypseg.operating_point import Confidence, OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
 
-Objective = Literal["lesion_f1", "dice"]
 OBJECTIVES: dict[str, str] = {
     "lesion_f1": "F1 of lesions found and regions right at IoU 0.3, over all frames",
     "dice": "mean Dice of the frames with a polyp",

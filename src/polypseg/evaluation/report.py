@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -22,7 +23,7 @@ from polypseg.files import atomic_write, csv_cells, write_json
 from polypseg.visualization import charts
 
 PAGE = "report.html"
-PICTURE_WIDTH = 480  # pixels
+PICTURE_WIDTH = 640  # pixels
 FALSE = ("false_free", "false_beside")  # sections of false regions: in polyp-free frames, and beside polyps
 CRITERIA_IN_WORDS = {"any": "at any overlap", "0.3": "at IoU ≥ 0.3", "0.5": "at IoU ≥ 0.5"}
 
@@ -61,7 +62,8 @@ def _charts(report: Report) -> dict[str, bytes]:
     drawn = {"reliability": charts.reliability(numbers["calibration"]["bins"])}
     with_polyp = report.per_image[report.per_image["polyps"] > 0]
     if len(with_polyp):
-        drawn["dice_and_area"] = charts.dice_and_area(with_polyp["area"], with_polyp["dice"])
+        drawn["dice_by_area"] = charts.dice_by_area(with_polyp["area"], with_polyp["dice"])
+        drawn["dice_histogram"] = charts.dice_histogram(with_polyp["dice"])
         drawn["froc"] = charts.froc(numbers["froc"]["curves"])
     if numbers["frames_roc"]["curve"]:
         drawn["roc"] = charts.roc(numbers["frames_roc"]["curve"], numbers["frames_roc"]["auc"]["mean"])
@@ -122,8 +124,12 @@ def _page(values: dict[str, Any], drawn: dict[str, str], pictures: dict[str, lis
     environment = Environment(autoescape=True)
     environment.filters.update(number=number, interval=interval, percent=percent, plain=_plain)
     environment.filters.update(share=share, bounds=_bounds, rate=_rate, words=CRITERIA_IN_WORDS.get)
-    template = environment.from_string((resources.files(__package__) / "report.html.j2").read_text("utf-8"))
-    return template.render(values=values, charts=drawn, **pictures)
+    environment.filters.update(sha256=_sha256)
+    template, script = (
+        (resources.files(__package__) / name).read_text("utf-8") for name in ("report.html.j2", "report.js")
+    )
+    theme = (resources.files("polypseg.visualization") / "theme" / "theme.css").read_text("utf-8")
+    return environment.from_string(template).render(values=values, charts=drawn, theme=theme, script=script, **pictures)
 
 
 def lines(numbers: dict[str, Any]) -> list[str]:
@@ -160,6 +166,11 @@ def _rate(one: dict[str, Any] | None) -> str:
     if one is None:
         return "–"
     return f"{one['mean']:.3f}" + ("" if one.get("low") is None else f" ({one['low']:.3f} to {one['high']:.3f})")
+
+
+def _sha256(text: str) -> str:
+    """As a content security policy names a script that may run."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _plain(value: Any) -> str:

@@ -60,28 +60,11 @@ class BoundaryScores:
     boundary_iou: float
     boundary_width_px: int
 
-    @property
-    def hd_percent(self) -> float:
-        """Hausdorff distance in % of the diagonal, 0..100."""
-        return 100.0 * (self.hd_px / self.diagonal_px)
-
-    @property
-    def hd95_percent(self) -> float:
-        """HD95 in % of the diagonal, 0..100."""
-        return 100.0 * (self.hd95_px / self.diagonal_px)
-
-    @property
-    def assd_percent(self) -> float:
-        """Average symmetric surface distance in % of the diagonal, 0..100."""
-        return 100.0 * (self.assd_px / self.diagonal_px)
-
     def to_dict(self) -> dict[str, float]:
-        """One flat row for a table: ``hd_px``, ``hd_percent``, …, ``nsd_2px`` (a tolerance of 2), ``boundary_iou``."""
-        distances = {
-            f"{name}_{unit}": float(getattr(self, f"{name}_{unit}"))
-            for name in ("hd", "hd95", "assd")
-            for unit in ("px", "percent")
-        }
+        """One flat row for a table, as ``NAMES``: distances in pixels and in % of the diagonal."""
+        distances: dict[str, float] = {}
+        for name, pixels in (("hd", self.hd_px), ("hd95", self.hd95_px), ("assd", self.assd_px)):
+            distances |= {f"{name}_px": float(pixels), f"{name}_percent": 100.0 * (pixels / self.diagonal_px)}
         surface_dice = {f"nsd_{size:g}px": value for size, value in zip(self.tolerances_px, self.nsd, strict=True)}
         return {**distances, **surface_dice, "boundary_iou": self.boundary_iou}
 

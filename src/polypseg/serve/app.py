@@ -158,7 +158,8 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
             raise HTTPException(404, "this service has no page; see /openapi.json")
         return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
-    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False), name="static")
+    theme = ("polypseg.visualization", "theme")
+    app.mount("/static", StaticFiles(directory=PAGE, packages=[theme], check_dir=False), name="static")
 
     @app.get("/health/live", tags=["service"])
     async def live() -> responses.Status:

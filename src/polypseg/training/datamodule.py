@@ -76,9 +76,6 @@ class FramesDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Sample]:
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[Sample]:
-        return self._loader("test")
-
     def batches(self, split: str) -> EpochBatches:
         """The batches of a split that fall to this process; their number is ``len``.
 

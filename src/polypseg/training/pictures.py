@@ -1,4 +1,4 @@
-"""The pictures of a run: its curves, and frames beside truth and prediction."""
+"""The pictures of a run: its curves, and frames beside truth and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw_curves(segmenter: Segmenter, folder: Path) -> None:
 
 
 def draw_examples(segmenter: Segmenter, catalog: Catalog, folder: Path) -> None:
-    """Draw up to eight test frames, or of validation where there are none, beside truth and prediction."""
+    """Draw up to eight test frames, or of validation where there are none, beside truth and errors."""
     from polypseg.visualization.gallery import Panel, draw_predictions
 
     split = "test" if "test" in set(catalog.frames["split"]) else "val"

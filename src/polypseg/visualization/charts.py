@@ -15,33 +15,50 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
 
 
-def dice_and_area(area: ArrayLike, dice: ArrayLike) -> bytes:
-    """Dice of each frame over its polyp area (both 0..1 arrays of one length), with the histogram of Dice beside."""
-    figure, (scatter, histogram) = _figure(2, (8.4, 3.1))
-    scatter.scatter(np.maximum(100 * np.asarray(area), 0.05), dice, s=12, alpha=0.6, color=COLOURS[0], linewidths=0)
-    scatter.set(xscale="log", xlabel="polyp area, % of the frame", ylabel="Dice", ylim=(-0.03, 1.03))
-    histogram.hist(np.asarray(dice), bins=np.linspace(0, 1, 21), color=COLOURS[0])
-    histogram.set(xlabel="Dice", ylabel="frames", xlim=(0, 1))
-    histogram.yaxis.get_major_locator().set_params(integer=True)
+def dice_by_area(area: ArrayLike, dice: ArrayLike) -> bytes:
+    """Dice of each frame over its polyp area; both 0..1 arrays of one length."""
+    from matplotlib.ticker import LogLocator
+
+    figure, axis = _figure((4.4, 3.6))
+    axis.scatter(np.maximum(100 * np.asarray(area), 0.05), dice, s=12, alpha=0.6, color=COLOURS[0], linewidths=0)
+    axis.set(
+        title="Dice by area of polyp", xscale="log", xlabel="polyp area, % of the frame", ylabel="Dice",
+        ylim=(-0.03, 1.03),
+    )  # fmt: skip
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
+    return _png(figure)
+
+
+def dice_histogram(dice: ArrayLike) -> bytes:
+    """How many frames have which Dice, 0..1."""
+    figure, axis = _figure((4.4, 3.6))
+    axis.hist(np.asarray(dice), bins=np.linspace(0, 1, 21), color=COLOURS[0])
+    axis.set(title="Frames by Dice", xlabel="Dice", ylabel="frames", xlim=(0, 1))
+    axis.yaxis.get_major_locator().set_params(integer=True)
     return _png(figure)
 
 
 def reliability(bins: Sequence[Mapping[str, float]]) -> bytes:
     """Share of polyp pixels over mean probability in each bin; on the diagonal a probability means what it says."""
-    figure, (axis,) = _figure(1, (4.2, 3.4))
+    figure, axis = _figure((4.4, 3.6))
     axis.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
     axis.plot([one["confidence"] for one in bins], [one["frequency"] for one in bins], "o-", color=COLOURS[0])
-    axis.set(xlabel="predicted probability", ylabel="share of polyp pixels", xlim=(0, 1), ylim=(0, 1))
+    axis.set(
+        title="Calibration of pixels", xlabel="predicted probability", ylabel="share of polyp pixels", xlim=(0, 1),
+        ylim=(0, 1.02),
+    )  # fmt: skip
     return _png(figure)
 
 
 def froc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
     """Share of lesions found over false regions a frame, a line for each criterion."""
-    figure, (axis,) = _figure(1, (4.4, 3.6))
-    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+    figure, axis = _figure((4.4, 3.6))
+    for (name, curve), colour, width in zip(curves.items(), COLOURS, (4, 2.5, 1.2), strict=False):  # equal ones show
         label = "any overlap" if name == "any" else f"IoU ≥ {name}"
         x, y = curve["false_regions_per_frame"], curve["sensitivity"]
-        axis.step([0, *x], [0, *y], where="post", color=colour, label=label)
+        axis.step([0, *x], [0, *y], where="post", color=colour, linewidth=width, label=label)
         axis.plot(x[-1:], y[-1:], "o", color=colour, markersize=4)  # what lies beyond is not known
     axis.set(
         title="FROC of lesions", xlabel="false regions a frame (all frames)", ylabel="lesions found", ylim=(0, 1.02)
@@ -53,7 +70,7 @@ def froc(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
 
 def roc(curve: Mapping[str, Sequence[float]], auc: float) -> bytes:
     """Share of the frames with a polyp over that of the polyp-free frames which reach a score."""
-    figure, (axis,) = _figure(1, (4.4, 3.6))
+    figure, axis = _figure((4.4, 3.6))
     axis.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
     for specificity in (0.9, 0.95):
         axis.axvline(1 - specificity, color="0.7", linestyle=":", linewidth=1)
@@ -68,10 +85,12 @@ def roc(curve: Mapping[str, Sequence[float]], auc: float) -> bytes:
 
 def robustness(curves: Mapping[str, Sequence[float]], uncorrupted: float) -> bytes:
     """Mean Dice over the severity 0 (as it is) to 5 of each corruption."""
-    figure, (axis,) = _figure(1, (6.4, 3.6))
+    figure, axis = _figure((6.4, 3.6))
     for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
         axis.plot(range(len(values) + 1), [uncorrupted, *values], "o-", markersize=3, color=colour, label=name)
-    axis.set(xlabel="severity", ylabel="mean Dice", ylim=(0, 1))
+    axis.set(
+        title="Dice on corrupted frames", xlabel="severity (0 is the frame as it is)", ylabel="mean Dice", ylim=(0, 1)
+    )
     axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
@@ -101,7 +120,7 @@ def speed(groups: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
 
 def differences(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], label: str) -> bytes:
     """A line for each row, and on it for each series ``(difference, low, high)``; what crosses 0 may be chance."""
-    figure, (axis,) = _figure(1, (8.4, 1.4 + 0.34 * len(rows)))
+    figure, axis = _figure((8.4, 1.4 + 0.34 * len(rows)))
     series = list(dict.fromkeys(name for found in rows.values() for name in found))
     for number, (name, colour) in enumerate(zip(series, COLOURS, strict=False)):
         places = [place for place, found in enumerate(rows.values()) if name in found]
@@ -125,18 +144,17 @@ def differences(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], la
     return _png(figure)
 
 
-def _figure(count: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+def _figure(size: tuple[float, float]) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, count)))
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    axis = figure.subplots()
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()

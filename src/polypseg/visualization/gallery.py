@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polypseg.drawing import PREDICTION, TRUTH, overlay
+from polypseg.drawing import HIT, PREDICTION, TRUTH, error_map, overlay
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
 from polypseg.io.pictures import read_frame, read_mask
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from polypseg.catalog import Catalog
 
-CAPTION_POINTS = 7
-CAPTION_CHARACTER = 0.062  # inches, of a character at that size
+CAPTION_POINTS = 9
+CAPTION_CHARACTER = 0.08  # inches, of a character at that size
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Panel:
         truth: H×W bool, or None.
         prediction: H×W bool, or None.
         boxes: ``[xmin, ymin, xmax, ymax]`` in pixels.
-        dice: Dice of the prediction, shown beside it, 0..1, or None.
+        dice: Dice of the prediction, shown above its errors, 0..1, or None.
     """
 
     caption: str
@@ -101,21 +101,27 @@ def draw_some(catalog: Catalog, path: str | Path, count: int, seed: int = 0, tit
 
 
 def draw_predictions(panels: Sequence[Panel], path: str | Path, title: str = "", triples: int = 2) -> None:
-    """Frame, truth and prediction side by side with the Dice of each, ``triples`` frames a row, as PNG.
+    """Frame, truth and map of errors side by side with the Dice of each, ``triples`` frames a row, as PNG.
 
     Raises:
         PolypsegError: ``path`` cannot be written.
     """
+    from matplotlib.patches import Patch
+
     rows = max(1, math.ceil(len(panels) / triples))
     figure, axes = _grid(panels, rows, 3 * triples, title)
     for position, panel in enumerate(panels):
-        frame, truth, prediction = axes.flat[3 * position : 3 * position + 3]
+        frame, truth, errors = axes.flat[3 * position : 3 * position + 3]
         _show(frame, panel.frame, panel.caption)
-        if panel.truth is not None:
-            _show(truth, overlay(panel.frame, panel.truth, TRUTH), "truth")
+        if panel.truth is None:
+            continue
+        _show(truth, overlay(panel.frame, panel.truth, TRUTH), "truth" if panel.truth.any() else "truth: no polyp")
         if panel.prediction is not None:
-            score = "" if panel.dice is None else f", Dice {panel.dice:.3f}"
-            _show(prediction, overlay(panel.frame, panel.prediction, PREDICTION), f"prediction{score}")
+            said = "false positive" if panel.prediction.any() else "no polyp marked"
+            said = said if panel.dice is None else f"prediction, Dice {panel.dice:.3f}"
+            _show(errors, error_map(panel.frame, panel.truth, panel.prediction), said)
+    patches = [Patch(color=(red / 255, green / 255, blue / 255)) for red, green, blue in (HIT, TRUTH, PREDICTION)]
+    figure.legend(patches, ["hit", "missed", "false"], ncols=3, loc="outside lower center", frameon=False)
     _save(figure, path)
 
 
@@ -139,11 +145,11 @@ def _grid(
     from matplotlib.figure import Figure
 
     shape = float(np.median([panel.frame.shape[0] / panel.frame.shape[1] for panel in panels])) if panels else 1.0
-    figure = Figure(figsize=(side * columns, (side * shape + 0.32) * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(side * columns, (side * shape + 0.36) * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=13)
     return figure, axes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -25,20 +24,6 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(browser: Any, start: Callable[..., Any], model: Path, state: Path) -> Any:
     """A service with a small model; not to be stopped."""
     return start(state, "--model", model)
-
-
-@pytest.fixture(scope="module")  # Playwright's event loop must not run on in the tests after these
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, with a camera that shows a test picture. ``POLYPSEG_CHROMIUM`` names another one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = os.environ.get("POLYPSEG_CHROMIUM") or shutil.which("chromium")
-    if program is None:
-        pytest.skip("there is no chromium: apt-get install chromium, or name one in POLYPSEG_CHROMIUM")
-    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=program, args=arguments)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
