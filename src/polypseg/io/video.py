@@ -272,8 +272,10 @@ class VideoReader:
 
     def _see(self, packet: av.Packet, time: int) -> None:
         """Look at a packet of which a part may be missing without the decoder's saying so."""
-        # In a bare stream zeros may stand between pictures, and of H.264's the decoder tells there.
-        if (self._indexed or self._stream.codec_context.name != "h264") and _HOLE in bytes(packet):
+        content = bytes(packet)
+        if self._stream.codec_context.name == "h264":  # of which the decoder tells more, and which some devices pad
+            content = content.rstrip(b"\0") if self._indexed else b""
+        if _HOLE in content:
             self._found_damage(time)
         if not self._indexed and self._stream.codec_context.name == "hevc":
             if packet.is_keyframe or len(self._group) == _LONGEST_GROUP:
