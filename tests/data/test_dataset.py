@@ -85,7 +85,7 @@ def test_transforms_choose_independently() -> None:
 
 
 def test_unknown_augmentation() -> None:
-    with pytest.raises(UsageError, match="choose one of none, seed, strong"):
+    with pytest.raises(UsageError, match="choose one of none, baseline, strong"):
         training_pipeline(SMALL, "wild")
 
 

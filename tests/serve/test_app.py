@@ -68,7 +68,7 @@ def test_the_operating_point_of_a_request(server: Any, segmenter: Any, frames: l
         ({"threshold": own.threshold - 0.02, "min_confidence": 0.999}, "data"),
     ):  # fmt: skip
         point = replace(own, **asked)
-        expected = segmenter.answer(
+        expected = segmenter.segmentation(
             segmenter.probability(frame), *frame.shape[:2], outside=outside_of(frame), point=point
         )
         answer = post(server, frames[1], **{where: asked}).json()
