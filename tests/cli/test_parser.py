@@ -188,3 +188,21 @@ def test_ctrl_c_is_130_in_every_verb(
 
     monkeypatch.setattr(parser, "parse", interrupted)
     assert main(words) == 130 and "polypseg: interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["predict", "a.jpg", "--conf", "0.5"], "--conf: is no option; did you mean --min_confidence?"),
+        (["predict", "a.jpg", "--weights", "x"], "--weights: is no option; did you mean --model?"),
+        (["train", "--data", "x", "--imgsz", "640"], "--imgsz: is no option; did you mean --frames.size?"),
+        (["predict", "source=a.jpg"], "source=a.jpg: options are written --name value, files without a name"),
+        (["train", "--data", "x", "--model", "Unet"], "--model Unet: is no file of the section model; its fields are"),
+    ],
+)
+def test_what_users_of_other_programs_type_first(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"polypseg: {says}")

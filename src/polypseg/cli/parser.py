@@ -32,6 +32,13 @@ CALLED = {
     "infer": "predict", "inference": "predict", "list": "models", "segment": "predict", "server": "serve",
     "split": "data split", "test": "evaluate", "val": "evaluate", "validate": "evaluate", "zoo": "models",
 }  # fmt: skip
+# What they call an option.
+OPTIONS_CALLED = {
+    "batch": ("batch_size", "frames.batch_size"), "conf": ("min_confidence",), "confidence": ("min_confidence",),
+    "encoder_name": ("model.encoder",), "img_size": ("frames.size",), "imgsz": ("frames.size",),
+    "lr": ("optimizer.learning_rate",), "lr0": ("optimizer.learning_rate",), "output": ("out",), "project": ("out",),
+    "save_dir": ("out",), "weights": ("model", "model.weights"),
+}  # fmt: skip
 
 
 def find(words: Sequence[str], verbs: Collection[str]) -> tuple[str, list[str]]:
@@ -119,6 +126,8 @@ def _read(verb: Verb, words: Sequence[str]) -> list[str]:
             plain += reversed(coming)
             break
         if not word.startswith("-") or word == "-":
+            if re.match(r"[a-z_.]+=", word) and not os.path.exists(word):
+                raise UsageError(f"{word}: options are written --name value, files without a name")
             plain.append(word)
             continue
         name, equals, value = word.partition("=")
@@ -177,14 +186,20 @@ def _option_name(given: str, options: dict[str, Option], verb: Verb) -> str:
             return f"--{last[0]}"
         if last:
             raise UsageError(f"{given}: is one of {_listed([f'--{one}' for one in last])}; write it out")
-    raise UsageError(f"{given}: is no option{_nearest(name, options)}")
+    meant = [f"--{one}" for one in OPTIONS_CALLED.get(name[2:], ()) if f"--{one}" in options]
+    raise UsageError(f"{given}: is no option{f'; did you mean {meant[0]}?' if meant else _nearest(name, options)}")
 
 
 def _spelt_now(verb: Verb, name: str, value: str) -> tuple[str, str]:
     """An option and its value in place of old spellings of them."""
     if verb.takes_recipe and name == "--distillation.teacher" and value.lower().endswith((".yaml", ".yml")):
         return "--distillation", _current(Path(value), "teacher")  # the file of the section, as a model is none
-    if name.removeprefix("--") in SECTIONS:
+    if (section := name.removeprefix("--")) in SECTIONS:
+        if not Path(value).is_file():
+            fields = [one.name for one in recipe_options() if one.name.startswith(f"{section}.")]
+            raise UsageError(
+                f"{name} {value}: is no file of the section {section}; its fields are --{', --'.join(fields)}"
+            )
         return name, _current(Path(value))
     kind = "split" if (verb.name, name) == ("data split", "--name") else name.removeprefix("--")
     choices = next((one.choices for one in verb.options if f"--{one.name}" == name), ())
