@@ -111,7 +111,7 @@ def _typed(verb: Verb, words: list[str]) -> dict[str, Any]:
     return values
 
 
-def _read(verb: Verb, words: Sequence[str]) -> list[str]:
+def _read(verb: Verb, words: Sequence[str]) -> list[str]:  # noqa: C901  (one pass over the words, a case each)
     """The words as jsonargparse takes them: ``--option=value`` once each, then what stands without an option."""
     options = {f"--{option.name}": option for option in verb.options}
     configs: list[str] = []
@@ -194,7 +194,7 @@ def _spelt_now(verb: Verb, name: str, value: str) -> tuple[str, str]:
     """An option and its value in place of old spellings of them."""
     if verb.takes_recipe and name == "--distillation.teacher" and value.lower().endswith((".yaml", ".yml")):
         return "--distillation", _current(Path(value), "teacher")  # the file of the section, as a model is none
-    if (section := name.removeprefix("--")) in SECTIONS:
+    if verb.takes_recipe and (section := name.removeprefix("--")) in SECTIONS:
         if not Path(value).is_file():
             fields = [one.name for one in recipe_options() if one.name.startswith(f"{section}.")]
             raise UsageError(
