@@ -145,7 +145,7 @@ class Bench:
             **self.facts, "engine": engine, "workers": workers, "threads": self.options.threads, "frames": frames,
             "partition": self.options.partition, "wall_s": round(wall, 2), "frames_per_s": round(frames / wall, 3),
             "driver_mb": round(peak / 1e6, 1), **_results(out, workers),
-            "bytes_in": round(statistics.mean(os.path.getsize(path) for path in islice(cycle(self.paths), frames))),
+            "bytes_in": round(statistics.mean(Path(path).stat().st_size for path in islice(cycle(self.paths), frames))),
         }  # fmt: skip
         if row["steady_frames_per_s"]:
             row["start_s"] = round(wall - frames / row["steady_frames_per_s"], 2)

@@ -21,7 +21,7 @@ FRAMES = sorted(Path(os.environ["FRAMES"]).iterdir())
 BODIES = itertools.cycle(
     [(file.name, HEAD % file.name.encode() + file.read_bytes() + b"\r\n--frame--\r\n") for file in FRAMES]
 )
-ANSWERS = open(os.environ["ANSWERS"], "w", encoding="utf-8")  # noqa: SIM115
+ANSWERS = Path(os.environ["ANSWERS"]).open("w", encoding="utf-8")  # noqa: SIM115
 RATE, USERS = float(os.environ["RATE"]), int(os.environ["USERS"])
 NUMBERS = itertools.count()
 

@@ -175,7 +175,7 @@ def _whole_names(recipe: Recipe, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @naming_extras()
-def evaluate(
+def evaluate(  # noqa: PLR0913  (the options of the verb)
     bundle: Model | None = None,
     data: Place | Sequence[Place] = (),
     out: Place = "evaluation",
@@ -206,7 +206,10 @@ def evaluate(
         threshold: predictions only, probability at and above which a pixel is polyp, 0..1; None is 0.5.
         allow_train_frames: also score frames that the bundle was trained or chosen on; the report says so first.
         corruptions: also score corrupted frames (blur, darkness, highlights, …); 40 times the work.
-        runtime, device, precision, tta: as of ``load``.
+        runtime: as of ``load``.
+        device: as of ``load``.
+        precision: as of ``load``.
+        tta: as of ``load``.
         masks: how masks are read, as of ``train``.
         progress: show progress bars; by default where standard error is a terminal.
 

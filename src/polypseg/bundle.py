@@ -116,8 +116,7 @@ class Architecture:
         return cls(**{**values, "decoder_channels": None if channels is None else tuple(channels)})
 
     def weights_differ_by(self, other: Architecture) -> str | None:
-        """The first setting that gives the other network other weights than this one; None where each can take the
-        other's."""
+        """The first setting by which the other network has other weights; None where each can take the other's."""
         for name in ("name", "encoder", "decoder_channels", "presence"):
             if getattr(self, name) != getattr(other, name):
                 return name
@@ -504,8 +503,9 @@ class ModelBundle:
             raise PolypsegError(f"{self.folder}: is an ensemble; {what or f'take its members one by one: {names}'}")
 
     def lineage(self) -> dict[str, Any]:
-        """How the weights came to be, as far as ``metadata.json`` says: what is written down of a bundle that others
-        were fine-tuned from, or averaged from.
+        """How the weights came to be, as far as ``metadata.json`` says.
+
+        This is written down of a bundle that others were fine-tuned from, or averaged from.
 
         Returns:
             ``name`` and ``hash`` (of weights in 16 bits, that of the bundle before); of a mean of others' weights
@@ -622,8 +622,10 @@ class ModelBundle:
 
     @property
     def exports(self) -> list[Export]:
-        """Its exports, as ``metadata.json`` names them; those of other weights are left out. An ensemble's members have
-        theirs."""
+        """Its exports, as ``metadata.json`` names them; those of other weights are left out.
+
+        An ensemble has none: its members have theirs.
+        """
         return [
             Export(record["runtime"], record["precision"], self.folder / rules.model_file(record), record)
             for record in self.metadata.get("exports", [])
@@ -632,8 +634,10 @@ class ModelBundle:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over all that decides a prediction: weights, architecture, preprocessing, operating point, …, and the
-        exports' files, as one of them may be what computes it; of an ensemble those of its members."""
+        """SHA-256 over all that decides a prediction: weights, architecture, preprocessing, operating point, ….
+
+        The exports' files count too, as one of them may be what computes it; of an ensemble those of its members.
+        """
         if self.members:
             return self._hash({"members": {one.folder.name: one.hash for one in self.members}})
         exports = [{"runtime": one.runtime, "precision": one.precision, **one.record["files"]} for one in self.exports]
@@ -740,7 +744,7 @@ def _members(bundle: ModelBundle, names: list[str], remedy: str) -> tuple[ModelB
         if "members" in rules.read_metadata(folder / METADATA_FILE):  # which may contain others without an end
             raise PolypsegError(f"{folder}: is not the member that {file} describes; {remedy}")
         member = ModelBundle.load(folder)
-        if recorded[name] not in (member.network_hash, member._former_hash):
+        if recorded[name] not in (member.network_hash, member._former_hash):  # noqa: SLF001  (of its own class)
             raise PolypsegError(f"{folder}: is not the member that {file} describes; {remedy}")
         members.append(member)
     return tuple(members)

@@ -57,7 +57,8 @@ def error_map(
 
     Args:
         frame: H×W×3 uint8 RGB.
-        truth, prediction: H×W bool.
+        truth: H×W bool.
+        prediction: likewise.
         fill: opacity of the fills, 0..1.
 
     Returns:

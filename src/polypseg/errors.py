@@ -25,7 +25,7 @@ class UsageError(PolypsegError):
 def one_line(text: str) -> str:
     """A text that shows on one line of sensible length, whatever a file's name or value in it holds.
 
-    Control characters are written as ``\\n``, and the middle of more than ``LONGEST_LINE`` characters is left out.
+    Control characters are written as Python does, and the middle of more than ``LONGEST_LINE`` characters is left out.
     """
     if len(text) > LONGEST_LINE:
         text = f"{text[: LONGEST_LINE // 2]} … {text[-LONGEST_LINE // 2 :]}"

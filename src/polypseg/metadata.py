@@ -56,7 +56,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
         PolypsegError: it cannot be read, is no JSON object, is larger or deeper than any bundle's, or has a key twice.
     """
     try:
-        with open(file, "rb") as opened:
+        with file.open("rb") as opened:
             content = opened.read(MOST_BYTES + 1)
     except OSError as error:
         raise PolypsegError(f"{file}: cannot be read ({error.strerror})") from error

@@ -45,7 +45,8 @@ def value(name: str, given: T, quiet: bool = False) -> T:
 
 def field(name: str, quiet: bool = False) -> str:
     """The whole name of a recipe's field as it is spelt now."""
-    return _now("recipe", name, FIELDS, quiet)
+    now: str = _now("recipe", name, FIELDS, quiet)
+    return now
 
 
 def values(given: Mapping[str, Any], quiet: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_one_frame_at_a_time_is_not_read_ahead(exported: ModelBundle, runtime: s
     segmenter = polypseg.load(exported.folder, runtime=runtime, device="cpu")
     read = 0
 
-    def frames():  # type: ignore[no-untyped-def]
+    def frames() -> Iterator[NDArray[np.uint8]]:
         nonlocal read
         for frame in FRAMES:
             read += 1

@@ -1,0 +1,1 @@
+"""How fast a bundle is, by each way in which it can be computed here."""

@@ -125,7 +125,7 @@ class Worker:
     def __init__(self, command: Sequence[str], job: Mapping[str, Any]) -> None:
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (closed with the process)
         # A session of its own: Ctrl-C is for the parent, who ends it.
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  (our own program, and no shell)
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
             encoding="utf-8", start_new_session=True,
         )  # fmt: skip
@@ -209,7 +209,7 @@ def work(started: float) -> None:
                 reply = timed(segmenter, list(frames), request["repeats"])
             else:
                 reply = {"dice": _dice(segmenter, _selected(segmenter.bundle, **request)[0])}
-        except Exception as error:  # any: a way that fails is a row that says so
+        except Exception as error:  # noqa: BLE001  (any: a way that fails is a row that says so)
             told = " ".join(str(error).split())[:400]
             reply = {"error": told if isinstance(error, PolypsegError) else f"{type(error).__name__}: {told}"}
         print(json.dumps(reply), file=replies, flush=True)

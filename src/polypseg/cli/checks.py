@@ -1,8 +1,7 @@
-"""Files and folders that are not there are reported before anything slow is imported: one line, in the words of the
-reader.
+"""Files and folders that are not there are reported before anything slow is imported.
 
 Each check only asks whether something is there; where it is not, the module that would read it is asked, which says
-why.
+why, in one line.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def check_split(file: str | None) -> None:
 
 def holds_model(name: str) -> bool:
     """Whether a word names a bundle's or a run's folder, a shipped model or one of the hub."""
-    from polypseg.bundle import METADATA_FILE
+    from polypseg.metadata import METADATA_FILE
     from polypseg.zoo import shipped_names
 
     places = (os.path.join(name, METADATA_FILE), os.path.join(name, "bundle", METADATA_FILE))

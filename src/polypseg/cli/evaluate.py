@@ -11,7 +11,7 @@ from polypseg.inference.augmentation import Augmented
 from polypseg.names import Part, Precision, Runtime
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  (an option each)
     bundle: str | None,
     data: list[str],
     out: str = "evaluation",

@@ -12,7 +12,7 @@ from polypseg.names import Precision, Runtime
 Saved = Literal["mask", "probability", "overlay", "contours", "json", "coco", "csv"]  # as io.outputs.Output
 
 
-def predict(
+def predict(  # noqa: PLR0913  (an option each)
     sources: list[str],
     model: list[str] | None = None,
     out: str = "predictions",

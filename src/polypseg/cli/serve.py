@@ -11,7 +11,7 @@ from polypseg.inference.augmentation import Augmented
 from polypseg.names import Precision, Runtime
 
 
-def serve(
+def serve(  # noqa: PLR0913  (an option each)
     model: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,

@@ -125,7 +125,7 @@ class FrameCache:
         for row in self.catalog:
             for path in (row.image_path, row.mask_path):
                 try:
-                    status = os.stat(path)
+                    status = os.stat(path)  # noqa: PTH116  (None is refused below)
                 except (OSError, TypeError) as error:
                     raise PolypsegError(f"{path or row.image_path}: cannot be read ({error})") from error
                 lines.append(f"{path}:{status.st_size}:{status.st_mtime_ns}")
@@ -142,7 +142,7 @@ class FrameCache:
                     self._store = np.memmap(part.name, np.uint8, "r+", shape=(self.held, *self._shape))
                     self._fill(self._put)
                     self._store.flush()
-                    os.replace(part.name, file)
+                    Path(part.name).replace(file)
                 finally:
                     Path(part.name).unlink(missing_ok=True)
         except OSError as error:

@@ -219,7 +219,9 @@ def _linear(frame: Frame) -> Field:
 
 def _display(light: Field) -> Frame:
     """Light as samples; what is beyond 0..1 is clipped, as the sensor does."""
-    return FROM_LINEAR[np.clip(light * np.float32(LEVELS - 1) + np.float32(0.5), 0, LEVELS - 1).astype(np.uint16)]
+    levels = np.clip(light * np.float32(LEVELS - 1) + np.float32(0.5), 0, LEVELS - 1).astype(np.uint16)
+    samples: Frame = FROM_LINEAR[levels]
+    return samples
 
 
 def _inside(view: NDArray[np.bool_], corrupted: Frame, frame: Frame) -> Frame:
@@ -262,5 +264,6 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Fi
     step = max(1.0, sigma)
     grid = rng.standard_normal((round(height / step) + 3, round(width / step) + 3), dtype=np.float32)
     smooth = cv2.resize(cv2.GaussianBlur(grid, (0, 0), 1.0), (width, height), interpolation=cv2.INTER_CUBIC)
-    field = np.asarray(smooth, np.float32)
-    return (field - field.mean()) / np.float32(max(float(field.std()), 1e-6))
+    field: Field = np.asarray(smooth, np.float32)
+    field = (field - field.mean()) / np.float32(max(float(field.std()), 1e-6))
+    return field

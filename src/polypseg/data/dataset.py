@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 
 class Key(NamedTuple):
-    """What a sampler asks the Dataset for: a frame's position, the epoch, and 0 in ``weight`` for padding; ``turn``
-    counts how often the epoch has asked for the frame before."""
+    """What a sampler asks the Dataset for: a frame's position, the epoch, and 0 in ``weight`` for padding.
+
+    ``turn`` counts how often the epoch has asked for the frame before.
+    """
 
     position: int
     epoch: int = 0
@@ -42,8 +44,11 @@ class Kinds(NamedTuple):
 
 
 class Sample(TypedDict):
-    """One frame, or with a leading dimension a batch: ``image`` 3×H×W float32 (normalised), ``mask`` 1×H×W
-    float32 0/1, ``index`` int64, ``weight`` float32 (0 marks padding that no metric counts)."""
+    """One frame, or with a leading dimension a batch.
+
+    ``image`` is 3×H×W float32 (normalised), ``mask`` 1×H×W float32 0/1, ``index`` int64, and ``weight`` float32
+    (0 marks padding that no metric counts).
+    """
 
     image: torch.Tensor
     mask: torch.Tensor

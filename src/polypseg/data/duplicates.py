@@ -26,8 +26,8 @@ from polypseg.catalog import Catalog
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError
 from polypseg.files import sha256_of_file
-from polypseg.io.masks import BLACK, MaskError
-from polypseg.io.pictures import MASK_THRESHOLD, read_frame, read_mask_values
+from polypseg.io.masks import BLACK, THRESHOLD, MaskError
+from polypseg.io.pictures import read_frame, read_mask_values
 
 SIDE = 48  # pixels; a signature is SIDE × SIDE
 # Chosen by eye on Kvasir-SEG: its 19 pairs above 0.75 all show the same scene, the weakest at 0.758; from
@@ -340,7 +340,7 @@ def _frame_facts(path: str) -> dict[str, Any]:
 
 def _mask_facts(path: str, kind: str) -> dict[str, Any]:
     values = read_mask_values(path, kind)
-    polyp = (values > MASK_THRESHOLD).astype(np.uint8)
+    polyp = (values > THRESHOLD).astype(np.uint8)
     low = values[(values > 0) & (values <= BLACK)]
     _, _, stats, _ = cv2.connectedComponentsWithStats(polyp, connectivity=8)
     boxes = stats[1:].astype(np.int64)  # without the background: left, top, width, height, area

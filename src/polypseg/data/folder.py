@@ -61,7 +61,8 @@ def pair(
     stems are NFC.
 
     Args:
-        images, masks: the folders.
+        images: the folder of the frames.
+        masks: the folder of the masks.
         dataset: the data set's name.
         problems: where to append.
         rename: makes a frame's name of a file's stem.

@@ -58,7 +58,8 @@ def write(
         out: the folder; made where it is missing.
         count: number of frames, 1 or more.
         seed: 0 or more.
-        height, width: of the frames, pixels, as for ``draw``.
+        height: of the frames, pixels, as for ``draw``.
+        width: likewise.
         empty_fraction: expected fraction of frames without a polyp, 0..1.
 
     Returns:
@@ -195,7 +196,8 @@ def draw(
 
     Args:
         seed: 0 or more.
-        height, width: pixels, 32 or more, and one at most ten times the other.
+        height: pixels, 32 or more.
+        width: likewise; one is at most ten times the other.
         polyps: how many, 0..5, each an own component of the mask; where the frame has no room for the last
             ones they are left out, but never the first. None draws none (about 8 %), one (most) or more.
 
@@ -311,7 +313,8 @@ def _outline(rng: np.random.Generator, height: int, width: int) -> Points:
         cosine, sine = np.cos(angle), np.sin(angle)
         x, y = x * rng.uniform(0.98, 1.08), y * rng.uniform(1.0, 1.1)
         points = np.stack([x * np.sign(cosine) * abs(cosine) ** power, y * np.sign(sine) * abs(sine) ** power], 1)
-    return points + np.array([(width - 1) / 2, (height - 1) / 2])
+    outline: Points = points + np.array([(width - 1) / 2, (height - 1) / 2])
+    return outline
 
 
 def _view(rng: np.random.Generator, height: int, width: int) -> tuple[Field, tuple[int, int, int, int] | None]:
@@ -486,7 +489,7 @@ def _mucosa(rng: np.random.Generator, tube: _Tube) -> NDArray[np.float32]:
     blood += rng.uniform(0.3, 1.1) * _vessels(rng, tube)
     blood += 0.35 * np.exp(-tube.depth / 0.25)  # light that comes back from the deep has met more of it
     absorbed = np.array([0.20, 0.98, 0.80], np.float32)
-    albedo = tone.astype(np.float32) * np.exp(-blood[..., None] * absorbed)
+    albedo: NDArray[np.float32] = tone.astype(np.float32) * np.exp(-blood[..., None] * absorbed)
     if rng.random() < 0.2:  # a film of yellow residue
         patches = _noise(rng, height, width, 0.16 * min(height, width)) + 0.6 * _noise(rng, height, width, 8)
         film = rng.uniform(0.2, 0.6) * _smoothstep(patches, 1.7, 3.2)[..., None]
@@ -590,7 +593,8 @@ def _expose(rng: np.random.Generator, light: Field, albedo: NDArray[np.float32])
     gain = rng.uniform(1.4, 2.1)
     balance = np.exp(rng.normal(0, [0.03, 0.03, 0.06])).astype(np.float32)
     picture = 1 - np.exp(-gain * np.clip(light, 0.0, 4)[..., None] * (balance * albedo))
-    return 0.6 * picture + 0.4 * picture * picture * (3 - 2 * picture)
+    exposed: NDArray[np.float32] = 0.6 * picture + 0.4 * picture * picture * (3 - 2 * picture)
+    return exposed
 
 
 def _highlights(

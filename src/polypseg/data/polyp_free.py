@@ -140,4 +140,5 @@ def _inside(integral: NDArray[np.int32], x: int, y: int, width: int, height: int
 
 
 def _is_dark(frame: Frame) -> Mask:
-    return (frame.max(axis=2) < _DARK).astype(np.uint8)
+    dark: Mask = (frame.max(axis=2) < _DARK).astype(np.uint8)
+    return dark

@@ -57,7 +57,7 @@ def seed_pipeline(pipeline: A.Compose, *numbers: int) -> None:
     generator of the same seed: they would all flip, rotate and brighten together, or none of them would.
     """
     sequence = np.random.SeedSequence(numbers)
-    python = random.Random(int(sequence.generate_state(1, np.uint64)[0]))
+    python = random.Random(int(sequence.generate_state(1, np.uint64)[0]))  # noqa: S311  (augmentation)
     pipeline.set_random_state(np.random.default_rng(sequence), python)
 
 
@@ -74,7 +74,7 @@ def _normalise(preprocessing: Preprocessing) -> A.BasicTransform:
     return A.Normalize(mean=preprocessing.mean, std=preprocessing.std, max_pixel_value=255.0)
 
 
-def _none(preprocessing: Preprocessing) -> list[A.BasicTransform]:
+def _none(_: Preprocessing) -> list[A.BasicTransform]:
     return []
 
 

@@ -1,0 +1,1 @@
+"""From a model, or predictions of another program, to a report: scores, thresholds, comparisons."""

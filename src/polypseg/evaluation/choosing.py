@@ -318,8 +318,10 @@ class _Regions:
         return floors[best] if values[best] >= values[0] + SMALLEST_GAIN else 0.0
 
     def most_sensitive(self, kind: Confidence, most: float) -> float:
-        """The lowest ``min_confidence`` with at most so many false regions a frame, raised as far as all that is found
-        there is still found."""
+        """The lowest ``min_confidence`` with at most so many false regions a frame.
+
+        It is raised as far as all that is found there is still found.
+        """
         scores = [(least, self.at(kind, least)) for least in self.floors(kind)]
         kept = [(least, one) for least, one in scores if one["false_per_frame"] <= most + 1e-12]
         if not kept:

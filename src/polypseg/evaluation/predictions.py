@@ -53,9 +53,11 @@ class BundlePredictor:
         self.threshold = segmenter.threshold
 
     def predictions(self, catalog: Catalog) -> Iterator[Segmentation]:
+        """Of each frame of a catalog, in its order."""
         return self.segmenter.stream(catalog.frame(index) for index in range(len(catalog)))
 
     def provenance(self) -> dict[str, Any]:
+        """The model, and how it is computed, for the report."""
         return {
             "model": self.name,
             "bundle_hash": self.segmenter.bundle.hash,
@@ -125,6 +127,7 @@ class FolderPredictor:
             )
 
     def predictions(self, catalog: Catalog) -> Iterator[Segmentation]:
+        """Of each frame of a catalog, in its order."""
         greatest = 0.0  # of all pictures
         for row in catalog:
             file = self._files[row.dataset, row.frame_id]
@@ -144,6 +147,7 @@ class FolderPredictor:
             )
 
     def provenance(self) -> dict[str, Any]:
+        """Where the predictions lie, for the report."""
         return {"predictions": self.name}
 
 

@@ -32,7 +32,7 @@ from polypseg.models.losses import LossConfig
 ALPHA = 0.05  # of ``compare``
 
 
-def report_on(
+def report_on(  # noqa: PLR0913  (the options of the verb)
     bundle: ModelBundle | str | os.PathLike[str] | None,
     data: Sequence[str | Path],
     out: str | Path,
@@ -62,7 +62,10 @@ def report_on(
         threshold: for predictions, 0..1; 0.5 by default. A bundle has its own.
         allow_train_frames: score frames that the bundle was trained or chosen on, too; the report says so first.
         corruptions: also test robustness; 40 times the work.
-        runtime, device, precision, tta: as of ``Segmenter``; for a bundle.
+        runtime: as of ``Segmenter``; for a bundle.
+        device: as of ``Segmenter``; for a bundle.
+        precision: as of ``Segmenter``; for a bundle.
+        tta: as of ``Segmenter``; for a bundle.
         progress: show progress bars; by default where standard error is a terminal.
 
     Returns:
@@ -248,8 +251,7 @@ def _known(bound: float) -> float | None:
 
 
 def _read_per_image(file: Path) -> pd.DataFrame:
-    """The columns that a comparison needs of the frames with a polyp, in an order that does not depend on the
-    evaluation's."""
+    """The columns that a comparison needs of the frames with a polyp, in an order that no evaluation decides."""
     columns = ["dataset", "frame_id", "group", "dice"]
     try:
         # Every name stays the string that it is: a frame may be called NA.

@@ -51,7 +51,7 @@ def render(bundle: ModelBundle) -> str:
 def _rendered(bundle: ModelBundle) -> str:
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)  # noqa: S701  (Markdown)
     environment.filters.update(number=number, interval=interval, percent=percent, share=share, cell=_cell)
     template = environment.from_string((resources.files(__package__) / "card.md.j2").read_text("utf-8"))
     metadata = renamed.values(bundle.metadata, quiet=True)

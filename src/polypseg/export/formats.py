@@ -198,7 +198,7 @@ def _has_any_size(bundle: ModelBundle, model: Any) -> bool:
             (found,) = session.run(None, {INPUT: images.numpy()})
             if found.shape != expected.shape or not np.abs(found - expected).max() < SAME:
                 return False
-    except Exception:  # of many classes: sizes in the graph, or in the network, do not go together
+    except Exception:  # noqa: BLE001  (of many classes: sizes in the graph, or in the network, do not go together)
         return False
     return True
 
@@ -226,7 +226,7 @@ def _program(bundle: ModelBundle, any_size: bool = True) -> torch.export.Exporte
     any_size = any_size and not bundle.architecture.presence
     try:
         return torch.export.export(network.eval(), example, dynamic_shapes=({**batch, **(size if any_size else {})},))
-    except Exception:  # of many classes: the network computes with its own size
+    except Exception:  # noqa: BLE001  (of many classes: the network computes with its own size)
         return torch.export.export(network, example, dynamic_shapes=(batch,))
 
 

@@ -67,7 +67,7 @@ class Segmenter:
         UsageError: the options do not go together, or the device is not there.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (an option each)
         self,
         bundle: Model | Sequence[Model] | None = None,
         runtime: str = "auto",

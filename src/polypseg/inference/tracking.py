@@ -364,7 +364,8 @@ def box_iou(rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[
     common = np.prod(np.clip(high - low, 0, None), axis=2)
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (rows, columns)]
     union = areas[0][:, None] + areas[1][None, :] - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    iou: NDArray[np.float64] = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return iou
 
 
 def pair_boxes(overlaps: NDArray[np.float64], least: float) -> list[tuple[int, int]]:

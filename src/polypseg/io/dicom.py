@@ -61,7 +61,7 @@ def is_dicom(path: str | Path) -> bool:
     element of group 0002 or 0008, little endian. False for what is missing, unreadable or a folder.
     """
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             start = file.read(132)
     except OSError:
         return False
@@ -152,7 +152,7 @@ class DicomFrames:
             bits = self._bits_in_use(stored)
             try:
                 frame = _to_rgb(stored, self._header, bits)
-            except Exception:
+            except Exception:  # noqa: BLE001  (pydicom and NumPy raise whatever they meet)
                 raise PolypsegError(
                     f"{self.path}: the rescale, window, look-up table or palette in its header cannot be applied; "
                     "export the image again"
@@ -250,7 +250,7 @@ def quiet(path: Path, problem: str) -> Iterator[None]:
             raise
         except ImportError:
             raise PolypsegError(f"{path}: is DICOM, which needs more packages: {INSTALL}") from None
-        except Exception:
+        except Exception:  # noqa: BLE001  (decoders raise whatever they meet)
             raise PolypsegError(f"{path}: {problem}") from None
         finally:
             for logger, level in zip(loggers, levels, strict=True):
@@ -298,7 +298,8 @@ def _transfer_syntax(header: Dataset) -> UID:
     """How the file is encoded; one that does not say so is uncompressed, and encoded as its elements were read."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    if named := header.file_meta.get("TransferSyntaxUID"):
+    named: UID | None = header.file_meta.get("TransferSyntaxUID")
+    if named:
         return named
     implicit, little = header.original_encoding
     return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -316,7 +317,7 @@ def positive(path: Path, header: Dataset, keyword: str) -> int:
         return 1
     try:
         value = int(header[keyword].value)
-    except Exception:  # absent, empty, several or no number
+    except Exception:  # noqa: BLE001  (absent, empty, several or no number)
         value = 0
     if value < 1:
         raise PolypsegError(f"{path}: its header has no valid {keyword}; export the image again")
@@ -385,7 +386,7 @@ def _number(path: Path, header: Dataset, keyword: str) -> float | None:
         return None
     try:
         value = float(np.ravel(header[keyword].value)[0])
-    except Exception:
+    except Exception:  # noqa: BLE001  (no number, or what pydicom cannot read)
         value = math.nan
     if not math.isfinite(value):
         raise PolypsegError(f"{path}: its header has no valid {keyword}; export the image again")
@@ -471,7 +472,7 @@ def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> tuple[
                     held, length = held + 1, at + size - start
                     if at + size <= end and not _is_video(syntax):
                         _check_fragment(path, file, at, size, header)
-                    _check_enough(path, held, length, end)
+                    _check_enough(path, held)
                 _check_frames(path, syntax, count, held, length)
     if length == 0:
         raise PolypsegError(f"{path}: contains no pixel data; export the image again")
@@ -490,8 +491,11 @@ def _find_pixels(path: Path, header: Dataset, syntax: UID, count: int) -> tuple[
 
 
 def _element(path: Path, file: IO[bytes], syntax: UID) -> tuple[int, int, bool]:
-    """Of the pixel data where a file stands: where its value begins, its length, 0 at the file's end, and whether it
-    names its kind (explicit VR)."""
+    """The pixel data where a file stands.
+
+    Returns:
+        where its value begins; its length, 0 at the file's end; and whether it names its kind (explicit VR).
+    """
     order = "<" if syntax.is_little_endian else ">"
     head = file.read(8)
     if len(head) < 8:
@@ -529,7 +533,7 @@ def _fragments(file: IO[bytes]) -> Iterator[tuple[int, int]]:
         file.seek(start + length)
 
 
-def _check_enough(path: Path, held: int, length: int, end: int) -> None:
+def _check_enough(path: Path, held: int) -> None:
     if held > 10 * MAX_FRAMES:
         raise PolypsegError(f"{path}: its pixels lie in more than {10 * MAX_FRAMES:,} pieces; export the image again")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -287,7 +286,7 @@ def _write_picture(path: Path, content: bytes) -> None:
 def _picture(path: str | Path, pixels: NDArray[Any]) -> bytes:
     """H×W or H×W×3 (BGR) pixels in the format that the name ends with."""
     try:
-        done, content = cv2.imencode(os.path.splitext(path)[1], np.ascontiguousarray(pixels))
+        done, content = cv2.imencode(Path(path).suffix, np.ascontiguousarray(pixels))
     except cv2.error:
         done = False
     if not done:

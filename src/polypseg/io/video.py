@@ -112,7 +112,7 @@ class Frame:
     def pixels(self) -> NDArray[np.uint8]:
         """H×W×3 uint8 RGB, upright; converted when first asked for, by one thread at a time."""
         assert self._source is not None
-        converted = self._reader._upright(self._source)
+        converted = self._reader._upright(self._source)  # noqa: SLF001  (a frame is of its reader)
         self._source = None  # gives the decoder its buffer back
         return converted
 
@@ -324,7 +324,7 @@ class VideoReader:
             at = max(0.0, float((damaged - first) * time_base))
             self.problem = f"{self.path}: is damaged at {at:.1f} s, perhaps beyond; frames there are missing or spoilt"
 
-    def _packets(self) -> Iterator[av.Packet | None]:
+    def _packets(self) -> Iterator[av.Packet[Any] | None]:
         """Its packets, the last one empty; None where the container breaks off."""
         packets = self._container.demux(self._stream)
         while True:
@@ -420,7 +420,8 @@ def open_media(source: Path | IO[bytes], formats: Sequence[str] = FORMATS) -> av
     options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "file" if path else "none"}
     only = formats[0] if len(formats) == 1 else None
     name: Any = f"file:{source}" if path else source
-    return av.open(name, "r", format=only, metadata_errors="ignore", options=options)
+    container: av.container.InputContainer = av.open(name, "r", format=only, metadata_errors="ignore", options=options)
+    return container
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -433,7 +434,7 @@ def _open(path: Path) -> av.container.InputContainer:
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, PermissionError):
             raise PolypsegError(f"{path}: no permission to read it") from error
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             start = file.read(8)
         if not start:
             raise PolypsegError(f"{path}: is empty; copy or record it again") from error
@@ -473,7 +474,7 @@ def _stream_damage(path: Path, identity: int) -> tuple[float | None, bool]:
         file is of another kind; and whether it ends within a packet.
     """
     total = path.stat().st_size
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         head = file.read(5 * 204)
         file.seek(0)
         for size, sync in ((188, 0), (192, 4), (204, 0)):
@@ -491,9 +492,11 @@ def _stream_damage(path: Path, identity: int) -> tuple[float | None, bool]:
 
 
 def _lost_packet(file: IO[bytes], size: int, sync: int, identity: int) -> int | None:
-    """Where a transport stream of packets of ``size`` bytes lacks one, bytes: where none begins, or where the video's
-    numbers, 0 to 15 in turn, skip one (ISO/IEC 13818-1, 2.4.3). Where a table comes between, a recording may have been
-    put behind another."""
+    """Where a transport stream of packets of ``size`` bytes is missing one, bytes; None where nowhere.
+
+    None begins there, or the video's numbers, 0 to 15 in turn, skip one (ISO/IEC 13818-1, 2.4.3). Where a table comes
+    between, a recording may have been put behind another.
+    """
     at, before, tables_before = 0, None, 0
     while block := file.read(size * 65536):
         whole = np.frombuffer(block, np.uint8)[: len(block) // size * size].reshape(-1, size)[:, sync : sync + 6]
@@ -550,8 +553,10 @@ def _walk_matroska(file: IO[bytes], total: int) -> tuple[float | None, bool]:
 
 
 def _vint(data: bytes, longest: int, value: bool) -> tuple[int | None, int]:
-    """A number of variable length at the beginning, and its length, 0 where there is none; as a ``value`` without the
-    marker, and None where it stands for an unknown size."""
+    """A number of variable length at the beginning, and its length, 0 where there is none.
+
+    As a ``value`` it is without the marker, and None where it stands for an unknown size.
+    """
     length = 9 - data[0].bit_length() if data and data[0] else 0
     if not 0 < length <= min(longest, len(data)):
         return None, 0
@@ -635,7 +640,7 @@ class VideoWriter:
             raise PolypsegError(f"{path}: this PyAV has no H.264 encoder; install the wheel from PyPI (pip install av)")
         # A Python file, because its errors name themselves, and at the frame where they happen.
         try:
-            self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115
+            self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115, PTH123
         except OSError as error:
             raise disk_error(path, error) from error
         self._container = av.open(
@@ -713,7 +718,7 @@ def whole_frames(part: Path) -> int:
         return 0
 
 
-def _whole_packets(container: av.container.InputContainer, size: int) -> Iterator[av.Packet]:
+def _whole_packets(container: av.container.InputContainer, size: int) -> Iterator[av.Packet[Any]]:
     """The packets up to the first that the file's end cuts."""
     packets = container.demux(container.streams.video[0])
     with contextlib.suppress(av.FFmpegError, OSError):
@@ -765,8 +770,8 @@ def finish_mp4(parts: Path | Sequence[tuple[Path, int]], path: Path) -> None:
                     packet.pts = packet.dts = (packet.pts or 0) + begin  # nothing is reordered
                     packet.stream = copy
                     target.mux(packet)
-        os.chmod(temporary, parts[0][0].stat().st_mode & 0o777)
-        os.replace(temporary, path)
+        Path(temporary).chmod(parts[0][0].stat().st_mode & 0o777)
+        Path(temporary).replace(path)
     except (av.FFmpegError, OSError) as error:
         raise _write_error(path, error) from error
     finally:

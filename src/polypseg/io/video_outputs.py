@@ -146,7 +146,7 @@ class VideoOutputs:
         fresh = self._state_part.with_suffix(".new.npz")
         try:
             np.savez(fresh, index=index, average=average)
-            os.replace(fresh, self._state_part)
+            fresh.replace(self._state_part)
         except OSError as error:
             raise disk_error(self._state_part, error) from error
 
@@ -171,7 +171,7 @@ class VideoOutputs:
                 finish_mp4(list(zip(self._overlay_parts.values(), self._begins, strict=False)), self.overlay)
             write_json(self.timeline_file, timeline)
             self.close()
-            os.replace(self._records_part, self.records)
+            self._records_part.replace(self.records)
             self._remove_parts()
         except OSError as error:
             raise disk_error(self.records, error) from error
@@ -229,7 +229,7 @@ class VideoOutputs:
             if all(file.exists() for file in self.files):
                 self.timeline = timeline
                 return
-            os.replace(self.records, self._records_part)  # only the overlay is wanting
+            self.records.replace(self._records_part)  # only the overlay is wanting
             write_json(self._settings_part, settings)
         if self._records_part.exists():
             self._check_same(self._settings_part, read_json(self._settings_part), settings)
@@ -249,7 +249,7 @@ class VideoOutputs:
 def whole_lines(file: Path) -> list[str]:
     """The lines of a JSONL file up to the first that is not whole, or not the record of the next frame."""
     lines: list[str] = []
-    with open(file, encoding="utf-8", errors="replace", newline="\n") as content:
+    with file.open(encoding="utf-8", errors="replace", newline="\n") as content:
         for line in content:
             try:
                 whole = line.endswith("\n") and json.loads(line)["frame"] == len(lines)

@@ -84,7 +84,8 @@ def place_labels(
         boxes: of the outline that each label belongs to, pixels.
         ends: column of each outline's highest and of its lowest point.
         sizes: width and height of each label.
-        width, height: of the frame.
+        width: of the frame.
+        height: of the frame.
         gap: between a label and whatever it stands beside.
         taken: where no label may be.
 

@@ -96,7 +96,8 @@ def boundary_scores(
     and ``compute_surface_dice`` where neither mask is empty.
 
     Args:
-        prediction, truth: H×W bool, one shape, at least one pixel.
+        prediction: H×W bool, at least one pixel.
+        truth: H×W bool, the same shape.
         tolerances: for the surface Dice, in pixels, finite, >= 0. Tolerances in pixels mean other sizes of polyp at
             other resolutions; pass shares of the diagonal times the diagonal to compare across them.
         boundary_width: of boundary IoU, share of the diagonal, > 0.

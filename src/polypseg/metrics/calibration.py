@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +78,17 @@ class Reliability:
     @property
     def confidence(self) -> NDArray[np.float64]:
         """Mean probability in each bin, 0..1; NaN in an empty one."""
-        return np.divide(self.confidence_sum, self.counts, out=np.full(len(self.counts), np.nan), where=self.counts > 0)
+        return self._of_each(self.confidence_sum)
 
     @property
     def frequency(self) -> NDArray[np.float64]:
         """Share of polyp pixels in each bin, 0..1; NaN in an empty one."""
-        return np.divide(self.positives, self.counts, out=np.full(len(self.counts), np.nan), where=self.counts > 0)
+        return self._of_each(self.positives)
+
+    def _of_each(self, sums: NDArray[Any]) -> NDArray[np.float64]:
+        empty = np.full(len(self.counts), np.nan)
+        means: NDArray[np.float64] = np.divide(sums, self.counts, out=empty, where=self.counts > 0)
+        return means
 
     def ece(self) -> float:
         """Expected calibration error, ``Σ_k n_k / n · |frequency_k - confidence_k|``, 0..1.
@@ -150,7 +156,7 @@ def fit_temperature(predict: Callable[[float], Iterable[tuple[NDArray[np.float32
 def miss_rates(
     probability: NDArray[np.float32], truth: NDArray[np.bool_], thresholds: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Missed-pixel fraction of one frame at each threshold, ``|T \\ P| / |T|`` with P where ``p >= threshold``.
+    r"""Missed-pixel fraction of one frame at each threshold, ``|T \ P| / |T|`` with P where ``p >= threshold``.
 
     One pass over the polyp's pixels. It never falls as the threshold rises. A frame without a polyp has nothing to
     miss: its fraction is 0 at every threshold, whatever is predicted.

@@ -169,7 +169,8 @@ class Detections:
 
         Args:
             groups: as in ``scores``.
-            least, most: share of the frame, 0..1; ``most`` is exclusive.
+            least: share of the frame, 0..1.
+            most: likewise; exclusive.
         """
         table = np.zeros_like(self._table)
         for column, rows in ((0, self._lesions), (1, self._regions)):
@@ -364,7 +365,8 @@ def _ends(falling: Floats) -> NDArray[np.intp]:
 def _ratio(part: Any, whole: Any) -> Floats:
     """Part over whole; NaN where the whole is 0."""
     part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    ratio: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return ratio
 
 
 def _at(rows: Any, position: NDArray[np.intp]) -> Floats:

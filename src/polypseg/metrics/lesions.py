@@ -148,7 +148,8 @@ def match_lesions(
     """Find the lesions of one frame's prediction and truth and pair them; the rules stand in the module.
 
     Args:
-        prediction, truth: H×W bool, one shape.
+        prediction: H×W bool.
+        truth: H×W bool, the same shape.
         probability: H×W float, 0..1, the map that the prediction was thresholded from; gives each predicted lesion
             its confidence, which the free-response curve needs.
         min_area: smaller regions are ignored in both masks; pixels, >= 1.

@@ -12,7 +12,8 @@ def dice(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     Both empty gives 1; anything predicted on an empty truth gives 0.
 
     Args:
-        prediction, truth: bool arrays of one shape.
+        prediction: bool, any shape.
+        truth: bool, the same shape.
 
     Raises:
         ValueError: the shapes differ.

@@ -94,7 +94,8 @@ def confusion(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Confus
     """Count one image's pixels.
 
     Args:
-        prediction, truth: bool arrays of one shape.
+        prediction: bool, any shape.
+        truth: bool, the same shape.
 
     Raises:
         ValueError: the shapes differ, or an array is not bool.

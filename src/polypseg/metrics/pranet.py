@@ -136,7 +136,8 @@ def quantise(probability: Map) -> NDArray[np.uint8]:
     stretched = probability - low
     stretched /= high - low
     stretched *= 255
-    return np.rint(stretched, out=stretched).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(stretched, out=stretched).astype(np.uint8)
+    return rounded
 
 
 def pranet_scores(probability: Map, truth: Mask) -> PranetScores:
@@ -203,12 +204,14 @@ class _Frame:
     @property
     def background(self) -> NDArray[np.int64]:
         """Pixels of each level where the truth shows no polyp."""
-        return self.quadrants[:, 0].sum(axis=0)
+        pixels: NDArray[np.int64] = self.quadrants[:, 0].sum(axis=0)
+        return pixels
 
     @property
     def polyp(self) -> NDArray[np.int64]:
         """Pixels of each level on the polyp."""
-        return self.quadrants[:, 1].sum(axis=0)
+        pixels: NDArray[np.int64] = self.quadrants[:, 1].sum(axis=0)
+        return pixels
 
     @property
     def value(self) -> Curve:
@@ -239,7 +242,8 @@ def _overlap_curves(frame: _Frame) -> dict[str, Curve]:
 
 def _ratio(numerator: Curve, denominator: Any) -> Curve:
     """Numerator / denominator, 0 for 0 / 0."""
-    return numerator / np.maximum(denominator, 1)
+    ratio: Curve = numerator / np.maximum(denominator, 1)
+    return ratio
 
 
 def _e_measure(frame: _Frame, true: Any, false: Any) -> Curve:

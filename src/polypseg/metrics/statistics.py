@@ -293,8 +293,12 @@ def compare(
     """Compare two models by their scores on the same images, in the same order.
 
     Args:
-        one, other: a number an image each.
-        groups, confidence, resamples, seed: as in ``bootstrap_interval`` and ``sign_flip_test``.
+        one: a number an image.
+        other: likewise, of the same images.
+        groups: as in ``bootstrap_interval``.
+        confidence: likewise.
+        resamples: as in ``bootstrap_interval`` and ``sign_flip_test``.
+        seed: likewise.
 
     Raises:
         ValueError: as there, or the two are of different length.
@@ -326,8 +330,10 @@ def rank(
 
     Args:
         scores: by model name, one number an image, all of the same images in the same order; higher is better.
-        groups, resamples, seed: as in ``compare``.
+        groups: as in ``compare``.
         alpha: probability of one false difference or more, 0..1, exclusive.
+        resamples: as in ``compare``.
+        seed: likewise.
 
     Raises:
         ValueError: there are no models, or as ``compare``.
@@ -384,7 +390,7 @@ def _letters(names: Sequence[str], apart: Sequence[tuple[str, str]]) -> dict[str
 
 
 def _letter(index: int) -> str:
-    """a, b, … z, a1, b1, …"""
+    """The letter of a number: a, b, … z, a1, b1, …."""
     return chr(ord("a") + index % 26) + (str(index // 26) if index >= 26 else "")
 
 
@@ -405,7 +411,7 @@ def _median_of_groups(scores: Scores, codes: Codes) -> Callable[..., Scores]:
     order = np.argsort(scores)
     ascending, group_of = scores[order], codes[order]
 
-    def of_groups(drawn: Codes, axis: int = -1) -> Scores:
+    def of_groups(drawn: Codes, axis: int = -1) -> Scores:  # noqa: ARG001  (SciPy names the axis)
         # How often each group was drawn, then where half of the images are counted off in ascending order.
         rows = np.arange(len(drawn))[:, None] * count
         times = np.bincount((drawn + rows).ravel(), minlength=len(drawn) * count).reshape(-1, count)

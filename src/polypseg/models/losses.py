@@ -90,7 +90,8 @@ def background_loss(logits: torch.Tensor, target: torch.Tensor, around: torch.Te
     Shrivastava et al., Training region-based object detectors with online hard example mining, CVPR 2016.
 
     Args:
-        logits, target: N×1×H×W float32; the target 0..1.
+        logits: N×1×H×W float32.
+        target: the same shape, 0..1.
         around: the target's mean around each pixel, where it is known already.
     """
     from torch.nn.functional import softplus
@@ -109,7 +110,8 @@ def soft_dice_loss(
     polyp counts as 0: its Dice has no gradient that helps, and the cross-entropy covers it.
 
     Args:
-        logits, target: N×1×H×W.
+        logits: N×1×H×W.
+        target: the same shape, 0..1.
         per_image: where the sums run.
         weight: of each pixel, N×1×H×W; None for 1.
     """

@@ -175,7 +175,7 @@ class _OnMeta(DeviceContext):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.linspace, torch.arange):
             return func(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
 
 def dropout_argument(name: str) -> str | None:
@@ -222,7 +222,7 @@ def _main_stages(decoder: Any) -> list[Any]:
     return list(decoder.blocks)
 
 
-def _drop_finest(decoder: torch.nn.Module, given: tuple[list[torch.Tensor]]) -> tuple[list[torch.Tensor]]:
+def _drop_finest(_decoder: torch.nn.Module, given: tuple[list[torch.Tensor]]) -> tuple[list[torch.Tensor]]:
     frame, _, *coarser = given[0]
     return ([frame, *coarser],)
 
@@ -254,4 +254,5 @@ def _architecture_class(name: str) -> type[torch.nn.Module]:
         near = difflib.get_close_matches(name, names, 1, 0.3)
         hint = f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(names)}"
         raise PolypsegError(f"model: segmentation-models-pytorch has no architecture {name!r}{hint}")
-    return getattr(smp, name)
+    found: type[torch.nn.Module] = getattr(smp, name)
+    return found

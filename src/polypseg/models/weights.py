@@ -132,7 +132,8 @@ def _smp_settings(encoder_name: str) -> Mapping[str, Mapping[str, str]]:
         return {}
     if encoder_name not in smp.encoders.encoders:
         raise PolypsegError(f"{encoder_name}: segmentation-models-pytorch has no encoder of that name")
-    return smp.encoders.encoders[encoder_name]["pretrained_settings"]
+    settings: Mapping[str, Mapping[str, str]] = smp.encoders.encoders[encoder_name]["pretrained_settings"]
+    return settings
 
 
 def _timm_settings(encoder_name: str) -> Any:
@@ -209,7 +210,7 @@ def _load_timm(encoder: torch.nn.Module, encoder_name: str) -> WeightsOrigin:
         filled = smp.encoders.get_encoder(
             encoder_name,
             in_channels=3,
-            depth=encoder._depth,
+            depth=encoder._depth,  # noqa: SLF001  (SMP has it under no other name)
             weights=True,
             pretrained_cfg_overlay={"file": str(file)},
         )

@@ -1,0 +1,1 @@
+"""From sources to outputs by a Segmenter: pictures, DICOM, videos, cameras, archives."""

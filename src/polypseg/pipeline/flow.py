@@ -35,7 +35,9 @@ class Readable(Protocol):
     """A frame: ``pixels`` is H×W×3 uint8 RGB."""
 
     @property
-    def pixels(self) -> Pixels: ...
+    def pixels(self) -> Pixels:
+        """H×W×3 uint8 RGB."""
+        ...
 
 
 F = TypeVar("F", bound=Readable)

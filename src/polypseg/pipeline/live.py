@@ -224,7 +224,7 @@ class _Mailbox:
                     self.dropped += self._slot is not None
                     self._slot = arrived, pixels
                     self._changed.notify_all()
-        except Exception as raised:
+        except Exception as raised:  # noqa: BLE001  (raised again by the reader)
             error = raised
         finally:
             self._end(error)

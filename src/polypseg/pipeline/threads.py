@@ -61,7 +61,7 @@ class Stages:
             self._put(waiting, _END)
         except _Stopped:
             items.close()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (raised again by the reader)
             try:
                 self._put(waiting, _Failure(error))
             except _Stopped:
@@ -97,7 +97,7 @@ class Inline(Executor):
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (raised again by the Future)
             future.set_exception(error)
         return future
 
@@ -113,7 +113,7 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], mos
     while problem is None:
         try:
             item = next(coming)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (raised again below)
             problem = error
         else:
             waiting.append(pool.submit(function, item))

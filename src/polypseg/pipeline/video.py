@@ -42,11 +42,19 @@ class Frame(Readable, Protocol):
     """A frame of a video, as ``io.video.Frame``."""
 
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Its number, from 0."""
+        ...
+
     @property
-    def pts(self) -> int: ...
+    def pts(self) -> int:
+        """When it is shown, in units of the time base."""
+        ...
+
     @property
-    def time(self) -> float: ...
+    def time(self) -> float:
+        """When it is shown, seconds."""
+        ...
 
 
 class Video(Protocol):

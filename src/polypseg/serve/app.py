@@ -83,7 +83,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 BODY = (400, 408, 413, 415, 422)  # what may be wrong with any form
 
 
-def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAPI:
+def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAPI:  # noqa: C901  (a function a route)
     """The application around a model; it starts and ends with the server's lifespan.
 
     Args:

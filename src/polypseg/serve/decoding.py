@@ -172,12 +172,12 @@ class _Process:
 
     def answer(self) -> tuple[int, Any]:
         """What it sent: arrays come beside the rest, and are not copied again."""
-        sizes, head = pickle.loads(self.pipe.recv_bytes())
+        sizes, head = pickle.loads(self.pipe.recv_bytes())  # noqa: S301  (of our own process)
         buffers = [bytearray(size) for size in sizes]
         for buffer in buffers:
             if buffer:
                 self.pipe.recv_bytes_into(buffer)
-        answer: tuple[int, Any] = pickle.loads(head, buffers=buffers)
+        answer: tuple[int, Any] = pickle.loads(head, buffers=buffers)  # noqa: S301
         return answer
 
     def kill(self) -> None:
@@ -218,7 +218,7 @@ def _answers(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[t
         else:
             yield _ITEM, work(*arguments)
         yield _END, None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (any: the process that asked reports it)
         if _for_want_of_memory(error):
             yield _TOO_LARGE, None
         elif isinstance(error, PolypsegError | HTTPException):

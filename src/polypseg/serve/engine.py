@@ -92,7 +92,7 @@ class Engine:
                 together = 1 if alone else max(2, len(taken))
                 for future, probability in zip(futures, self._segmenter.probabilities(frames, together), strict=True):
                     future.set_result(probability)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (raised again by the Futures)
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)

@@ -35,6 +35,7 @@ class StrictRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What responds to a request: as FastAPI's, after the check."""
         handle = super().get_route_handler()
         declared = list(_with_dependencies(self.dependant))
         queried, sent = (
@@ -96,10 +97,13 @@ async def _read_form(request: Request) -> FormData:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "multipart/form-data":
-            request._form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
+            form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
         elif kind == "application/x-www-form-urlencoded":
-            request._form = await _UrlencodedParser(request.headers, request.stream(), **limits).parse()
-        return await request.form()
+            form = await _UrlencodedParser(request.headers, request.stream(), **limits).parse()
+        else:
+            return await request.form()
+        request._form = form  # noqa: SLF001  (where Starlette looks for it)
+        return form
     except MultiPartException as problem:
         raise HTTPException(400, problem.message) from problem
     except ValueError as problem:

@@ -275,7 +275,7 @@ class Jobs:
         while not self._stopping:
             try:
                 self._one()
-            except Exception as problem:  # nothing ends the jobs for good
+            except Exception as problem:  # noqa: BLE001  (nothing ends the jobs for good)
                 wait = min(2 * wait, LONGEST_RETRY) if self.trouble else RETRY
                 full = is_full(problem)
                 self.trouble = "waits: the disk of the service is full" if full else "waits: the service cannot write"

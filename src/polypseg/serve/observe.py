@@ -63,6 +63,7 @@ class Observed:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on, and log and count what becomes of it."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         identity = secrets.token_hex(8)
@@ -89,7 +90,7 @@ class Observed:
             await self._app(scope, receive, sending)
         except _Broken:
             log.info("connection broken", extra={"fields": {"id": identity}})
-        except Exception as crash:
+        except Exception as crash:  # noqa: BLE001  (any: it is logged, and the client gets a line)
             log.error("crash", extra={"fields": {"id": identity, **without_values(crash)}})
             if not status:
                 line = f"the service failed at this; its log says more under {identity}"
@@ -113,6 +114,7 @@ class JsonLines(logging.Formatter):
     """A record as a line of JSON: ``time``, ``level``, ``event`` and the record's ``fields``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
         now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         entry: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
         # Of others' messages only what stands in their source: what is filled in may be a file's name.

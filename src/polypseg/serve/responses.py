@@ -15,14 +15,20 @@ def error(status: int, line: str, headers: Mapping[str, str] | None = None) -> J
 
 
 class Error(BaseModel):
+    """A refusal."""
+
     error: str = Field(description="One line: what is wrong, and what to do")
 
 
 class Status(BaseModel):
+    """The service's state."""
+
     status: Literal["ok", "starting or stopping", "jobs wait: the disk refuses"]
 
 
 class Limits(BaseModel):
+    """What the service accepts at most."""
+
     max_bytes: int = Field(description="Of a frame's file")
     max_pixels: int = Field(description="Of a frame")
     max_job_bytes: int = Field(description="Of all files of a job")
@@ -30,6 +36,8 @@ class Limits(BaseModel):
 
 
 class OperatingPoint(BaseModel):
+    """What makes polyps of probabilities."""
+
     threshold: float = Field(description="A pixel belongs to a region if its probability is at least this, 0 to 1")
     min_confidence: float = Field(description="A region is a polyp if its confidence is at least this, 0 to 1")
     confidence: Literal["peak", "mean"] = Field(
@@ -40,6 +48,8 @@ class OperatingPoint(BaseModel):
 
 
 class Model(BaseModel):
+    """The model that the service computes with."""
+
     name: str
     hash: str = Field(description="SHA-256 over all that decides a prediction")
     threshold: float = Field(description="The operating point's")
@@ -56,6 +66,8 @@ class Model(BaseModel):
 
 
 class Polyp(BaseModel):
+    """A polyp of a frame, in its pixels."""
+
     box: list[int] = Field(description="xmin, ymin, xmax, ymax in pixels; the maxima are exclusive")
     area: int = Field(description="Pixels")
     confidence: float = Field(description="Highest or mean probability inside, by the operating point, 0 to 1")
@@ -63,6 +75,8 @@ class Polyp(BaseModel):
 
 
 class Frame(BaseModel):
+    """A frame's prediction."""
+
     model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
     source: str = Field(description="The upload's own name, without any path")
     frame: int | None = Field(description="null for a still")
@@ -85,6 +99,8 @@ class Frame(BaseModel):
 
 
 class Job(BaseModel):
+    """A video, or a batch of stills, that is predicted in the background."""
+
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     kind: Literal["video", "batch"]
@@ -98,9 +114,13 @@ class Job(BaseModel):
 
 
 class Corrections(BaseModel):
+    """The corrected masks that are stored."""
+
     count: int
     names: list[str]
 
 
 class Correction(BaseModel):
+    """A corrected mask that was stored."""
+
     name: str = Field(description="The stem that it was stored under")

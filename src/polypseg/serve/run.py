@@ -48,7 +48,12 @@ def serve(
         settings: limits and the state folder.
         host: address to listen on.
         port: TCP port; 0 takes a free one.
-        model: as ``polypseg.load`` takes it; likewise the further ones.
+        model: as ``polypseg.load`` takes it.
+        runtime: likewise.
+        device: likewise.
+        precision: likewise.
+        threads: likewise.
+        tta: likewise.
 
     Raises:
         UsageError: others can reach the address, and there is no token.
@@ -167,9 +172,9 @@ def _protocol() -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._expect_head()
-            silent = [one for one in self.connections if isinstance(one, Protocol) and one._silent]
+            silent = [one for one in self.connections if isinstance(one, Protocol) and one._silent]  # noqa: SLF001
             if len(self.connections) > MOST_CONNECTIONS and silent:
-                min(silent, key=lambda one: one._silent_since).transport.close()
+                min(silent, key=lambda one: one._silent_since).transport.close()  # noqa: SLF001  (of this class)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

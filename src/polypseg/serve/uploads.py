@@ -90,7 +90,7 @@ def stored(upload: IO[bytes], folder: Path) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(dir=folder, prefix="upload-")
     path = Path(name)
     try:
-        with open(descriptor, "wb") as file:
+        with open(descriptor, "wb") as file:  # noqa: PTH123  (no path)
             shutil.copyfileobj(upload, file, 1 << 20)
         yield path
     finally:
@@ -159,7 +159,7 @@ def open_still(path: Path, name: str, max_pixels: int) -> Path | DicomFrames:
         raise HTTPException(415, f"{name}: is no image that can be read; {READABLE}") from None
     except Image.DecompressionBombError:
         pixels, several = max_pixels + 1, False
-    except Exception:  # a format's own code raises whatever it meets
+    except Exception:  # noqa: BLE001  (a format's own code raises whatever it meets)
         raise HTTPException(422, f"{name}: is damaged and cannot be decoded") from None
     _check_pixels(name, pixels, max_pixels)
     if several:
@@ -249,7 +249,7 @@ def _is_deflated(path: Path) -> bool:
 
         syntax = read_file_meta_info(path).get("TransferSyntaxUID")
         return bool(syntax is not None and syntax.is_deflated)
-    except Exception:  # no such header, or no pydicom: read_dicom says so
+    except Exception:  # noqa: BLE001  (no such header, or no pydicom: read_dicom says so)
         return False
 
 

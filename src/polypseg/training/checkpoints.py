@@ -60,13 +60,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         PolypsegError: it is missing, damaged, not the one that its hash is of, or contains anything else.
     """
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             _verify(path, file)
             content = _load(path, file)
     except OSError as error:
         raise PolypsegError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
     state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not isinstance(content.get("epoch"), int):
+    if not isinstance(content, dict) or not isinstance(state, dict) or not isinstance(content.get("epoch"), int):
         raise PolypsegError(f"{path}: is no checkpoint of a training; {_REMEDY}")
     return content
 
@@ -90,13 +90,13 @@ def _former(path: Path) -> list[str]:
     with contextlib.suppress(OSError, PolypsegError):
         if is_hashed(path):
             return _listed(path)
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         return [hashlib.file_digest(file, "sha256").hexdigest()]
     return []
 
 
 def _listed(path: Path) -> list[str]:
-    with open(_hash_file(path), encoding="ascii", errors="replace") as file:
+    with _hash_file(path).open(encoding="ascii", errors="replace") as file:
         found = [_LINE.fullmatch(line.rstrip("\n")) for line in file.read(_MOST).splitlines()]
     if not found or None in found:
         raise PolypsegError(f"{_hash_file(path)}: is no list of SHA-256; {_REMEDY}")

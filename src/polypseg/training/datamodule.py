@@ -132,7 +132,7 @@ def training_batch_sizes(catalog: Catalog, recipe: Recipe) -> set[int]:
     return {min(size, count - start) for start in range(0, len(batches) * size, size)}
 
 
-def _one_thread(worker: int) -> None:
+def _one_thread(_worker: int) -> None:
     import cv2
 
     torch.set_num_threads(1)

@@ -25,8 +25,9 @@ from polypseg.training.recipe import Recipe
 
 
 def make_trainer(recipe: Recipe, folder: Path, progress: bool, further: Sequence[Callback] = ()) -> L.Trainer:
-    """Lightning's Trainer by a recipe. It writes ``metrics.csv`` and ``checkpoints/{best,last}.ckpt``; loggers come
-    when the folder is known to be ours.
+    """Lightning's Trainer by a recipe.
+
+    It writes ``metrics.csv`` and ``checkpoints/{best,last}.ckpt``; loggers come when the folder is known to be ours.
 
     Args:
         recipe: how long, and on what machine.
@@ -148,8 +149,7 @@ def fit(trainer: L.Trainer, prepared: Prepared) -> float:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Within it, Lightning does not speak of what is chosen here on purpose: few workers on a CPU, logging each epoch
-    only."""
+    """Within it, Lightning is silent on what is chosen on purpose: few workers on a CPU, logging each epoch only."""
     loggers = [
         logging.getLogger(name)
         for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")

@@ -1,5 +1,4 @@
-"""The folder of a run: what it contains, and how a new run takes the place of an earlier one without a moment of
-neither.
+"""The folder of a run: what it contains, and how a new run takes an earlier one's place without a moment of neither.
 
 Everything stays in the folder itself, which may be a mount point, or lie where nothing else may be written:
 

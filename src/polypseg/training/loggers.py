@@ -22,7 +22,7 @@ def make_loggers(recipe: Recipe, folder: Path) -> list[Logger]:
     return [makers[name](recipe, folder) for name in recipe.trainer.loggers]
 
 
-def _tensorboard(recipe: Recipe, folder: Path) -> Logger:
+def _tensorboard(_: Recipe, folder: Path) -> Logger:
     return TensorBoardLogger(folder, name="tensorboard", version="")
 
 

@@ -40,7 +40,7 @@ def rehearse(network: torch.nn.Module, recipe: Recipe, batch_sizes: Collection[i
     for training, count, size in sorted(passes, reverse=True):
         try:
             _pass(shadow, recipe, training, count, size)
-        except Exception:  # of many classes, as the library has it; or of an operation that meta does not know
+        except Exception:  # noqa: BLE001  (of many classes, as the library has it; or meta does not know an operation)
             try:
                 _pass(copy.deepcopy(network), recipe, training, min(count, 2), size)
             except Exception as error:

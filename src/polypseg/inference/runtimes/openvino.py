@@ -119,8 +119,10 @@ class OpenVINORuntime:
         return steps.build()
 
     def _without_last_enlargement(self, model: Any) -> Any:
-        """The graph without a bilinear enlargement at its end, as of ``output_stride`` 4, for which OpenCV takes a
-        tenth of the time; ``_enlarged`` makes up for it."""
+        """The graph without a bilinear enlargement at its end, as of ``output_stride`` 4.
+
+        OpenCV takes a tenth of the time for it, in ``_enlarged``.
+        """
         last = model.get_results()[0].input_value(0).get_node()
         if last.get_type_name() != "Interpolate":
             return model
@@ -132,7 +134,7 @@ class OpenVINORuntime:
 
     def _enlarged(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy of an output, 1×1×h×w, at the network's size."""
-        logits = output[0, 0]
+        logits: NDArray[np.float32] = output[0, 0]
         if logits.shape[::-1] == self._size:
             return logits.copy()
         return np.asarray(cv2.resize(logits, self._size, interpolation=cv2.INTER_LINEAR), np.float32)

@@ -201,7 +201,7 @@ def _in_time(connect: Callable[[], object], address: str) -> None:
     def attempt() -> None:
         try:
             connect()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (raised again by the thread that waits)
             failed.append(error)
 
     thread = threading.Thread(target=attempt, daemon=True)
