@@ -221,8 +221,8 @@ def test_jobs_come_in_pages(server: Any, frames: list[Path]) -> None:
     known = [
         server.web.post("/v1/jobs", files={"file": ("a.jpg", frame.read_bytes())}).json()["id"] for frame in frames[:3]
     ]
-    for identity in known:  # else one gets further between two looks at it
-        server.wait_for(identity, lambda job: job["ended"] is not None)
+    for identity in known:  # then nothing changes between two requests
+        server.wait_for(identity, lambda job: job["state"] == "done")
     listed, address, pages = [], "/v1/jobs?limit=2", 0
     while address:
         answer = server.web.get(address)

@@ -23,7 +23,7 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     ("model", "frames", "batches", "message"),
     [
         ({}, {"size": 32}, {4, 1}, "cannot train on batches of 1 frames of 32×32 .*more than 1 value per channel"),
-        ({"name": "PAN"}, {"size": 64}, {2}, "PAN with encoder mobilenet_v2 cannot train on .* 64×64"),
+        ({"name": "PAN"}, {"size": 64}, {2}, "PAN with encoder tu-test_efficientnet cannot train on .* 64×64"),
         ({"encoder": "tu-swin_tiny_patch4_window7_224"}, {"size": 64}, {2}, r"64×64 \(Input height"),
     ],
 )
