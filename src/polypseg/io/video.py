@@ -158,7 +158,7 @@ class VideoReader:
         try:
             self._stream = _video_stream(self._container, self.path)
             self._stream.thread_type = "NONE" if self._stream.codec_context.name in _MARKED else "AUTO"
-            self._group: list[av.Packet] = []  # of HEVC without an index: the packets since the last key frame
+            self._group: list[av.Packet[Any]] = []  # of HEVC without an index: the packets since the last key frame
             if strict:
                 self._stream.codec_context.options = {"err_detect": "explode+crccheck"}
         except BaseException:
@@ -270,7 +270,7 @@ class VideoReader:
                     self._found_damage(time if source.pts is None else source.pts)
                 yield source
 
-    def _see(self, packet: av.Packet, time: int) -> None:
+    def _see(self, packet: av.Packet[Any], time: int) -> None:
         """Look at a packet of which a part may be missing without the decoder's saying so."""
         content = bytes(packet)
         if self._stream.codec_context.name == "h264":  # of which the decoder tells more, and which some devices pad
@@ -444,12 +444,12 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _last_picture(
-    like: av.CodecContext, packets: Sequence[av.Packet], tail: bytes
+    like: av.CodecContext, packets: Sequence[av.Packet[Any]], tail: bytes
 ) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
     """The last packet's picture, with bytes added to it; None where it gives none."""
     decoder: Any = av.CodecContext.create(like.name, "r")  # PyAV's annotation knows no kind of it
     decoder.extradata, decoder.thread_type = like.extradata, "NONE"
-    copies: list[av.Packet | None] = [av.Packet(bytes(packet)) for packet in packets[:-1]]
+    copies: list[av.Packet[Any] | None] = [av.Packet(bytes(packet)) for packet in packets[:-1]]
     copies += [av.Packet(bytes(packets[-1]) + tail), None]
     found: NDArray[np.uint8] | NDArray[np.uint16] | None = None
     for number, packet in enumerate(copies):
