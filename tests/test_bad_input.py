@@ -493,6 +493,10 @@ ODD_MASKS: dict[str, tuple[str, Any, str, dict[str, Any]]] = {
     "red": ("odd.png", RED, r"in colour \(\(255, 0, 0\)\).* --masks colour", {}),
     "red JPEG": ("odd.jpg", RED, "in colour", {"quality": 75}),
     "palette of colours": ("odd.png", palette(CLASSES, VOC), r"in colour \(\(0, 128, 0\), \(128, 0, 0\)\)", {}),
+    "palette of one colour": (
+        "odd.png", palette(CLASSES, np.zeros((3, 3), np.uint8)), "one colour for the indices 0, 1 and 2; .*class:2$",
+        {},
+    ),
     "alpha": ("odd.png", np.dstack([three(WHITE) | 255, WHITE]), r"alpha channel .*\(--masks alpha\)", {}),
     "grey and alpha": ("odd.png", Image.fromarray(np.dstack([WHITE, WHITE]), "LA"), "not opaque", {}),
     "transparent index": (
@@ -752,6 +756,7 @@ def test_edges_may_be_grey(tmp_path: Path) -> None:
         ("classes", "class:1,2", POLYP),
         ("a class with a void border", "class:1", CORE),
         ("palette of colours", "class:1", POLYP & ~CORE),
+        ("palette of one colour", "class:1", POLYP & ~CORE),
         ("palette of colours", "nonzero", POLYP),
         ("palette of colours", "colour", POLYP),
         ("red", "colour", POLYP),
@@ -1039,6 +1044,18 @@ def test_a_name_that_is_no_utf8_is_told(folder: Path, tmp_path: Path, capsys: py
     status, out, error = run(capsys, "data", "check", "--data", folder, "--out", tmp_path / "check")
     assert (status, error) == (1, "")
     assert r"caf\xe9.png: its name is not UTF-8" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_name_of_two_lines_is_told_in_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("images", "masks"):
+        (folder / kind / "good-0.png").rename(folder / kind / "a\n\x1b[31mb\u2028.png")
+    save(folder / "masks" / "a\n\x1b[31mb\u2028.png", POLYP.astype(np.uint8))
+    shown = r"masks/a\n\x1b[31mb\u2028.png: mask contains the values 0 and 1"
+    status, _, error = run(capsys, "data", "split", "--data", folder, "--name", "grouped", "--out", tmp_path / "s.csv")
+    assert status == 1 and shown in error and len(error.splitlines()) == 1
+    status, out, _ = run(capsys, "data", "check", "--data", folder, "--out", tmp_path / "check")
+    assert status == 1 and any(shown in line for line in out.splitlines())
 
 
 def test_hidden_files_of_desktops_are_passed_over(folder: Path) -> None:

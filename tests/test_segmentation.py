@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
 
 
@@ -52,13 +54,27 @@ def test_polyps_are_the_connected_regions(seed: int, threshold: float) -> None:
 
 
 @pytest.mark.parametrize("enlarged", [True, False])
-def test_the_probability_is_to_be_read_only(enlarged: bool) -> None:
-    """Else whoever writes into it would change the confidences that are asked for afterwards."""
-    result = Segmentation.from_probability(Enlarged(blobs(0), 120, 180) if enlarged else blobs(0), 0.5)
-    expected = [polyp.confidence for polyp in Segmentation.from_probability(result.probability.copy(), 0.5).polyps]
-    with pytest.raises(ValueError, match="read-only"):
-        result.probability[:] = 0
-    assert [polyp.confidence for polyp in result.polyps] == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("point", [OperatingPoint(0.5), OperatingPoint(0.5, min_confidence=0.99)])
+def test_no_array_of_a_result_can_be_written_to(enlarged: bool, point: OperatingPoint) -> None:
+    """Else whoever writes into one would change what is asked for afterwards."""
+    given = blobs(0)
+    result = Segmentation.from_probability(Enlarged(given, 120, 180) if enlarged else given, point)
+    result = replace(result, frame=np.zeros((*result.mask.shape, 3), np.uint8))
+    before = json.dumps(result.to_dict()), result.mask.copy(), result.probability.copy()
+    small = result.source.small if isinstance(result.source, Enlarged) else result.source
+    window = slice(0, 9), slice(0, 9)
+    part = result.source.part(window) if isinstance(result.source, Enlarged) else small[window]
+    assert result.candidates and result.frame is not None
+    contours = [polyp.contour for polyp in (*result.polyps, *result.candidates)]
+    for array in (result.mask, result.candidate_mask, result.probability, result.frame, small, part, *contours):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+    result.polyps.clear()
+    result.to_dict()["polyps"].clear()
+    assert json.dumps(result.to_dict()) == before[0]
+    np.testing.assert_array_equal(result.mask, before[1])
+    np.testing.assert_array_equal(result.probability, before[2])
+    given[:] = 0.5  # the caller's own stays writable
 
 
 def test_corners_connect() -> None:

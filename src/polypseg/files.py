@@ -14,11 +14,15 @@ import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from polypseg.errors import PolypsegError
+from polypseg.errors import PolypsegError, UsageError
+
+if TYPE_CHECKING:
+    import yaml
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
+MOST_YAML = 10_000  # values of a file of settings
 LOCK = ".lock"  # in a folder whose process is still writing
 _LONGEST_NAME = 255  # bytes, of every file system that is in use
 _held: set[str] = set()  # folders that this very process has locked
@@ -134,6 +138,49 @@ def read_json(path: str | Path) -> Any:
         raise PolypsegError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise PolypsegError(f"{path}: is not valid JSON ({error})") from error
+
+
+def check_yaml(text: str) -> None:
+    """Refuse YAML of which a reader would drop a part in silence, or which would keep it busy for ever.
+
+    Raises:
+        UsageError: a key stands twice, a value contains itself, or there are more than ``MOST_YAML``, aliases
+            expanded. What is no YAML at all is left to its reader.
+    """
+    import yaml
+
+    sizes: dict[int, int] = {}  # of every node, 0 while it is counted
+
+    def size(node: yaml.Node) -> int:
+        if sizes.get(id(node)) == 0:
+            raise UsageError("has a value that contains itself")
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            sizes[id(node)] = 1 + sum(map(size, _inside(node)))
+        return sizes[id(node)]
+
+    try:
+        node = yaml.compose(text, yaml.SafeLoader) if len(text) <= 1 << 20 else None
+        if len(text) > 1 << 20 or (node is not None and size(node) > MOST_YAML):
+            raise UsageError(f"contains more than {MOST_YAML} values")
+    except yaml.YAMLError:
+        return
+    except RecursionError:
+        raise UsageError("is nested too deeply") from None
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        return []
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+    if twice is not None:
+        raise UsageError(f"{twice}: stands twice in one place; remove one")
+    return [one for pair in node.value for one in pair]
 
 
 def sha256_file(path: str | Path) -> str:

@@ -46,7 +46,7 @@ class Polyp:
     confirmed: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "contour", _read_only(self.contour))
+        object.__setattr__(self, "contour", read_only(self.contour))
 
     def __repr__(self) -> str:
         doubt = "" if self.confirmed else ", confirmed=False"
@@ -85,7 +85,7 @@ class Enlarged:
     """
 
     def __init__(self, small: NDArray[np.float32], height: int, width: int) -> None:
-        self.small = np.ascontiguousarray(small)
+        self.small: NDArray[np.float32] = read_only(np.ascontiguousarray(small))
         self.height, self.width = height, width
         self._window: Window | None = None
         self._values: NDArray[np.float32] = self.small
@@ -129,7 +129,7 @@ class Enlarged:
             step -= values
             step *= weight
             values += step
-            self._window, self._values = window, values
+            self._window, self._values = window, read_only(values)
         top, left = (kept.start for kept in self._window)
         return self._values[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
@@ -175,9 +175,11 @@ class Segmentation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "point", _as_point(self.point))
-        object.__setattr__(self, "candidate_mask", _read_only(self.candidate_mask))
+        object.__setattr__(self, "candidate_mask", read_only(self.candidate_mask))
+        if not isinstance(self.source, Enlarged):
+            object.__setattr__(self, "source", read_only(self.source))
         if self.frame is not None:
-            object.__setattr__(self, "frame", _read_only(self.frame))
+            object.__setattr__(self, "frame", read_only(self.frame))
 
     def __repr__(self) -> str:
         height, width = self.candidate_mask.shape
@@ -237,7 +239,7 @@ class Segmentation:
     @property
     def probability(self) -> NDArray[np.float32]:
         """H×W float32, 0..1."""
-        return _read_only(self.source.whole if isinstance(self.source, Enlarged) else self.source)
+        return self.source.whole if isinstance(self.source, Enlarged) else self.source
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
@@ -248,7 +250,7 @@ class Segmentation:
         mask = self.candidate_mask.copy()
         for polyp, region in dropped:
             mask[_window(polyp)] &= ~region
-        return _read_only(mask)
+        return read_only(mask)
 
     @property
     def polyps(self) -> list[Polyp]:
@@ -363,7 +365,7 @@ class Segmentation:
         return sorted(found, key=lambda one: -one[0].area)
 
 
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """A view of an array that cannot be written to; the array itself stays as it is."""
     view = array.view()
     view.flags.writeable = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 from polypseg.cli import demo, main
+from polypseg.errors import PolypsegError
 from polypseg.training.recipe import load_recipe, shipped_recipe, with_values
 
 
@@ -49,6 +51,20 @@ def test_wrong_arguments_exit_with_2_and_one_line(arguments: list[str], capsys: 
     status, _, error = run(capsys, *arguments)
     assert status == 2
     assert len(error.strip().splitlines()) == 1 and error.startswith("polypseg")
+
+
+def test_what_is_logged_stays_on_one_line() -> None:
+    """Whatever a file is called."""
+    code = (
+        "import logging; from polypseg.cli.process import set_up; set_up(); logging.warning('%s: is gone', 'a\\nb\\r')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert found.stderr == b"a\\nb\\r: is gone" + os.linesep.encode()
+
+
+def test_an_error_is_of_sensible_length() -> None:
+    line = str(PolypsegError(f"first: {'x' * 1_000_000}; last"))
+    assert len(line) < 11_000 and line.startswith("first: x") and line.endswith("x; last")
 
 
 def test_printed_config_is_commented_and_can_be_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

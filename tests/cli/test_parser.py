@@ -135,10 +135,17 @@ def test_what_is_wrong_in_a_file_is_told_too(tmp_path: Path) -> None:
         ("threads: many\n", "--threads many: must be a whole number"),
         ("a: [\n", "--config: is no YAML file with options"),
         ("just a text\n", "--config: is no YAML file with options"),
+        ("threads: 1\nthreads: 2\n", "threads: stands twice in one place; remove one"),
     ):
         file = tmp_path / "options.yaml"
         file.write_text(text)
         assert says in complaint(f"predict x --config {file}")
+    file.write_text("trainer:\n  epoch: 3\n")
+    assert "trainer.epoch: is no option" in complaint(f"train x --config {file}")
+    assert "did you mean trainer.epochs?" in complaint(f"train x --config {file}")
+    file.write_bytes("name: café\n".encode("latin-1"))
+    for verb in ("train", "predict"):
+        assert "options.yaml: cannot be read (it is no UTF-8 text)" in complaint(f"{verb} x --config {file}")
 
 
 def test_hyphens_are_underscores_and_a_dash_ends_the_options() -> None:

@@ -100,6 +100,15 @@ def test_cache_gives_what_decoding_gives(kind: str, frames: Catalog, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_what_a_cache_keeps_cannot_be_written_to(kind: str, frames: Catalog, tmp_path: Path) -> None:
+    cache = FrameCache(frames, SMALL, kind, folder=tmp_path / "cache", progress=False)  # type: ignore[arg-type]
+    for array in (*cache[0], cache.polyp_free):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 1
+    np.testing.assert_array_equal(cache[0][0], SMALL.resize_frame(frames.frame(0)))
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_each_frame_is_decoded_once(
     kind: str, frames: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,21 +122,30 @@ def test_a_bundle_with_two_views_is_exported_and_run(
     assert segmenter.tta == "multiscale" and difference.max() < largest and difference.mean() < 0.06
 
 
-class _OfOneSize(torch.nn.Module):
-    """Its graph has the size in it: what it adds is always enlarged to 64×96."""
+class _Enlarging(torch.nn.Module):
+    """Its graph has a size in it, 64×96, which is 32 times that of what is enlarged."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         far = torch.nn.functional.avg_pool2d(images, 32).mean(1, keepdim=True)
         return images[:, :1] + torch.nn.functional.interpolate(far, size=(images.shape[2], images.shape[3]))
 
 
-@pytest.mark.parametrize("any_size", [True, False])
-def test_an_int8_onnx_graph_with_a_size_in_it_keeps_it(
-    untrained: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_size: bool
+class _OfOneSize(torch.nn.Module):
+    """Its graph has a size in it, 64×96, which no factor can stand for: what is enlarged is always one pixel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean = torch.nn.functional.adaptive_avg_pool2d(images, 1).mean(1, keepdim=True)
+        return images[:, :1] + torch.nn.functional.interpolate(mean, size=(images.shape[2], images.shape[3]))
+
+
+@pytest.mark.parametrize("kind", ["no size", "a factor", "a size"])
+def test_an_int8_onnx_graph_keeps_a_size_that_no_factor_can_stand_for(
+    untrained: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     import onnx
 
-    network = torch.nn.Conv2d(3, 1, 3, padding=1) if any_size else _OfOneSize()
+    networks = {"no size": torch.nn.Conv2d(3, 1, 3, padding=1), "a factor": _Enlarging(), "a size": _OfOneSize()}
+    network = networks[kind]
     monkeypatch.setattr(formats, "open_network", lambda bundle: network.eval())
     monkeypatch.setattr(formats, "_made", {})
     file = tmp_path / "floats.onnx"
@@ -144,7 +153,7 @@ def test_an_int8_onnx_graph_with_a_size_in_it_keeps_it(
     shutil.copy(file, tmp_path / "int8.onnx")
     formats.open_size(untrained, file, tmp_path / "int8.onnx")
     shape = onnx.load(tmp_path / "int8.onnx").graph.input[0].type.tensor_type.shape.dim
-    assert [one.dim_value for one in shape[2:]] == ([0, 0] if any_size else [64, 96])
+    assert [one.dim_value for one in shape[2:]] == ([64, 96] if kind == "a size" else [0, 0])
 
 
 def test_an_export_that_loses_too_much_is_refused_and_leaves_nothing(plain: Path, phantom_folder: Path) -> None:

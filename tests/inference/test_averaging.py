@@ -107,7 +107,7 @@ def test_a_bundle_may_have_its_own_augmentation(exported: ModelBundle, tmp_path:
 
 @pytest.mark.parametrize(
     ("runtime", "precision", "largest"),
-    [("onnx", "fp32", 1e-3), ("openvino", "fp32", 1e-3), ("openvino", "int8", 0.9)],
+    [("onnx", "fp32", 1e-3), ("openvino", "fp32", 1e-3), ("openvino", "int8", 0.9), ("onnx", "int8", 0.9)],
 )
 def test_an_export_of_any_size_has_a_second_look(
     exported: ModelBundle, runtime: str, precision: str, largest: float
@@ -133,7 +133,8 @@ def test_an_export_of_one_size_has_no_second_look(exported: ModelBundle, tmp_pat
         if (record["runtime"], record["precision"]) == ("onnx", "int8"):
             record["files"] = {"onnx/int8.onnx": sha256_file(file)}
     (tmp_path / "one" / "metadata.json").write_text(json.dumps(metadata))
-    with pytest.raises(UsageError, match=r"onnx/int8.*: cannot compute frames of 32×64, only those of its own size"):
+    line = r"onnx/int8\.onnx: cannot compute frames of 32×64, only those of its own size, 64×96 .*; take --tta none, or"
+    with pytest.raises(UsageError, match=line):
         polypseg.load(tmp_path / "one", runtime="onnx", precision="int8", tta="multiscale")
 
 

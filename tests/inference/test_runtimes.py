@@ -236,6 +236,7 @@ print(polypseg.load(sys.argv[2], device="cpu").runtime.name)
         ({"runtime": "torch", "precision": "int8"}, "PyTorch computes in fp32 or bf16"),
         ({"runtime": "onnx", "precision": "bf16"}, "ONNX Runtime has no bf16"),
         ({"threads": -1}, "--threads -1"),
+        ({"threads": 1_000_000}, "--threads 1000000: must be 0"),
         ({"tta": "rotate"}, "--tta rotate: is unknown"),
         ({"threshold": 1.5}, "--threshold 1.5"),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import random
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,34 @@ for _depth in (8, 16):
     case(f"palette of {_depth} bits", _coloured, _palette[NOISE[..., 0]])
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+@pytest.mark.parametrize("used", [8, 12])
+def test_bits_that_the_header_names_and_nobody_uses_do_not_make_a_frame_dark(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Any, used: int
+) -> None:
+    values = NOISE[:1, ..., 0].astype(kind) << (used - 8)
+    bits = np.dtype(kind).itemsize * 8
+    frames = frames_of(save(image(values, BitsStored=bits), tmp_path / "dark.dcm"))
+    assert np.abs(frames.astype(int) - grey(NOISE[:1, ..., 0])).max() <= 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"dark.dcm: contains values up to {values.max()} of {2**bits - 1} and is read as {used} bits" in line
+
+
+def test_frames_of_a_film_keep_one_brightness(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.stack([NOISE[0, ..., 0].astype(np.uint16), NOISE[1, ..., 0].astype(np.uint16) * 257])
+    frames = frames_of(save(image(values), tmp_path / "film.dcm"))
+    assert frames[0].max() <= 1 and np.abs(frames[1].astype(int) - grey(NOISE[1, ..., 0])).max() <= 1
+    assert "contains values up to" in caplog.text and "is read as 16 bits" in caplog.text
+
+
+def test_bits_that_are_not_the_lowest_are_refused(tmp_path: Path) -> None:
+    data = image(NOISE[..., 0].astype(np.uint16) << 8, BitsStored=8)
+    data.HighBit = 15
+    with pytest.raises(PolypsegError, match="samples' 8 bits are not the lowest ones") as caught:
+        frames_of(save(data, tmp_path / "high.dcm"))
+    told(caught.value, tmp_path / "high.dcm")
+
+
 @pytest.mark.parametrize("name", UNCOMPRESSED)
 @pytest.mark.parametrize(
     "syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian]
@@ -331,6 +360,36 @@ def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
         found = frames_of(save(data, tmp_path / "image.dcm")).astype(int)
         assert np.abs(found - np.stack([decoded(frame) for frame in content])).max() <= 4
         assert np.abs(found[:, 4::8, 4::8] - FLAT[:, 4::8, 4::8]).max() <= 8
+
+
+def test_a_damaged_jpeg_does_not_end_the_process(tmp_path: Path) -> None:
+    """Whatever is wrong in its tables and its scan: GDCM aborts at one of these."""
+    whole, rng = encoded(NOISE[0], "JPEG", quality=90), random.Random(0)
+    tables, scan = whole.find(b"\xff\xc4"), whole.find(b"\xff\xda")
+    files = []
+    for number in range(120):
+        content = bytearray(whole)
+        for _ in range(3):
+            content[rng.randrange(tables + 4, scan)] = rng.randrange(256)
+        for _ in range(6):
+            content[rng.randrange(scan + 14, len(content) - 2)] = rng.randrange(255)
+        if number > 100:
+            options = {"PhotometricInterpretation": "YBR_FULL_422"}
+            data = encapsulated([bytes(content)], uid.JPEGBaseline8Bit, NOISE[:1], **options)
+            files.append(save(data, tmp_path / f"{number}.dcm"))
+    program = """
+import sys
+from polypseg.errors import PolypsegError
+from polypseg.io.dicom import read_dicom
+for path in sys.argv[1:]:
+    try:
+        list(read_dicom(path))
+    except PolypsegError as error:
+        print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", program, *map(str, files)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert all(line.startswith(str(tmp_path)) for line in found.stdout.splitlines())
 
 
 def test_a_jpeg_that_holds_rgb_or_grey_is_read_as_such(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -238,6 +240,70 @@ def test_videos_and_images_in_one_run(folder: Path, tmp_path: Path, bundle: Mode
     out = tmp_path / "without overlay"
     assert run(folder / "exam.mp4", "--model", bundle.folder, "--out", out, "--save", "json")[0] == 0
     assert set(content(out)) == {"exam.jsonl", "exam.timeline.json"}
+
+
+CONTAINERS = {"ts": "libx264", "mpg": "mpeg2video", "mp4": "libx264", "avi": "mpeg4", "mkv": "libx264"}
+
+
+def write_whole(path: Path, codec: str, frames: int = 24) -> bytes:
+    """A video of frames that compress badly, so that each takes its share of the file; its content."""
+    rng = np.random.default_rng(1)
+    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as file:
+        stream: Any = file.add_stream(codec, rate=25, options={"crf": "12"} if codec == "libx264" else {"qmax": "2"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 80, 64, "yuv420p", 2_000_000
+        for number in range(frames):
+            noise = cv2.resize(rng.normal(0, 40, (16, 20, 3)), (80, 64))
+            pixels = (phantom.draw(number // 6, 64, 80)[0] + noise).clip(0, 255).astype(np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_damaged_videos_are_predicted_as_far_as_they_go_and_told(
+    kind: str, tmp_path: Path, bundle: ModelBundle, run: Run
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    content = write_whole(folder / f"whole.{kind}", CONTAINERS[kind])
+    with av.open(str(folder / f"whole.{kind}")) as file:  # of several frames in one packet of an .mpg the first has one
+        begins = [packet.pos for packet in file.demux(video=0) if packet.pos is not None and packet.size]
+    damaged = {}  # from where on, bytes
+    for percent in (10, 50, 90):
+        end = len(content) * percent // 100
+        if any(0 <= begin - end < 3 * 188 for begin in begins):  # where a frame ends, nothing tells of a cut
+            end -= 188
+        (folder / f"cut-{percent}.{kind}").write_bytes(content[:end])
+        damaged[f"cut-{percent}"] = end
+    damaged["hole"] = middle = len(content) // 2
+    (folder / f"hole.{kind}").write_bytes(content[:middle] + bytes(3000) + content[middle + 3000 :])
+    status, printed, told = run(folder, "--model", bundle.folder, "--out", out, "--save", "json")
+    assert status == 1 and len(told) == 5 and told[-1] == "4 of 5 could not be read, or not to the end"
+    lines = {Path(line.split(": ")[0]).stem: line.split(": ", 1)[1] for line in told[:-1]}
+    assert sorted(lines) == ["cut-10", "cut-50", "cut-90", "hole"]
+
+    def records(stem: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (out / f"{stem}.jsonl").read_text().splitlines()]
+
+    whole = records("whole")
+    assert len(whole) == 24 and json.loads((out / "whole.timeline.json").read_text())["problem"] is None
+    for stem, line in lines.items():
+        if not (out / f"{stem}.jsonl").exists():  # not even one frame, or no index
+            assert stem == "cut-10" and re.match("contains no frame|is no video|is an MP4 cut off", line)
+            continue
+        found = records(stem)
+        assert f"{stem}.{kind}: {len(found)} frames" in printed
+        timeline = json.loads((out / f"{stem}.timeline.json").read_text())
+        assert timeline["frames"] == len(found) and timeline["problem"].endswith(line)
+        if stem == "hole":
+            assert re.match(r"is damaged at [01]\.\d s|is cut off after", line)
+        else:
+            assert line.startswith(f"is cut off after {len(found)} frames")
+        there = sum(begin < damaged[stem] for begin in begins) - 1
+        assert there - 1 <= len(found) <= 24
+        same = max(0, there - 3)  # reordered frames at the cut may be spoilt
+        assert [{**one, "source": ""} for one in found[:same]] == [{**one, "source": ""} for one in whole[:same]]
+    assert sorted(file.name for file in out.iterdir() if ".part" in file.name) == []
 
 
 @pytest.mark.parametrize(

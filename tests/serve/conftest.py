@@ -28,7 +28,7 @@ class Service:
     """A process of ``polypseg serve``; ``web`` is a client of it."""
 
     def __init__(self, model: Path, state: Path, *options: str) -> None:
-        self.log = state.parent / f"{state.name}.log"
+        self.state, self.log = state, state.parent / f"{state.name}.log"
         command = [sys.executable, "-c", SERVE, "serve", "--model", str(model), "--state", str(state), "--port", "0"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True)

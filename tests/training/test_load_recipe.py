@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -34,6 +35,12 @@ def test_a_runs_config_gives_its_recipe_back(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "config.yaml") == recipe
 
 
+# Each line ten times the one above it: 100 million values, in 500 bytes.
+BOMB = "a: &a [x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n" for old, new in itertools.pairwise("abcdefghi")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -45,7 +52,17 @@ def test_a_runs_config_gives_its_recipe_back(tmp_path: Path) -> None:
         ("- 1\n", "Unexpected"),
         ("", "Unexpected"),
         ("a: [\n", "parsing"),
+        ("trainer: {epochs: 1}\ntrainer: {epochs: 2}\n", "trainer: stands twice"),
+        ("trainer:\n  epochs: 1\n  epochs: 2\n", "epochs: stands twice"),
+        ("a: &a [*a]\n", "contains itself"),
+        ("frames: " + "[" * 3000 + "]" * 3000 + "\n", "nested too deeply"),
+        (BOMB, "more than 10000 values"),
+        (f"name: {'a' * 2_000_000}\n", "more than 10000 values"),
+        ("trainer: {epochs: .nan}\n", "trainer.epochs"),
+        ("optimizer: {learning_rate: .inf}\n", "learning_rate inf: must be a number of 0 or more"),
+        ('trainer: !!python/object/apply:os.system ["true"]\n', "parsing"),
     ],
+    ids=range(17),
 )
 def test_a_wrong_file_is_told_in_one_line(text: str, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"

@@ -34,6 +34,7 @@ from polypseg import zoo
 from polypseg.bundle import ModelBundle, versions
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write, commit, disk_error, write_json
+from polypseg.inference.choice import check_threads
 
 if TYPE_CHECKING:
     from polypseg.catalog import Catalog
@@ -491,8 +492,7 @@ def benchmark(
     width, height = _size(frame_size)
     if repeats < 1:
         raise UsageError(f"--repeats {repeats}: must be 1 or more")
-    if threads < 0:
-        raise UsageError(f"--threads {threads}: must be 0 (all) or more")
+    check_threads(threads)
     for name in runtimes:
         if name not in RUNTIMES:
             raise UsageError(f"--runtimes {name}: is unknown; choose from {', '.join(RUNTIMES)}")

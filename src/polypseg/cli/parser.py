@@ -19,6 +19,7 @@ from polypseg import renamed
 from polypseg.cli.checks import holds_model
 from polypseg.cli.verb import REQUIRED, SECTIONS, Option, Verb, recipe_options
 from polypseg.errors import UsageError
+from polypseg.files import check_yaml
 from polypseg.training.recipe import Recipe, recipe_file, spelt_now
 
 if TYPE_CHECKING:
@@ -256,8 +257,13 @@ def _current(file: Path, section: str = "", names_split: bool = False) -> str:
     """The path of a YAML file or, where that has old spellings, what it contains, as it is spelt now."""
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        check_yaml(text)
+    except OSError:
         return str(file)  # for jsonargparse to refuse
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: cannot be read (it is no UTF-8 text)") from error
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
     now = spelt_now(text, section, names_split)
     return str(file) if now == text else now
 
@@ -274,6 +280,9 @@ def _plain(message: str, verb: Verb) -> str:
         return f"{also} is missing: {options[name].meaning}" if name in options else line
     if unknown := re.search(r"Option '([^']+)' is not accepted", line):
         return f"{unknown[1]}: is no option that a file of --config may contain{_nearest(unknown[1], options)}"
+    if unknown := re.search(r"Group '([^']+)' does not accept option '([^']+)'", line):
+        name = ".".join(unknown.groups())
+        return f"{name}: is no option that a file of --config may contain{_nearest(name, options)}"
     key = re.search(r'Parser key "([^"]+)"', line)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
     if key and value and key[1] in options:

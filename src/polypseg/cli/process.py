@@ -6,10 +6,21 @@ import logging
 import sys
 import warnings
 
+from polypseg.errors import one_line
+
+
+class _OneLine(logging.Formatter):
+    """The message in one line; where an exception is logged, its traceback below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(record.message)
+
 
 def set_up() -> None:
     """Log to standard error, and leave out warnings of libraries about what is done on purpose."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("polypseg").setLevel(logging.INFO)
     # Pillow's warning of a large picture starts above our own limit, which refuses it in one line. The category by its
     # message: importing Pillow here would cost `polypseg --help` a tenth of a second.

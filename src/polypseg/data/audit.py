@@ -17,7 +17,7 @@ from polypseg.catalog import Catalog
 from polypseg.data import read
 from polypseg.data.duplicates import Fingerprints, exact_pairs, fingerprints, near_pairs
 from polypseg.data.folder import Problem
-from polypseg.errors import PolypsegError
+from polypseg.errors import PolypsegError, one_line
 from polypseg.io.pictures import depth_doubt, image_header
 
 # A polyp below both is hardly drawn on purpose: the smallest of Kvasir-SEG and CVC-ClinicDB have 0.34 % and
@@ -135,7 +135,7 @@ class Audit:
             if kind == "no-frames" and not found:
                 continue
             lines.append(f"{title:<40}{severity if found else 'ok':<10}{len(found):>6}")
-            lines += [f"    {finding.message}" for finding in found[:examples]]
+            lines += [f"    {one_line(finding.message)}" for finding in found[:examples]]
             if len(found) > examples:
                 lines.append(f"    … and {len(found) - examples} more")
         counts = Counter(finding.severity for finding in self.findings)

@@ -20,6 +20,7 @@ from polypseg.bundle import Preprocessing
 from polypseg.catalog import Catalog
 from polypseg.errors import PolypsegError
 from polypseg.files import disk_error, sha256_lines
+from polypseg.segmentation import read_only
 
 CacheKind = Literal["memory", "disk", "none"]
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -82,12 +83,12 @@ class FrameCache:
         if index >= self.held:
             return self._decode(index)
         stored = self._store[index]
-        return stored[..., :3], stored[..., 3]
+        return read_only(stored[..., :3]), read_only(stored[..., 3])
 
     @cached_property  # beyond the budget every access decodes the frame
     def polyp_free(self) -> NDArray[np.bool_]:
         """Of each frame, whether its mask at the network's size shows no polyp; N bool."""
-        return np.array([not self[index][1].any() for index in range(len(self))], dtype=bool)
+        return read_only(np.array([not self[index][1].any() for index in range(len(self))], dtype=bool))
 
     def __getstate__(self) -> dict[str, object]:
         # A worker started by spawn maps the file again instead of receiving a copy of it.

@@ -6,6 +6,7 @@ Every split is a table ``dataset, frame_id, split`` of strings in the Catalog's 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -190,11 +191,19 @@ def read_split(path: str | Path) -> pd.DataFrame:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames is None:
                 raise PolypsegError(f"{path}: is empty; write it with `polypseg data split`")
-            missing = [column for column in COLUMNS if column not in reader.fieldnames]
+            names = list(reader.fieldnames)
+            twice = next((name for name in COLUMNS if names.count(name) > 1), None)
+            if twice is not None:
+                raise PolypsegError(f"{path}: has two columns {twice}; remove one")
+            if len(names) == 1 and re.search(r"[;\t]", names[0]):
+                raise PolypsegError(f"{path}: its columns are not separated by commas; save it as CSV with commas")
+            missing = [column for column in COLUMNS if column not in names]
             if missing:
                 raise PolypsegError(f"{path}: is missing the column {missing[0]}; a split has {','.join(COLUMNS)}")
             for line in reader:
                 row = tuple(plain_cell(line[column] or "") for column in COLUMNS)
+                if None in line:
+                    raise PolypsegError(f"{path}: line {reader.line_num} has more values than columns; correct it")
                 if not all(row):
                     raise PolypsegError(f"{path}: line {reader.line_num} is missing a value; complete or remove it")
                 if row[2] not in SPLITS:

@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,8 +131,9 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
 def open_size(bundle: ModelBundle, floats: Path, file: Path) -> None:
     """Leave height and width of an int8 ONNX export open, where its network has any size.
 
-    NNCF needs shapes, so that it gets the network at its own size. Where that graph has no size in it, only shapes
-    noted beside it, it is the network at every size, and so is what was quantised of it: the notes are removed.
+    NNCF needs shapes, so that it gets the network at its own size. Sizes that maps are enlarged to are replaced by
+    factors, and shapes noted beside the graph are removed. Where that is the network at every size, so is what was
+    quantised of it.
 
     Args:
         bundle: what was exported.
@@ -141,12 +142,38 @@ def open_size(bundle: ModelBundle, floats: Path, file: Path) -> None:
     """
     import onnx
 
-    if _has_any_size(bundle, _without_size(onnx.load(floats))):
-        onnx.save(_without_size(onnx.load(file)), file)
+    own = onnx.load(floats)
+    factors = _factors(own)
+    if _has_any_size(bundle, _without_size(own, factors)):
+        onnx.save(_without_size(onnx.load(file), factors), file)
 
 
-def _without_size(model: Any) -> Any:
-    """An ONNX model with height and width of its input and output left open, and no shapes noted in between."""
+def _factors(model: Any) -> dict[str, list[float]]:
+    """By how much each node of an ONNX model that names a size to resize to enlarges: N, channels, height and width."""
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes = {value.name: [one.dim_value for one in value.type.tensor_type.shape.dim] for value in values}
+    found = {}
+    for node in model.graph.node:
+        before, after = shapes.get(node.input[0], []), shapes.get(node.output[0], [])
+        if node.op_type == "Resize" and len(node.input) == 4 and len(before) == len(after) == 4 and all(before[2:]):
+            found[node.name] = [1.0, 1.0, after[2] / before[2], after[3] / before[3]]
+    return found
+
+
+def _without_size(model: Any, factors: Mapping[str, list[float]]) -> Any:
+    """An ONNX model with height and width of its input and output left open, and no shapes noted in between.
+
+    Args:
+        model: is changed.
+        factors: as ``_factors`` finds them, by the node's name, in place of the size that the node names.
+    """
+    import onnx
+
+    for node in model.graph.node:
+        if node.name in factors:
+            name = f"{node.name}.factors"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factors[node.name], np.float32), name))
+            node.input[:] = [node.input[0], "", name]
     for value in (*model.graph.input, *model.graph.output):
         for axis, name in ((2, "height"), (3, "width")):
             value.type.tensor_type.shape.dim[axis].dim_param = name

@@ -12,6 +12,7 @@ from polypseg.bundle import Export, ModelBundle
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.runtimes import NAMES, PRECISIONS, Runtime
 
+MOST_THREADS = 1024
 _PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 # Fastest first; an int8 export exists only where its Dice was found to hold.
 _PREFERENCE = {"openvino": ("int8", "bf16", "fp32"), "onnx": ("int8", "fp32")}
@@ -51,8 +52,7 @@ def open_runtime(
         raise UsageError(f"--runtime {runtime}: is unknown; choose auto, {', '.join(NAMES)}")
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"--precision {precision}: is unknown; choose auto, {', '.join(PRECISIONS)}")
-    if threads < 0:
-        raise UsageError(f"--threads {threads}: must be 0 (all) or more")
+    check_threads(threads)
     # Of int8 there are exports alone, which run on the CPU.
     may_be_gpu = device == "auto" and (runtime == "torch" or (runtime == "auto" and precision != "int8"))
     gpu = device not in ("auto", "cpu") or (may_be_gpu and _has_gpu())
@@ -64,6 +64,12 @@ def open_runtime(
     if runtime == "auto":
         return _open_best_on_cpu(bundle, precision, threads, compile, channels_last)
     return _open_export(bundle, runtime, precision, threads, "it was asked for")
+
+
+def check_threads(threads: int) -> None:
+    """Raise ``UsageError`` for a number of threads that no machine has: some runtimes would start them all."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads}: must be 0 (all) to {MOST_THREADS}")
 
 
 def _open_best_on_cpu(

@@ -63,7 +63,7 @@ def eight_bits(image: Image.Image, path: str | Path, content: bytes | None = Non
     colours = pixels[..., :3] if pixels.ndim == 3 else pixels
     bits, doubt = _bits_in_use(image, colours, path, content)
     if doubt is not None:
-        _warn(path, doubt)
+        warn(path, doubt)
     result = Image.fromarray((colours >> (bits - 8)).astype(np.uint8))
     result.getexif().update(image.getexif())
     return result
@@ -130,12 +130,15 @@ def _sbit(path: str | Path, content: bytes | None) -> int | None:
     return None
 
 
-def _warn(path: str | Path, what: str) -> None:
-    """Once for a folder: its other files will be of the same kind."""
+def warn(path: str | Path, what: str) -> None:
+    """Warn of a doubtful depth, as ``contains values up to 2307 of 65535 and is read as 12 bits``.
+
+    Once for a folder: its other files will be of the same kind.
+    """
     key = str(Path(path).parent), what.rpartition(" and ")[2]
     if key not in _told:
         _told.add(key)
         log.warning(
-            "%s: %s, and others like it beside it; a file says how many bits it has in TIFF's MaxSampleValue or "
-            "PNG's sBIT", path, what,
+            "%s: %s, and others like it beside it; a file says how many bits it has in TIFF's MaxSampleValue, PNG's "
+            "sBIT or DICOM's BitsStored", path, what,
         )  # fmt: skip

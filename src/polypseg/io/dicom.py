@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError
+from polypseg.io.depth import bits_by_value, warn
 from polypseg.io.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class DicomFrames:
     How every pixel becomes 8-bit RGB:
 
     * RGB, YBR_FULL, YBR_FULL_422, YBR_ICT, YBR_RCT, in either planar configuration, and PALETTE COLOR: other than
-      8 bits are scaled linearly from the full range of the bits stored.
+      8 bits are scaled linearly from the full range of the bits stored. Where those are all that are allocated, and a
+      single frame stays below 1/16 of 16 bits, its bits are 8 or 12, as elsewhere (``polypseg.io.depth``).
     * MONOCHROME2: the modality LUT or rescale, then the first VOI LUT, else the first window (LINEAR, LINEAR_EXACT,
       SIGMOID), give 0..255; without LUT and window the full range of the bits stored does. MONOCHROME1 is inverted
       after that. The three channels are equal.
@@ -129,15 +131,16 @@ class DicomFrames:
     def _decode_images(self) -> Iterator[NDArray[np.uint8]]:
         from pydicom import dcmread
         from pydicom.pixels import iter_pixels
-        from pydicom.uid import JPEGLSTransferSyntaxes
 
         source = dcmread(self.path) if self._syntax.is_deflated else self.path
         options = {option: self._header.get(keyword) for option, keyword in _PIXEL_OPTIONS.items()}
         options["number_of_frames"] = self._count
         if not self._syntax.is_deflated:
             options["transfer_syntax_uid"] = self._syntax
-        if self._syntax in JPEGLSTransferSyntaxes:  # highdicom brings it; where gdcm is too, signed pixels fail
-            options["decoding_plugin"] = "pyjpegls"
+        if self._header.HighBit >= self._header.BitsStored:  # else pydicom cuts off what _bits_in_use looks for
+            options["correct_unused_bits"] = False
+        if plugin := _plugin(self._syntax, self._header.BitsAllocated):
+            options["decoding_plugin"] = plugin
         if self._syntax.is_encapsulated:
             decoded = iter_pixels(source, **options)
         else:
@@ -146,14 +149,39 @@ class DicomFrames:
                 frame for index in range(self._count) for frame in iter_pixels(source, indices=[index], **options)
             )
         for stored in decoded:
+            bits = self._bits_in_use(stored)
             try:
-                frame = _to_rgb(stored, self._header)
+                frame = _to_rgb(stored, self._header, bits)
             except Exception:  # noqa: BLE001  (pydicom and NumPy raise whatever they meet)
                 raise PolypsegError(
                     f"{self.path}: the rescale, window, look-up table or palette in its header cannot be applied; "
                     "export the image again"
                 ) from None
             yield frame
+
+    def _bits_in_use(self, stored: NDArray[Any]) -> int:
+        """Of a frame's samples; fewer than the header says only where it names all that there are and no window.
+
+        That is doubtful, and said in a warning. Frames of a film keep one brightness.
+
+        Raises:
+            PolypsegError: the header says that they are not the lowest bits, and higher ones are in use.
+        """
+        header, bits, greatest = self._header, int(self._header.BitsStored), int(stored.max(initial=0))
+        if header.HighBit >= bits and greatest >= 1 << bits:
+            raise PolypsegError(
+                f"{self.path}: its samples' {bits} bits are not the lowest ones (HighBit {header.HighBit}), as today's "
+                "standard wants them; export the image again"
+            )
+        told = ("RescaleSlope", "WindowWidth", "ModalityLUTSequence", "VOILUTSequence")
+        if bits < header.BitsAllocated or bits <= 8 or header.PixelRepresentation or any(one in header for one in told):
+            return bits
+        used = bits_by_value(greatest)
+        if header.PhotometricInterpretation == "PALETTE COLOR" or not 0 < greatest < 1 << 12:
+            return bits
+        read = bits if self._count > 1 else used
+        warn(self.path, f"contains values up to {greatest} of {(1 << bits) - 1} and is read as {read} bits")
+        return read
 
     def _decode_video(self) -> Iterator[NDArray[np.uint8]]:
         import av
@@ -320,6 +348,9 @@ def _mended(path: Path, header: Dataset) -> Dataset:
         values[name] = positive(path, header, name) if _is_there(header, name) else default
     for name in ("PixelRepresentation", "PlanarConfiguration"):
         values[name] = int(_number(path, header, name) or 0)
+    highest = _number(path, header, "HighBit")
+    inside = highest is not None and values["BitsStored"] <= highest < values["BitsAllocated"]
+    values["HighBit"] = int(highest or 0) if inside else values["BitsStored"] - 1
     for name, value in values.items():
         put(pixels, name, value)
     put(pixels, "PhotometricInterpretation", photometric)
@@ -367,6 +398,24 @@ def put(dataset: Dataset, keyword: str, value: Any) -> None:
     if keyword in dataset:
         del dataset[keyword]
     setattr(dataset, keyword, value)
+
+
+def _plugin(syntax: UID, bits: int) -> str | None:
+    """Which of pydicom's decoders is to be used; None leaves it to pydicom, which begins with GDCM.
+
+    That ends the whole process at some damaged pictures, and fails at signed JPEG-LS. JPEG lossless has no other.
+    """
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    wanted = None
+    if syntax in uid.JPEGLSTransferSyntaxes:  # highdicom brings it
+        wanted = "pyjpegls"
+    elif syntax in uid.JPEG2000TransferSyntaxes:
+        wanted = "pylibjpeg"
+    elif syntax == uid.JPEGBaseline8Bit or (syntax == uid.JPEGExtended12Bit and bits == 8):
+        wanted = "pillow"
+    return wanted if wanted is not None and wanted in get_decoder(syntax).available_plugins else None
 
 
 def _wrong_count(path: Path, held: int | str, claimed: int) -> PolypsegError:
@@ -596,16 +645,16 @@ def _times(header: Dataset, count: int) -> tuple[float, ...] | None:
     return None
 
 
-def _to_rgb(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
-    """H×W or H×W×3 samples as pydicom decodes them (YBR is RGB already) to H×W×3 uint8."""
+def _to_rgb(stored: NDArray[Any], header: Dataset, bits: int) -> NDArray[np.uint8]:
+    """H×W or H×W×3 samples of so many bits as pydicom decodes them (YBR is RGB already) to H×W×3 uint8."""
     from pydicom.pixels import apply_color_lut
 
     if header.PhotometricInterpretation in _GREYS:
-        return np.repeat(_to_grey(stored, header)[..., None], 3, axis=2)
+        return np.repeat(_to_grey(stored, header, bits)[..., None], 3, axis=2)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         colours = apply_color_lut(stored, header)[..., :3]
         return _scale(colours, 0, _brightest(header, colours.dtype))
-    return _scale(stored, 0, (1 << header.BitsStored) - 1)
+    return _scale(stored, 0, (1 << bits) - 1)
 
 
 def _brightest(header: Dataset, kind: np.dtype[Any]) -> int:
@@ -620,11 +669,10 @@ def _brightest(header: Dataset, kind: np.dtype[Any]) -> int:
     return 255 if bits <= 8 or entries.max() <= 255 else int(np.iinfo(kind).max)
 
 
-def _to_grey(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
-    """H×W samples to H×W uint8 by the rules of ``DicomFrames``."""
+def _to_grey(stored: NDArray[Any], header: Dataset, bits: int) -> NDArray[np.uint8]:
+    """H×W samples of so many bits to H×W uint8 by the rules of ``DicomFrames``."""
     from pydicom.pixels import apply_modality_lut, apply_voi
 
-    bits = int(header.BitsStored)
     lowest = -(1 << (bits - 1)) if header.PixelRepresentation else 0
     ends = np.array([lowest, lowest + (1 << bits) - 1])
     values = apply_modality_lut(stored, header)

@@ -61,6 +61,8 @@ def mask_values(image: Image.Image, path: str | Path, kind: str = "binary") -> N
     if kind == "binary" and image.format == "JPEG" and image.mode == "RGB" and _is_grey(image, path):
         image.draft("L", image.size)  # as fast as without looking at the colours
     image.load()
+    if image.mode in ("P", "PA") and kind in ("binary", "colour"):
+        _check_palette(image, path)
     samples, alpha = _samples(image, path, deep)
     if kind == "alpha":
         if alpha is None:
@@ -80,6 +82,16 @@ def mask_values(image: Image.Image, path: str | Path, kind: str = "binary") -> N
     classes = np.asarray(image) if image.mode in ("P", "PA") else _grey(samples, path)
     chosen = classes > 0 if kind == "nonzero" else np.isin(classes, [int(n) for n in kind[6:].split(",")])
     return chosen.astype(np.uint8) * np.uint8(255)
+
+
+def _check_palette(image: Image.Image, path: str | Path) -> None:
+    """Refuse several palette indices that all look alike, as where classes were saved and the palette was not."""
+    indices = np.unique(np.asarray(image.getchannel(0) if image.mode == "PA" else image))
+    if len(indices) > 1 and len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) == 1:
+        raise MaskError(
+            f"{path}: mask's palette has one colour for the indices {_found(indices)}; save polyps as white on black, "
+            f"or read it with --masks {_remedy(indices, int(indices[-1]))}"
+        )
 
 
 def _samples(image: Image.Image, path: str | Path, deep: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:

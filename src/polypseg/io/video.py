@@ -5,10 +5,13 @@ stays one. Time counts from the first frame, as a player shows it (broadcast str
 a time, or with one that does not come after its predecessor's, gets its predecessor's plus one nominal frame.
 
 **Damage.** What can be decoded is read, up to the cut of a truncated file and beyond a damaged spot; afterwards
-``VideoReader.problem`` says in one line what was met. Containers with an index say how much they contain. Of every
-other one the decoder is asked: it runs strictly, so that it hides nothing, up to the first error; from there the video
-is decoded again by a decoder that conceals errors, and continues. Besides, a transport stream consists of whole packets
-that are counted. A cut exactly between two frames of a container without an index leaves a shorter whole video.
+``VideoReader.problem`` says in one line what was met. Containers with an index say how much they contain. The decoder
+is asked too: it runs strictly, so that it hides nothing, up to the first error; from there the video is decoded again
+by a decoder that conceals errors, and continues. The structure of transport and program streams and of Matroska files
+is walked through: every packet must be there, and whole. What FFmpeg says nothing of is looked for here: long runs of
+zeros, and an HEVC stream that ends within a picture. The last picture is decoded twice, with and without bytes behind
+its own, which make a difference only where they are taken for its end. A cut exactly between two frames of a container
+that does not say how much it contains leaves a shorter whole video.
 
 **Untrusted.** FFmpeg opens what comes from outside in ``open_media`` alone: no playlist, no network, no other file.
 """
@@ -16,7 +19,9 @@ that are counted. A cut exactly between two frames of a container without an ind
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -46,6 +51,12 @@ FORMATS = (
 )  # fmt: skip
 _STEADY, _MOST_GAPS = 25, 2  # frames, and gaps among them, of a stream that is taken for steady
 _INDEXED = ("mov", "matroska", "avi")  # formats that say how much they contain
+# Codings of which FFmpeg marks pictures that it conceals, which in several threads it loses now and then.
+_MARKED = ("h264", "mpeg4")
+# More zeros than stand in a row in any picture of HEVC or H.264 (Rec. ITU-T H.265, 7.4.2), or come out of VP8's and
+# VP9's arithmetic coding. FFmpeg says nothing of most such pictures.
+_HOLE, _SILENT = bytes(32), ("hevc", "h264", "vp8", "vp9")
+_LONGEST_GROUP = 600  # packets from a key frame on that are kept, to decode the last one again
 # The first that PyAV was built with; its wheels on PyPI have libx264.
 _ENCODERS = ("libx264", "libopenh264")
 _ENCODER_OPTIONS = {
@@ -128,7 +139,7 @@ class VideoReader:
         self._cut = self._failed = False
         self._damaged: int | None = None  # where damage was met first, in the container's ticks
         self._end = 0  # of what the container had, likewise
-        self._sent = self._read_to = 0  # packets that the decoder got, and where in the file the last one ends
+        self._sent = self._read_to = 0  # packets to be shown that the decoder got, and where the last one ends
         self._open(strict=True)
         try:
             self._frames = self._decode()
@@ -146,9 +157,10 @@ class VideoReader:
         self._container = _open(self.path)
         try:
             self._stream = _video_stream(self._container, self.path)
-            self._stream.thread_type = "AUTO"
+            self._stream.thread_type = "NONE" if self._stream.codec_context.name in _MARKED else "AUTO"
+            self._group: list[av.Packet[Any]] = []  # of HEVC without an index: the packets since the last key frame
             if strict:
-                self._stream.codec_context.options = {"err_detect": "explode"}
+                self._stream.codec_context.options = {"err_detect": "explode+crccheck"}
         except BaseException:
             self.close()
             raise
@@ -207,6 +219,8 @@ class VideoReader:
         if not self._indexed:
             missing = round(own_end / step) + 1 - count  # a program stream gives few times, and the others are guessed
             self._look_for_gaps(gaps if missing > 0 else [], count, first)
+        if not self._indexed or "matroska" in self._format:
+            self._look_at_structure(first)
         self._tell(count, first, pts)
 
     def _pictures(self) -> Iterator[av.VideoFrame]:
@@ -215,7 +229,7 @@ class VideoReader:
         for source in self._read():
             yield source
             count += 1
-        if not self._failed and (self._indexed or count >= self._sent):
+        if not self._failed and count >= self._sent:
             return
         self._container.close()  # an error among the last frames shows only in that fewer come out than went in
         self._open(strict=False)
@@ -245,20 +259,41 @@ class VideoReader:
                 if packet.size:
                     self._cut = packet.is_corrupt  # unless whole ones follow
                     self._end = max(self._end, (packet.pts or 0) + (packet.duration or self._step))
-                    self._sent += 1
+                    self._sent += not packet.is_discard
+                    if self._stream.codec_context.name in _SILENT:
+                        self._see(packet, time)
                     self._read_to = (packet.pos or 0) + packet.size
-                    if packet.is_corrupt:
+                    if packet.is_corrupt and self._format != "mpegts":  # whose packets are walked through below
                         self._found_damage(time)
             for source in decoded:
                 if source.is_corrupt:
                     self._found_damage(time if source.pts is None else source.pts)
                 yield source
 
+    def _see(self, packet: av.Packet[Any], time: int) -> None:
+        """Look at a packet of which a part may be missing without the decoder's saying so."""
+        content = bytes(packet)
+        if self._stream.codec_context.name == "h264":  # of which the decoder tells more, and which some devices pad
+            content = content.rstrip(b"\0") if self._indexed else b""
+        if _HOLE in content:
+            self._found_damage(time)
+        if not self._indexed and self._stream.codec_context.name == "hevc":
+            if packet.is_keyframe or len(self._group) == _LONGEST_GROUP:
+                self._group.clear()
+            self._group.append(packet)
+
+    def _lacks_its_end(self) -> bool:
+        """Whether the last HEVC picture of a container without an index is another one with bytes added at its end."""
+        if not self._group:
+            return False
+        plain, longer = (_last_picture(self._stream.codec_context, self._group, tail) for tail in (b"", b"\xa5" * 256))
+        return plain is not None and longer is not None and not np.array_equal(plain, longer)
+
     def _found_damage(self, pts: int) -> None:
         self._damaged = pts if self._damaged is None else min(pts, self._damaged)
 
     def _look_for_gaps(self, gaps: Sequence[tuple[int, int]], count: int, first: int) -> None:
-        """Take one or two gaps in an otherwise steady stream for damage, and see to the container's own structure.
+        """Take one or two gaps in an otherwise steady stream for damage.
 
         A gap before the last frame is of a cut: where frames are reordered, the last comes before its predecessors. Any
         other may be a pause, and is damage only where the container has no structure that would show it.
@@ -268,9 +303,12 @@ class VideoReader:
             self._cut = self._cut or after == count - 1
             if self._format not in ("mpegts", "mpeg"):
                 self._found_damage(first + pts)
-        share, partial = _stream_damage(self.path)
+
+    def _look_at_structure(self, first: int) -> None:
+        """See to what the container's own structure says, whatever the decoder made of it."""
+        share, partial = _stream_damage(self.path, self._stream.id)
         unread = self._format == "yuv4mpegpipe" and self._read_to < self.path.stat().st_size
-        self._cut = self._cut or partial or unread
+        self._cut = self._cut or partial or unread or self._lacks_its_end()
         if share is not None and self._damaged is None:
             self._found_damage(first + round(share * (self._end - first)))
 
@@ -405,12 +443,35 @@ def _open(path: Path) -> av.container.InputContainer:
         raise PolypsegError(f"{path}: is no video that can be read, or its beginning is damaged") from error
 
 
-def _stream_damage(path: Path) -> tuple[float | None, bool]:
-    """What the structure of an MPEG transport or program stream says of damage.
+def _last_picture(
+    like: av.CodecContext, packets: Sequence[av.Packet[Any]], tail: bytes
+) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
+    """The last packet's picture, with bytes added to it; None where it gives none."""
+    decoder: Any = av.CodecContext.create(like.name, "r")  # PyAV's annotation knows no kind of it
+    decoder.extradata, decoder.thread_type = like.extradata, "NONE"
+    copies: list[av.Packet[Any] | None] = [av.Packet(bytes(packet)) for packet in packets[:-1]]
+    copies += [av.Packet(bytes(packets[-1]) + tail), None]
+    found: NDArray[np.uint8] | NDArray[np.uint16] | None = None
+    for number, packet in enumerate(copies):
+        if packet is not None:
+            packet.pts = number
+        with contextlib.suppress(av.FFmpegError, EOFError):
+            for frame in decoder.decode(packet):
+                if frame.pts == len(packets) - 1:
+                    found = frame.to_ndarray()
+    return found
+
+
+def _stream_damage(path: Path, identity: int) -> tuple[float | None, bool]:
+    """What the structure of an MPEG transport or program stream, a Matroska file or a GIF says of damage.
+
+    Args:
+        path: the file.
+        identity: of the video stream: a transport stream's packets bear it.
 
     Returns:
-        the share of the file before the first place where a packet should begin and does not, None where there is none
-        or the file is neither; and whether it ends within a packet.
+        the share of the file before the first place where something else should stand, None where there is none or the
+        file is of another kind; and whether it ends within a packet.
     """
     total = path.stat().st_size
     with path.open("rb") as file:
@@ -418,22 +479,92 @@ def _stream_damage(path: Path) -> tuple[float | None, bool]:
         file.seek(0)
         for size, sync in ((188, 0), (192, 4), (204, 0)):
             if head[sync::size][:5] == b"G" * 5:
-                place = _lost_packet(file, size, sync)
+                place = _lost_packet(file, size, sync, identity)
                 return None if place is None else place / total, total % size != 0
         if head.startswith(b"\0\0\1\xba"):
             return _walk_program_stream(file, total)
+        if head.startswith(b"\x1a\x45\xdf\xa3"):
+            return _walk_matroska(file, total)
+        if head.startswith(b"GIF8"):
+            file.seek(-1, io.SEEK_END)
+            return None, file.read() != b";"
     return None, False
 
 
-def _lost_packet(file: IO[bytes], size: int, sync: int) -> int | None:
-    """Where a transport stream of packets of ``size`` bytes has none, bytes."""
-    at = 0
+def _lost_packet(file: IO[bytes], size: int, sync: int, identity: int) -> int | None:
+    """Where a transport stream of packets of ``size`` bytes is missing one, bytes; None where nowhere.
+
+    None begins there, or the video's numbers, 0 to 15 in turn, skip one (ISO/IEC 13818-1, 2.4.3). Where a table comes
+    between, a recording may have been put behind another.
+    """
+    at, before, tables_before = 0, None, 0
     while block := file.read(size * 65536):
-        lost = np.flatnonzero(np.frombuffer(block, np.uint8)[sync::size] != ord("G"))
+        whole = np.frombuffer(block, np.uint8)[: len(block) // size * size].reshape(-1, size)[:, sync : sync + 6]
+        starts, flags, low, third, extra, marks = whole.astype(np.int32).T
+        lost = np.flatnonzero(starts != ord("G"))
+        identities = (flags & 31) << 8 | low
+        own = np.flatnonzero((identities == identity) & (third & 16 > 0) & (starts == ord("G")))
+        if len(own):
+            numbers, tables = third[own] & 15, np.searchsorted(np.flatnonzero(identities == 0), own)
+            skipped = (np.diff(numbers, prepend=numbers[0] - 1 if before is None else before) - 1) & 15
+            told = (third[own] & 32 > 0) & (extra[own] > 0) & (marks[own] & 128 > 0)  # the stream says so itself
+            joined = (flags[own] & 64 > 0) & (np.diff(tables, prepend=-tables_before) > 0)
+            # 15 skipped: one comes twice, as it may.
+            wrong = (skipped > 0) & (skipped < 15) & ~told & ~joined | (flags[own] & 128 > 0)  # by the receiver's mark
+            lost = np.sort(np.append(lost, own[wrong]))
+            before, tables_before = int(numbers[-1]), 0
+        tables_before += int(np.count_nonzero(identities[own[-1] if len(own) else 0 :] == 0))
         if len(lost):
             return at + int(lost[0]) * size
         at += len(block)
     return None
+
+
+_MATROSKA = {"segment": 0x18538067, "cluster": 0x1F43B675}
+# What stands in those: SeekHead, Info, Tracks, Cues, Tags, Attachments, Chapters; Timestamp, SimpleBlock, BlockGroup,
+# PrevSize, Position; and anywhere Void, CRC-32 and the file's head.
+_MATROSKA_PARTS = {
+    0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1941A469, 0x1043A770, 0xE7, 0xA3, 0xA0, 0xAB, 0xA7,
+    0xEC, 0xBF, 0x1A45DFA3,
+}  # fmt: skip
+
+
+def _walk_matroska(file: IO[bytes], total: int) -> tuple[float | None, bool]:
+    """As ``_stream_damage``, from element to element (RFC 8794, RFC 9559)."""
+    at, end = 0, math.inf  # of the segment; what stands behind it is nobody's
+    while at < min(total, end):
+        file.seek(at)
+        head = file.read(12)
+        identity, length = _vint(head, 4, False)
+        size, taken = _vint(head[length:], 8, True)
+        known = identity in _MATROSKA_PARTS or identity in _MATROSKA.values()
+        if not length or not taken:
+            return (None, True) if total - at < 12 and length + taken else (at / total, False)
+        at += length + taken
+        if identity in _MATROSKA.values():  # of unknown size, as of recordings that are streamed, or not
+            if size is not None and at + size > total:
+                return None, True
+            end = at + size if size is not None and identity == _MATROSKA["segment"] else end
+        elif size is None or at + size > total:
+            return (None, True) if known else (at / total, False)
+        else:
+            at += size
+    return None, False
+
+
+def _vint(data: bytes, longest: int, value: bool) -> tuple[int | None, int]:
+    """A number of variable length at the beginning, and its length, 0 where there is none.
+
+    As a ``value`` it is without the marker, and None where it stands for an unknown size.
+    """
+    length = 9 - data[0].bit_length() if data and data[0] else 0
+    if not 0 < length <= min(longest, len(data)):
+        return None, 0
+    number = int.from_bytes(data[:length])
+    if value:
+        number &= (1 << 7 * length) - 1
+        return (None if number == (1 << 7 * length) - 1 else number), length
+    return number, length
 
 
 def _walk_program_stream(file: IO[bytes], total: int) -> tuple[float | None, bool]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from polypseg.errors import PolypsegError, UsageError
+from polypseg.errors import PolypsegError, UsageError, one_line
 from polypseg.files import locked
 from polypseg.io.outputs import RUN_FILES, write_run
 from polypseg.io.pictures import read_frame
@@ -113,7 +113,7 @@ def _predict(sources: Sequence[str], out: Path, options: PredictOptions, model: 
         run.stills()
     for path in plan.videos:
         run.video(path)
-    print(f"{out}: {run.summary()}, {time.perf_counter() - start:.1f} s")
+    print(one_line(f"{out}: {run.summary()}, {time.perf_counter() - start:.1f} s"))
     if run.failed:
         log.error("%d of %d could not be read, or not to the end", run.failed, len(named))
     return 1 if run.failed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -27,9 +28,9 @@ class Corrections:
         self._images, self._masks = folder / "images", folder / "masks"
         self._name = folder.name
         self._lock = threading.Lock()
-        frames = {path.stem for path in _whole(self._images)}
+        frames = {_key(path.stem) for path in _whole(self._images)}
         for mask in _whole(self._masks):  # left by a crash between the two files of a pair; or somebody's own
-            if mask.stem not in frames:
+            if _key(mask.stem) not in frames:
                 aside = folder / "without-frame"
                 aside.mkdir(exist_ok=True)
                 mask.replace(aside / mask.name)
@@ -57,10 +58,12 @@ class Corrections:
         stem = re.sub(r"\.(png|jpe?g|tiff?|bmp|webp)$", "", own_name(name), flags=re.IGNORECASE)
         with self._lock:
             chosen, number = stem, 1
-            taken = {path.stem: path for path in _whole(self._images)}
-            while chosen in taken and taken[chosen].read_bytes() != picture:
+            taken = {_key(path.stem): path for path in _whole(self._images)}
+            while (there := taken.get(_key(chosen))) is not None and there.read_bytes() != picture:
                 number += 1
                 chosen = f"{stem}-{number}"
+            if there is not None:
+                chosen = there.stem
             with atomic_write(self._masks / f"{chosen}.png") as file:
                 file.write(_png(mask.astype(np.uint8) * 255))
             with atomic_write(self._images / f"{chosen}.png") as file:
@@ -73,6 +76,11 @@ class Corrections:
             for folder in (self._images, self._masks):
                 for file in sorted(_whole(folder)):
                     archive.write(file, f"{self._name}/{folder.name}/{file.name}")
+
+
+def _key(stem: str) -> str:
+    """What two names share that some file systems take for one: they differ in case, or in how accents are written."""
+    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def _whole(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -81,21 +81,27 @@ def _refuse(names: list[str], declared: dict[str, bool], kind: str) -> None:
     """Refuse names that are not declared, and several of what is declared as one."""
     known = f"known: {', '.join(sorted(declared))}" if declared else "there are none here"
     for name, count in Counter(names).items():
-        shown = "".join(char if char.isprintable() else "_" for char in name[:100])
         if name not in declared:
-            raise HTTPException(422, f"{shown}: is no {kind} of this route; {known}")
+            raise HTTPException(422, f"{_shown(name)}: is no {kind} of this route; {known}")
         if count > 1 and not declared[name]:
-            raise HTTPException(422, f"{shown}: is given {count} times; give it once")
+            raise HTTPException(422, f"{_shown(name)}: is given {count} times; give it once")
+
+
+def _shown(name: str) -> str:
+    return "".join(char if char.isprintable() else "_" for char in name[:100])
 
 
 async def _read_form(request: Request) -> FormData:
     """The form of a request, within limits; FastAPI takes what is read already."""
     limits = {"max_fields": MOST_FIELDS, "max_part_size": LARGEST_FIELD}
-    multipart = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        if not multipart:
-            return await request.form(**limits)
-        form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
+        if kind == "multipart/form-data":
+            form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
+        elif kind == "application/x-www-form-urlencoded":
+            form = await _UrlencodedParser(request.headers, request.stream(), **limits).parse()
+        else:
+            return await request.form()
         request._form = form  # noqa: SLF001  (where Starlette looks for it)
         return form
     except MultiPartException as problem:
@@ -111,6 +117,12 @@ class _Parser(MultiPartParser):
 
     spool_max_size = IN_MEMORY
 
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._current_part
+        if part.file is None and len(part.data) + end - start > self.max_part_size:
+            raise _too_large(part.field_name)
+        super().on_part_data(data, start, end)
+
     def on_headers_finished(self) -> None:
         part = self._current_part
         name = _extended_name(part.content_disposition or b"")
@@ -119,6 +131,21 @@ class _Parser(MultiPartParser):
         super().on_headers_finished()
         if part.file is not None:
             part.file.filename = _without_encoded_words(part.file.filename or "") if name is None else name
+
+
+class _UrlencodedParser(FormParser):
+    """Starlette's, which names a field that is too large."""
+
+    def on_field_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_field_size + end - start > self.max_part_size:
+            raise _too_large(self._field_name.decode("latin-1"))
+        super().on_field_data(data, start, end)
+
+
+def _too_large(name: str) -> MultiPartException:
+    return MultiPartException(
+        f"{_shown(name)}: is larger than {LARGEST_FIELD >> 10} KiB, the most of a field; send a file with its filename"
+    )
 
 
 def _extended_name(disposition: bytes) -> str | None:

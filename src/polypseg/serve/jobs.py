@@ -468,7 +468,7 @@ class _Work:
 
     def _video(self, path: Path, out: Path) -> None:
         from polypseg.io.video_outputs import whole_lines
-        from polypseg.pipeline.video import predict_video
+        from polypseg.pipeline.video import DamagedVideo, predict_video
 
         limits = self._jobs._settings
         pixels, seconds = limits.max_pixels, limits.max_video_seconds
@@ -482,10 +482,16 @@ class _Work:
                 break
         items = self._decoders.stream(path.name, video_frames, path, pixels, check=self._check)
         options = PredictOptions(smoothing=self._job.smoothing, resume=True, progress=False)
+        damage = None
         with _Video(path, items) as video:
-            found = predict_video(self._segmenter, path, out, options, video=video, computed=self._count)
+            try:
+                found = predict_video(self._segmenter, path, out, options, video=video, computed=self._count)
+            except DamagedVideo as problem:
+                found, damage = problem.summary, problem
         self._done = before + found.frames
         self._publish(out, found.files)
+        if damage is not None:
+            raise damage
 
     def _stills(self, path: Path, out: Path) -> None:
         items = self._decoders.stream(

@@ -17,6 +17,7 @@ import yaml
 from polypseg import renamed
 from polypseg.bundle import Architecture
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import check_yaml
 from polypseg.inference.augmentation import Augmented
 from polypseg.models.losses import LossConfig
 from polypseg.training.ranges import shown, trouble
@@ -324,6 +325,7 @@ def load_recipe(path: str | Path) -> Recipe:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise PolypsegError(f"{path}: cannot be read ({reason}); name a recipe, a YAML file") from error
     try:
+        check_yaml(text)
         return _parse(text)
     except UsageError as error:
         raise UsageError(f"{path}: is no recipe that can be used ({error}); correct it") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from polypseg.errors import PolypsegError, UsageError
+from polypseg.files import check_yaml
 from polypseg.training.recipe import Recipe, with_values
 
 if TYPE_CHECKING:
@@ -71,7 +72,11 @@ def read_space(path: str | Path | None, recipe: Recipe) -> dict[str, Range]:
     if path is not None:
         where = str(path)
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            check_yaml(text)
+            values = yaml.safe_load(text)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise PolypsegError(f"{path}: cannot be read ({reason}); name a YAML file of fields and values") from error

@@ -64,11 +64,11 @@ def batched(runtime: Runtime, images: Iterable[NDArray[np.uint8]], size: int) ->
         yield from runtime.logits(np.stack(batch))
 
 
-def of_another_size(model: Path, size: tuple[int, int]) -> UsageError:
+def of_another_size(model: Path, size: tuple[int, int], own: tuple[int, int]) -> UsageError:
     """What to raise where an export cannot compute frames of rows × columns other than its own."""
     return UsageError(
-        f"{model}: cannot compute frames of {size[0]}×{size[1]}, only those of its own size; take --tta none, or "
-        "--runtime torch"
+        f"{model}: cannot compute frames of {size[0]}×{size[1]}, only those of its own size, {own[0]}×{own[1]} "
+        "(height × width); take --tta none, or --runtime torch"
     )
 
 

@@ -70,7 +70,7 @@ class ONNXRuntime:
         size = self._preprocessing.height, self._preprocessing.width
         # An axis that the export leaves open has a name in place of a number.
         if any(isinstance(own, int) and own != asked for own, asked in zip(self._size, size, strict=True)):
-            raise of_another_size(self._model, size)
+            raise of_another_size(self._model, size, (self._size[0], self._size[1]))
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs = self._session.run(None, {self._input: self._preprocessing.normalise(images)})

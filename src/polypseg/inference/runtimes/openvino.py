@@ -61,6 +61,7 @@ class OpenVINORuntime:
         export.verify()
         self._file = export.model
         self.precision = precision
+        self._own = preprocessing.height, preprocessing.width
         self.threads = threads or usable_cores()
         self._settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -108,7 +109,7 @@ class OpenVINORuntime:
         try:
             model.reshape([1, 3, *size])
         except RuntimeError as error:
-            raise of_another_size(self._file, size) from error
+            raise of_another_size(self._file, size, self._own) from error
         steps = ov.preprocess.PrePostProcessor(model)
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
         steps.input().model().set_layout(ov.Layout("NCHW"))
