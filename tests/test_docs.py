@@ -175,3 +175,12 @@ def test_versions_of_the_changelog_and_the_citation() -> None:
     assert polypseg.__version__ in sections
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert sections[cited["version"]] == str(cited["date-released"]) and cited["license"] == "Apache-2.0"
+
+
+def test_the_tests_that_hold_wrong_input_exist() -> None:
+    text = (DOCS / "explanation" / "wrong-input.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 80
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not test or f"def {test}(" in source, f"{file}::{test}"
