@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from polypseg.files import atomic_write
+from polypseg.visualization.gallery import drawable
 
 
 def draw_curves(metrics: pd.DataFrame, path: str | Path, title: str = "") -> None:
@@ -36,6 +37,6 @@ def draw_curves(metrics: pd.DataFrame, path: str | Path, title: str = "") -> Non
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
     axis.set_title(f"best validation Dice {metrics['val_dice'].iloc[best]:.4f}", fontsize=10)
-    figure.suptitle(title)
+    figure.suptitle(drawable(title))
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -151,16 +152,29 @@ def _grid(
         axis.set_axis_off()
         axis.xaxis.set_visible(False)
         axis.yaxis.set_visible(False)
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(drawable(title), fontsize=13)
     return figure, axes
 
 
 def _show(axis: Any, image: NDArray[np.uint8], caption: str) -> None:
     axis.imshow(image, interpolation="antialiased")
     width = axis.figure.get_size_inches()[0] / axis.get_gridspec().ncols  # inches
-    lines = textwrap.wrap(caption, int(width / CAPTION_CHARACTER))
+    lines = textwrap.wrap(drawable(caption), int(width / CAPTION_CHARACTER))
     # With its place given, no tick is measured for it.
     axis.set_title("\n".join(lines), fontsize=CAPTION_POINTS, y=1.0)
+
+
+def drawable(text: str) -> str:
+    """A text with ``□`` in place of what Matplotlib's own font has no glyph for, as of names in Chinese."""
+    known = _glyphs()
+    return "".join(letter if ord(letter) in known else "□" for letter in text)
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset((*get_font(findfont("DejaVu Sans")).get_charmap(), ord("\n")))
 
 
 def _save(figure: Figure, path: str | Path) -> None:
