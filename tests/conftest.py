@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,6 +19,22 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Signals are handled on the usual stack.
+
+    Libraries that earlier tests loaded set another one for the main thread and leave it behind when it is gone. The
+    next signal of a DataLoader's worker would then end the whole process.
+    """
+    if sys.platform == "linux":
+        disable = 2
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, disable, 0)), None)
 
 
 # What may be skipped where POLYPSEG_ALL_TESTS is set, as CI does: what the machine or its user decides. All else is
