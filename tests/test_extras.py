@@ -57,6 +57,7 @@ def test_the_core_predicts_evaluates_and_checks_data_without_torch(phantom_folde
         (("train", "--data", "{data}", "--out", "{out}"), "train"),
         (("export", "polypseg-realtime"), "export"),
         (("tune", "--data", "{data}", "--out", "{out}"), "tune"),
+        (("average", "polypseg-realtime", "polypseg-realtime", "--data", "{data}", "--out", "{out}"), "train"),
         (("predict", "{data}", "--runtime", "torch", "--out", "{out}"), "torch"),
         (("data", "split", "--data", "{data}", "--name", "random", "--out", "{out}"), "train"),
     ],

@@ -9,7 +9,7 @@ from polypseg.cli.verb import Positional, Verb
 from polypseg.extras import naming_extras
 
 
-@naming_extras("torch")
+@naming_extras("train")
 def average(
     models: list[str],
     data: list[str],
