@@ -6,6 +6,7 @@ a page, or a file to download, at the same place relative to the site's root.
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
 from pathlib import Path
@@ -25,8 +26,9 @@ DOWNLOADS = (
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
-def _outside() -> list[str]:
-    return [path.relative_to(ROOT).as_posix() for one in (*PAGES, *DOWNLOADS) for path in sorted(ROOT.glob(one))]
+@functools.cache
+def _outside() -> tuple[str, ...]:
+    return tuple(path.relative_to(ROOT).as_posix() for one in (*PAGES, *DOWNLOADS) for path in sorted(ROOT.glob(one)))
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -42,7 +44,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     in_docs = (Path(config["docs_dir"]) / source).exists()
     place = posixpath.dirname(f"docs/{source}" if in_docs else source)
     here = posixpath.dirname(source)
-    known = set(_outside())
+    known = _outside()
 
     def renew(match: re.Match[str]) -> str:
         label, (target, mark, anchor) = match[1], match[2].partition("#")

@@ -599,36 +599,34 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a report as lines of text."""
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "how": lambda row: f"{row['runtime']} {row['device']} {row['precision']} {row['variant']}".strip(),
-        "network ms": lambda row: f"{row['network_p50_ms']:.1f}",
-        "p95": lambda row: f"{row['network_p95_ms']:.1f}",
-        "speed-up": lambda row: f"{row['network_speedup']:.1f}x",
-        "before": lambda row: f"{row['before_ms']:.2f}",
-        "after": lambda row: f"{row['after_ms']:.2f}",
-        "of net": lambda row: f"{row['before_and_after_share']:.0%}",
-        "whole ms": lambda row: f"{row['end_to_end_p50_ms']:.1f}",
-        " p95": lambda row: f"{row['end_to_end_p95_ms']:.1f}",
-        "net fps": lambda row: f"{row['network_stream_fps']:.1f}",
-        "whole fps": lambda row: f"{row['stream_fps']:.1f}",
-        "load s": lambda row: f"{row['load_s']:.2f}",
-        "MB": lambda row: f"{row['memory_mb']:.0f}",
-        "Dice": lambda row: f"{row['dice']:.4f}",
+    columns = {  # the field of each, and how it is written
+        "network ms": ("network_p50_ms", "{:.1f}"),
+        "p95": ("network_p95_ms", "{:.1f}"),
+        "speed-up": ("network_speedup", "{:.1f}x"),
+        "before": ("before_ms", "{:.2f}"),
+        "after": ("after_ms", "{:.2f}"),
+        "of net": ("before_and_after_share", "{:.0%}"),
+        "whole ms": ("end_to_end_p50_ms", "{:.1f}"),
+        " p95": ("end_to_end_p95_ms", "{:.1f}"),
+        "net fps": ("network_stream_fps", "{:.1f}"),
+        "whole fps": ("stream_fps", "{:.1f}"),
+        "load s": ("load_s", "{:.2f}"),
+        "MB": ("memory_mb", "{:.0f}"),
+        "Dice": ("dice", "{:.4f}"),
     }
 
-    def cell(make: Callable[[Mapping[str, Any]], str], row: Mapping[str, Any]) -> str:
-        try:
-            return make(row)
-        except TypeError:  # None: not measured
-            return "-"
+    def cells_of(row: Mapping[str, Any]) -> list[str]:
+        values = ("-" if row[field] is None else form.format(row[field]) for field, form in columns.values())
+        return [f"{row['runtime']} {row['device']} {row['precision']} {row['variant']}".strip(), *values]
 
-    cells = [[cell(make, row) for make in columns.values()] for row in rows]
-    widths = [max(len(name), *(len(line[at]) for line in cells)) for at, name in enumerate(columns)]
+    titles = ["how", *columns]
+    cells = [cells_of(row) for row in rows]
+    widths = [max(len(name), *(len(line[at]) for line in cells)) for at, name in enumerate(titles)]
 
     def aligned(line: Iterable[str]) -> str:
         return "  ".join(f"{one:{'>' if at else '<'}{widths[at]}}" for at, one in enumerate(line))
 
-    lines = [aligned(columns)]
+    lines = [aligned(titles)]
     for row, line in zip(rows, cells, strict=True):
         if row["calls"]:
             lines.append(aligned(line))

@@ -186,8 +186,7 @@ def _option_name(given: str, options: dict[str, Option], verb: Verb) -> str:
             return f"--{last[0]}"
         if last:
             raise UsageError(f"{given}: is one of {_listed([f'--{one}' for one in last])}; write it out")
-    meant = [f"--{one}" for one in OPTIONS_CALLED.get(name[2:], ()) if f"--{one}" in options]
-    raise UsageError(f"{given}: is no option{f'; did you mean {meant[0]}?' if meant else _nearest(name, options)}")
+    raise UsageError(f"{given}: is no option{_nearest(name, options)}")
 
 
 def _spelt_now(verb: Verb, name: str, value: str) -> tuple[str, str]:
@@ -303,8 +302,8 @@ def _must_be(option: Option, value: str) -> str:
 
 
 def _nearest(word: str, names: Collection[str]) -> str:
-    near = [CALLED[word]] if CALLED.get(word, "").partition(" ")[0] in names else None
-    near = near or difflib.get_close_matches(word, names, 1)
+    called = (CALLED.get(word, ""), *(f"--{one}" for one in OPTIONS_CALLED.get(word.removeprefix("--"), ())))
+    near = [one for one in called if one.partition(" ")[0] in names] or difflib.get_close_matches(word, names, 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
