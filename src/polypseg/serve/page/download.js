@@ -2,7 +2,7 @@
 
 import { encodeGrey } from "./png.js";
 import { paintPolyps } from "./paint.js";
-import { isHole } from "./polyps.js";
+import { isHole } from "./outline.js";
 
 export const stem = (name) => name.replace(/\.[^.]*$/, "");
 
