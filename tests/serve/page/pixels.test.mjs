@@ -205,7 +205,8 @@ test("a click grows the region around it, and nothing grows where the model sees
 test("labels lie in the frame and not over each other", () => {
   const boxes = [[0, 0, 40, 40], [10, 5, 60, 45], [12, 8, 30, 30], [150, 150, 200, 200], [155, 160, 199, 199]];
   const sizes = boxes.map(() => [50, 19]);
-  const placed = placeLabels(boxes, sizes, [0, 0, 200, 200]);
+  const polyps = boxes.map((box) => ({ box, contour: [[box[0], box[1]], [box[0], box[3] - 1], [box[2] - 1, box[1]]] }));
+  const placed = placeLabels(polyps, sizes, [0, 0, 200, 200]);
   placed.forEach(([left, top, right, bottom], index) => {
     assert.ok(left >= 0 && top >= 0 && right <= 200 && bottom <= 200);
     assert.equal(right - left, 50);

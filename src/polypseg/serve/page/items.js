@@ -6,7 +6,7 @@ import { isVideo, sort } from "./intake.js";
 import { List } from "./list.js";
 import { Outage } from "./outage.js";
 import * as sets from "./sets.js";
-import { emit, oncePerFrame, state } from "./state.js";
+import { emit, oncePerFrame, state, when } from "./state.js";
 import { Queue } from "./stills.js";
 import { follow } from "./video.js";
 
@@ -96,6 +96,7 @@ function retry() {
   queue.add(failed);
 }
 on("retry", "click", retry);
+when("thumbnail", (item) => list.update(item));
 
 // What removing a frame of a set, or a video, does on the service; false where it may not be removed.
 async function removeThere(item) {

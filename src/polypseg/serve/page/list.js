@@ -197,6 +197,7 @@ function frameLine(item) {
   const state = item.frame?.state ?? "predicted";
   if (state === "no_polyp" || state === "poor_view") return REVIEWED[state];
   if (item.proposed) return `proposed, ${Math.round(100 * item.proposed.sureness)} % sure`;
+  if (item.count === undefined && item.frame?.version === 0 && item.frame.confidence === null) return "not computed yet";
   const count = item.count ?? item.frame?.polyps?.length ?? item.answer?.polyps.length;
   if (count === undefined) return "waits for its prediction";
   const unclear = item.answer?.quality && !item.answer.quality.judgeable && state === "predicted";

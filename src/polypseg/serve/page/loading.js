@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { decodeGrey } from "./png.js";
 import * as sets from "./sets.js";
+import { emit } from "./state.js";
 import { open, picture, Shelf, takeAnswer } from "./stills.js";
 
 export const shelf = new Shelf(forget);
@@ -45,5 +46,14 @@ export function takeFrame(item, frame, mask = null) {
   item.proposed = null;
   item.labels = null;
   if (mask === null) shelf.drop(item);
-  if (item.state === "remote") item.thumbnail = `${sets.framePath(item.set, frame.hash)}/thumbnail?version=${frame.version}`;
+  if (item.state === "remote") renewThumbnail(item);
+}
+
+// The address stays, so that the browser would show the picture that it has.
+async function renewThumbnail(item) {
+  const blob = await sets.freshThumbnail(item.set, item.frame.hash).catch(() => null);
+  if (!blob) return;
+  if (item.thumbnail?.startsWith("blob:")) URL.revokeObjectURL(item.thumbnail);
+  item.thumbnail = URL.createObjectURL(blob);
+  emit("thumbnail", item);
 }

@@ -86,8 +86,7 @@ function paintLabels(context, polyps, pixel, bounds) {
   context.textBaseline = "middle";
   const texts = polyps.map(labelOf);
   const sizes = texts.map((text) => [context.measureText(text).width + 10 * pixel, 19 * pixel]);
-  const visible = polyps.map(({ box }) => box);
-  placeLabels(visible, sizes, bounds).forEach(([left, top, right, bottom], index) => {
+  placeLabels(polyps, sizes, bounds).forEach(([left, top, right, bottom], index) => {
     context.fillStyle = "rgb(0 0 0 / 75%)";
     context.fillRect(left, top, right - left, bottom - top);
     context.fillStyle = YELLOW;

@@ -3,7 +3,7 @@
 import { pause } from "./api.js";
 import { $, on } from "./dom.js";
 import { list } from "./items.js";
-import { refresh, viewer } from "./stage.js";
+import { player, refresh, viewer } from "./stage.js";
 import { oncePerFrame, state, when } from "./state.js";
 import { polypsAt } from "./stills.js";
 
@@ -23,6 +23,7 @@ export function setPoint(change) {
   state.point = { ...state.point, ...change };
   tell();
   refreshSoon();
+  player.draw();
   recountSoon();
 }
 
@@ -38,23 +39,22 @@ async function recountSoon() {
   }
 }
 
-// The sliders for what is shown. hidden: while a mask is corrected.
-export function fillSliders(hidden) {
+// The sliders for what is shown. hidden: while a mask is corrected. film: a video, which has no threshold here.
+export function fillSliders(hidden, film) {
   const { point, current } = state;
   const own = state.model?.operating_point ?? point;
-  const byHand = Boolean(current?.mask);
+  const byHand = Boolean(current?.mask) && !film;
   $("threshold-part").hidden = hidden;
-  for (const id of ["threshold", "confidence"]) $(id).disabled = byHand;
-  $("discard").hidden = !byHand;
-  $("threshold-reset").disabled = byHand || !moved(own);
+  $("threshold-own").hidden = byHand || film;
+  $("confidence-own").hidden = byHand;
+  for (const id of ["by-hand", "discard"]) $(id).hidden = !byHand;
+  $("threshold-reset").disabled = !moved(own);
   $("threshold").value = point.threshold;
   $("confidence").value = point.min_confidence;
   tell();
-  $("threshold-text").textContent = byHand
-    ? "This mask was corrected by hand; neither threshold nor confidence changes it."
-    : `A pixel belongs to a region if its probability is at least this. The model's own is ${own.threshold.toFixed(2)}.`;
-  $("confidence-text").textContent = byHand
-    ? ""
+  $("threshold-text").textContent = `A pixel belongs to a region if its probability is at least this. The model's own is ${own.threshold.toFixed(2)}.`;
+  $("confidence-text").textContent = film
+    ? "What is drawn over the video's own file follows it."
     : `A region is a polyp if its ${own.confidence === "mean" ? "mean" : "highest"} probability is at least this. The model's own is ${own.min_confidence.toFixed(3)}.`;
 }
 

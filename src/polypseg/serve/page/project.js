@@ -21,11 +21,9 @@ export const setTitle = (name) => ($("sources-title").textContent = name);
 // A set's frame as an item.
 function itemOf(frame, set) {
   const item = items.newItem("image", frame.name);
-  Object.assign(item, { set, frame, state: "remote", thumbnail: thumbnail(set, frame) });
+  Object.assign(item, { set, frame, state: "remote", thumbnail: sets.thumbnail(set, frame.hash) });
   return item;
 }
-
-const thumbnail = (set, frame) => `${sets.framePath(set, frame.hash)}/thumbnail?version=${frame.version}`;
 
 export async function openSet(project) {
   if (!correction.leave()) return;
@@ -81,7 +79,7 @@ function clearFilter() {
 async function load(keep = false) {
   const mine = ++turn;
   const set = state.project.id;
-  const before = new Map(state.items.filter((item) => item.set === set && item.frame).map((item) => [item.frame.hash, item]));
+  const before = new Map(state.items.filter((item) => item.state === "remote" && item.set === set).map((item) => [item.frame.hash, item]));
   const found = [];
   let first = true;
   const done = await told(async () => {

@@ -53,6 +53,8 @@ export async function revision(project, tag) {
   }
 }
 
+export const thumbnail = (project, hash) => `${framePath(project, hash)}/thumbnail`;
+export const freshThumbnail = async (project, hash) => (await call(thumbnail(project, hash), { cache: "reload" })).blob();
 export const addFrame = (project, file, name) => post(`${setPath(project)}/frames`, [["frame", file, name], ["name", name]]);
 export const frame = (project, hash) => json(framePath(project, hash));
 export const removeFrame = (project, hash) => remove(framePath(project, hash));

@@ -14,6 +14,8 @@ import { Viewer } from "./viewer.js";
 export const viewer = new Viewer($("canvas"));
 export const player = new Player();
 
+const PATIENCE = 300; // ms that the frame before is shown while the next one is loaded
+
 let mayLeave = () => true;
 
 // leave() says whether the current item may be left.
@@ -27,21 +29,26 @@ export async function show(item) {
   state.current = item;
   items.list.select(item);
   placeButtons();
-  if (fresh) $("stage-facts").textContent = "";
+  if (fresh) {
+    $("stage-facts").textContent = "";
+    [state.opened, state.scene] = [null, null];
+  }
   $("stage-title").textContent = item ? item.name : "Viewer";
   lay(item, partOf(item));
   if (fresh) emit("current", item);
-  if (item?.kind === "image" && ["done", "remote"].includes(item.state)) await showStill(item, fresh);
+  if (item?.kind === "image" && isThere(item)) await showStill(item, fresh);
   else if (!$("film").hidden) await showFilm(item);
   else if (!state.scene) emit("scene");
 }
 
+const isThere = ({ state: reached }) => reached === "done" || reached === "remote";
+
 function partOf(item) {
   if (!item) return "welcome";
   if (item.kind === "camera") return state.opened?.item.live === item ? "picture" : "wait";
-  if (item.state === "remote") return state.opened ? "picture" : "wait";
-  if (item.state !== "done") return "wait";
-  return item.kind === "video" ? "film" : "picture";
+  if (item.kind === "video") return item.state === "done" ? "film" : "wait";
+  // While one is loaded the one before stays on the screen, so that nothing flickers.
+  return isThere(item) && !$("picture").hidden ? "picture" : "wait";
 }
 
 function lay(item, part) {
@@ -52,7 +59,7 @@ function lay(item, part) {
     viewer.show(null);
   }
   if (part === "wait") {
-    $("wait-text").textContent = item.state === "remote" ? "loading" : line(item);
+    $("wait-text").textContent = isThere(item) ? "loading" : line(item);
     $("wait-text").classList.toggle("wrong", Boolean(item.error));
   }
   $("keep").hidden = item?.kind !== "camera";
@@ -61,6 +68,7 @@ function lay(item, part) {
 
 async function showStill(item, fresh) {
   let taken;
+  const late = setTimeout(() => item === state.current && lay(item, "wait"), PATIENCE);
   try {
     taken = await shelf.take(item, load);
   } catch (error) {
@@ -70,6 +78,8 @@ async function showStill(item, fresh) {
       $("wait-text").textContent = `cannot be shown: ${error.message}`;
     }
     return items.fail(item, `cannot be shown: ${error.message}`);
+  } finally {
+    clearTimeout(late);
   }
   if (item !== state.current) return;
   lay(item, "picture");
@@ -84,7 +94,7 @@ async function showStill(item, fresh) {
 // The frame that comes after is opened ahead, and one before is still open.
 function prepareNext(item) {
   const next = state.items[state.items.indexOf(item) + 1];
-  if (next?.kind === "image" && ["done", "remote"].includes(next.state)) shelf.prepare(next, load);
+  if (next?.kind === "image" && isThere(next)) shelf.prepare(next, load);
 }
 
 async function showFilm(item) {
