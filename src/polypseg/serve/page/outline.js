@@ -10,7 +10,7 @@ export function outlineOf({ box, runs, start }, frameWidth) {
   const inside = (x, y) => cells[(y - top + 1) * width + x - left + 1] === 1;
   return {
     contour: contourOf(inside, start % frameWidth, Math.floor(start / frameWidth)),
-    rings: ringsOf(inside, runs, box),
+    rings: ringsOf(cells, inside, runs, box),
   };
 }
 
@@ -45,13 +45,15 @@ const [EAST, SOUTH, LEFT, UP] = [[1, 0, -1, 0], [0, 1, 0, -1], [0, 1, 1, 0], [0,
 
 // The exact outlines along the edges of the pixels, each a list of corners [x, y]: outer ones clockwise, holes
 // counterclockwise. Filled by the even-odd rule they give the region again; parts that touch at a corner are apart.
-function ringsOf(inside, runs, [left, top, right, bottom]) {
+function ringsOf(cells, inside, runs, [left, top, right, bottom]) {
   const width = right - left;
   const seen = new Uint8Array(width * (bottom - top)); // pixels whose upper edge is part of a ring already
   const rings = [];
   for (const { y, from, to } of runs) {
-    for (let x = from; x < to; x++) {
-      if (!inside(x, y - 1) && !seen[(y - top) * width + x - left]) rings.push(ringFrom(x, y));
+    // Only where there is background above.
+    const above = (y - top) * (width + 2) - left + 1;
+    for (let x = cells.indexOf(0, above + from) - above; x < to; x = cells.indexOf(0, above + x + 1) - above) {
+      if (!seen[(y - top) * width + x - left]) rings.push(ringFrom(x, y));
     }
   }
   return rings;

@@ -15,20 +15,36 @@ export function findPolyps(surface, point, outside = null) {
   const found = regions.filter((region) => isKept(region, runs, point.min_area ?? 0, outside));
   measure(found, surface, point.confidence);
   const kept = found.filter(({ confidence }) => Math.fround(confidence) >= least);
-  const inMask = new Set(kept);
-  const mask = maskOf(runs, labels.map((number) => (inMask.has(regions[number]) ? 1 : 0)));
   const faint = found.filter(({ confidence }) => Math.fround(confidence) < least);
-  return { mask, polyps: finish(kept, runs.width), faint: finish(faint, runs.width) };
+  const polyps = finish(kept, runs.width);
+  let mask = null;
+  return {
+    polyps,
+    faint: finish(faint, runs.width),
+    // Made when it is first asked for: it is large, and a moving slider needs none.
+    get mask() {
+      const inMask = new Set(kept);
+      mask ??= maskOf(runs, labels.map((number) => (inMask.has(regions[number]) ? 1 : 0)));
+      return mask;
+    },
+  };
 }
 
 // Large enough, and not more than half outside.
 function isKept({ area, runs: parts }, { width, height }, minArea, outside) {
   if (area < minArea * width * height) return false;
   if (!outside) return true;
+  // The first pixel whose middle lies in a column of `outside`, or beyond it.
+  const first = (column) => Math.ceil((column * width) / outside.width - 0.5);
   let beyond = 0;
   for (const { y, from, to } of parts) {
     const row = Math.floor(((y + 0.5) * outside.height) / height) * outside.width;
-    for (let x = from; x < to; x++) if (outside.pixels[row + Math.floor(((x + 0.5) * outside.width) / width)]) beyond++;
+    for (let x = from; x < to; ) {
+      const column = Math.floor(((x + 0.5) * outside.width) / width);
+      const end = Math.min(Math.max(first(column + 1), x + 1), to);
+      if (outside.pixels[row + column]) beyond += end - x;
+      x = end;
+    }
   }
   return 2 * beyond <= area;
 }
@@ -44,12 +60,10 @@ function measure(regions, surface, kind) {
     }
   }
   for (const [y, parts] of rows) {
-    const values = surface.row(y, Math.min(...parts.map(([{ from }]) => from)), Math.max(...parts.map(([{ to }]) => to)));
+    const narrow = surface.between(y);
     for (const [{ from, to }, region] of parts) {
-      for (let x = from; x < to; x++) {
-        if (kind === "mean") region.confidence += values[x] / region.area;
-        else if (values[x] > region.confidence) region.confidence = values[x];
-      }
+      if (kind === "mean") region.confidence += surface.sum(narrow, from, to) / region.area;
+      else region.confidence = Math.max(region.confidence, surface.highest(narrow, from, to));
     }
   }
 }

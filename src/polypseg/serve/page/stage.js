@@ -14,6 +14,7 @@ import { Viewer } from "./viewer.js";
 export const viewer = new Viewer($("canvas"));
 export const player = new Player();
 
+const REST = 100; // ms before the next frame is opened ahead
 const PATIENCE = 300; // ms that the frame before is shown while the next one is loaded
 
 let mayLeave = () => true;
@@ -94,7 +95,8 @@ async function showStill(item, fresh) {
 // The frame that comes after is opened ahead, and one before is still open.
 function prepareNext(item) {
   const next = state.items[state.items.indexOf(item) + 1];
-  if (next?.kind === "image" && isThere(next)) shelf.prepare(next, load);
+  if (next?.kind !== "image" || !isThere(next)) return;
+  setTimeout(() => item === state.current && shelf.prepare(next, load), REST); // not while this one is being drawn
 }
 
 async function showFilm(item) {

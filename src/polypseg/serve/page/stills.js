@@ -145,17 +145,23 @@ export class Shelf {
 // the model sees is faint.
 function found({ item, surface, outside }, point) {
   if (item.mask) return { mask: item.mask, polyps: polypsOf(item.mask, surface, point.confidence), faint: [] };
-  const { mask, polyps, faint } = findPolyps(surface, point, outside);
-  if (isJudged(item)) return { mask, polyps, faint };
-  return { mask: mask.fill(0), polyps: [], faint: [...polyps, ...faint] };
+  const all = findPolyps(surface, point, outside);
+  if (isJudged(item)) return all;
+  return { mask: new Uint8Array(surface.width * surface.height), polyps: [], faint: [...all.polyps, ...all.faint] };
 }
 
 export const isJudged = ({ answer, anyway }) => anyway || answer.quality?.judgeable !== false;
 
 // The viewer's scene: the opened frame with its mask and polyps.
 export function analyse(opened, point) {
-  const { mask, polyps, faint } = found(opened, point);
-  return { ...opened, mask, polyps, faint, path: pathOf(polyps), faintPath: pathOf(faint) };
+  const all = found(opened, point);
+  const { polyps, faint } = all;
+  return {
+    ...opened, polyps, faint, path: pathOf(polyps), faintPath: pathOf(faint),
+    get mask() {
+      return all.mask;
+    },
+  };
 }
 
 // The polyps of a frame, without its picture.

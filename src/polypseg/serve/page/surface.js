@@ -29,6 +29,30 @@ export class Surface {
     return this.wide;
   }
 
+  // The sum of a row's values from a pixel to before another. Between two columns of the map they lie on a line.
+  sum(narrow, from, to) {
+    const { low, high, ends, sums } = this.across;
+    let sum = 0;
+    for (let x = from; x < to; ) {
+      const end = Math.min(ends[x], to);
+      const second = sums[end] - sums[x];
+      sum += narrow[low[x]] * (end - x - second) + narrow[high[x]] * second;
+      x = end;
+    }
+    return sum;
+  }
+
+  // The highest of them.
+  highest(narrow, from, to) {
+    let highest = 0;
+    for (let x = from; x < to; ) {
+      const end = Math.min(this.across.ends[x], to);
+      highest = Math.max(highest, this.value(narrow, x), this.value(narrow, end - 1));
+      x = end;
+    }
+    return Math.fround(highest);
+  }
+
   value(narrow, x) {
     const { low, high, weight } = this.across;
     return narrow[low[x]] * (1 - weight[x]) + narrow[high[x]] * weight[x];
@@ -62,12 +86,12 @@ export class Surface {
   // The highest value of each of the map's rows.
   peaks() {
     const { pixels, width, height } = this.map;
-    this.highest ??= Float32Array.from({ length: height }, (_, y) => {
+    this.tops ??= Float32Array.from({ length: height }, (_, y) => {
       let highest = 0;
       for (let at = y * width; at < (y + 1) * width; at++) if (pixels[at] > highest) highest = pixels[at];
       return highest / this.most;
     });
-    return this.highest;
+    return this.tops;
   }
 
   // At a place [x, y] of the frame.
@@ -77,8 +101,8 @@ export class Surface {
   }
 }
 
-// For each of `to` pixels the two of `from` between whose centres its own lies, the weight of the second, and the first
-// pixel that lies between two others.
+// For each of `to` pixels the two of `from` between whose centres its own lies, the weight of the second, the first pixel
+// that lies between two others, and the weights' sums up to each.
 function samples(from, to) {
   const low = new Int32Array(to);
   const high = new Int32Array(to);
@@ -91,5 +115,7 @@ function samples(from, to) {
   }
   const ends = new Int32Array(to).fill(to);
   for (let index = to - 2; index >= 0; index--) ends[index] = low[index] === low[index + 1] ? ends[index + 1] : index + 1;
-  return { low, high, weight, ends };
+  const sums = new Float64Array(to + 1);
+  for (let index = 0; index < to; index++) sums[index + 1] = sums[index] + weight[index];
+  return { low, high, weight, ends, sums };
 }
