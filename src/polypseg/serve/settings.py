@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from polypseg.errors import UsageError
 from polypseg.io.pictures import MAX_PIXELS
+from polypseg.serve.annotations.labels import Labels
+from polypseg.serve.people import TOKEN
 
 MIB = 1 << 20
 
@@ -27,6 +29,8 @@ class Settings:
         max_job_bytes: of all files of a job.
         max_video_seconds: of a video.
         keep_days: that a job is kept after it ended, with its results; None keeps it until it is removed.
+        tokens: the token of each person by name; whoever has one is let in too, and versions bear that name.
+        labels: what polyps may be called.
 
     Raises:
         UsageError: a value is out of its range.
@@ -42,6 +46,8 @@ class Settings:
     max_job_bytes: int = 4096 * MIB
     max_video_seconds: float = 4 * 3600
     keep_days: float | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=Labels)
 
     def __post_init__(self) -> None:
         for option in ("queue", "batch_size", "timeout", "max_mib", "max_pixels", "max_job_mib", "max_video_seconds"):
@@ -51,8 +57,15 @@ class Settings:
             raise UsageError(f"--keep_days {self.keep_days:g}: must be above 0 and at most 36500")
         if self.max_pixels > MAX_PIXELS:
             raise UsageError(f"--max_pixels {self.max_pixels}: frames of more than {MAX_PIXELS} are never read")
-        if self.token is not None and not re.fullmatch("[!-~]{16,}", self.token):
+        if self.token is not None and not TOKEN.fullmatch(self.token):
             raise UsageError("--token: must be 16 ASCII characters or more, without spaces; as of openssl rand -hex 16")
+        if self.token in self.tokens.values():
+            raise UsageError("--token: is that of a name in --tokens; give another, or leave it out")
+
+    @property
+    def locked(self) -> bool:
+        """Whether a token is needed."""
+        return self.token is not None or bool(self.tokens)
 
     @property
     def decode_seconds(self) -> float:

@@ -22,7 +22,9 @@ COLUMNS = {
     "settings": "TEXT", "files": "TEXT", "done": "INTEGER", "total": "INTEGER", "error": "TEXT", "created": "TEXT",
     "starts": "INTEGER", "ended": "TEXT",
 }  # fmt: skip
-_OURS = {"jobs.sqlite", "jobs", "corrections", "temporary", "lost+found"}
+_OURS = {
+    "jobs.sqlite", "jobs", "corrections", "temporary", "lost+found", "annotations.sqlite", "projects", "training",
+}  # fmt: skip
 
 
 @dataclass
