@@ -263,10 +263,11 @@ class Page:
         for option, value in SMALLER.get(words[0], {}).items():
             if option in words or words[0] in ("tune", "benchmark", "export"):
                 words = [*words, option, value]
-        if words[0] == "benchmark":  # one way: the export of the model that ships, or a small network as it is
-            words = [*words, "--runtimes", "torch" if words[1:] and not words[1].startswith("-") else "openvino"]
+        if words[0] == "benchmark":  # one way: OpenVINO, or a small network as it is
+            named = len(words) > 1 and not words[1].startswith("-")
+            words = [*words, "--runtimes", "torch"] if named else [*words, str(self.light), "--runtimes", "openvino"]
         if "--corruptions" in words:  # every frame in dozens of ways
-            words = [str(self.light) if word == "polypseg-realtime" else word for word in words]
+            words = ["runs/mine" if word == "polypseg-realtime" else word for word in words]
         if "--model.weights polypseg-realtime" in shlex.join(words):  # the recipes here have another network
             words = [*words, *SHIPPED]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
