@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
 from polypseg.extras import MODULES
-from polypseg.files import atomic_write, make_folder, read_json, write_json
+from polypseg.files import atomic_write, locked, make_folder, read_json, write_json
 from polypseg.serve.annotations.exports import export
 from polypseg.serve.annotations.store import REVIEWED, Store, now
 from polypseg.serve.observe import without_values
@@ -40,6 +40,7 @@ log = logging.getLogger("polypseg.serve")
 LEAST_FRAMES = 10
 MOST_EPOCHS = 500
 STOP_WAIT = 30.0  # seconds that the process has to end by itself
+LOOK = 0.5  # seconds after which it is asked again whether an earlier one has ended
 NONE: dict[str, Any] = {
     "state": "none", "project": None, "frames": None, "epoch": None, "epochs": None, "curve": [], "error": None,
     "author": None, "created": None, "ended": None, "bundle": None,
@@ -48,7 +49,8 @@ NONE: dict[str, Any] = {
 _PROGRAM = """
 import os, signal, sys, threading
 def watch():
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=watch, daemon=True).start()
 from polypseg.cli import main
@@ -69,7 +71,7 @@ class Training:
         self._state, self._store, self._bundle = state, store, bundle
         self._folder = state / "training"
         self._file = self._folder / "state.json"
-        self._lock = threading.RLock()
+        self._changed = threading.Condition()  # with a lock that its holder may take again
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -78,19 +80,35 @@ class Training:
     def start(self) -> None:
         """Resume what an earlier process of the service had in work."""
         if self._read()["state"] == "running":
-            with self._lock:
+            self._thread = threading.Thread(target=self._resume, name="polypseg-training", daemon=True)
+            self._thread.start()
+
+    def _resume(self) -> None:
+        """Launch it as soon as the process of a service that was killed has ended."""
+        run = self._folder / self._read()["id"] / "run"
+        while True:
+            with self._changed:
+                if self._stopping or self._cancelled:
+                    return
+            try:
+                with locked(run):
+                    break
+            except PolypsegError:
+                with self._changed:
+                    self._changed.wait(LOOK)
+        with self._changed:
+            if not self._stopping and not self._cancelled:
                 self._launch()
 
-    def stop(self, seconds: float = STOP_WAIT) -> None:
+    def stop(self, seconds: float = STOP_WAIT + 5) -> None:
         """End the process; the next start resumes it."""
-        with self._lock:
+        with self._changed:
             self._stopping = True
+            self._changed.notify_all()
             self._interrupt()
             thread = self._thread
         if thread is not None:
             thread.join(seconds)
-            self._kill()
-            thread.join(5)
 
     def begin(self, project: str, epochs: int, author: str) -> dict[str, Any]:
         """Start a fine-tuning on the frames of a project that were looked at.
@@ -106,9 +124,11 @@ class Training:
                 501,
                 f"training needs {missing[0]}; install the extra where the service runs: pip install 'polypseg[train]'",
             )
-        with self._lock:
+        with self._changed:
             if self._read()["state"] == "running":
                 raise HTTPException(409, "a fine-tuning is running; wait for it, or cancel it")
+            if self._process is not None:
+                raise HTTPException(409, "a fine-tuning that was cancelled is still ending; come again in a moment")
             counts = self._store.project(project, deleted=False)["counts"]
             frames = sum(counts[state] for state in REVIEWED)
             if frames < LEAST_FRAMES:
@@ -134,17 +154,22 @@ class Training:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            self._cancelled = False
             self._launch()
         return self.told()
 
     def cancel(self) -> dict[str, Any]:
         """End the fine-tuning that runs. Raises ``HTTPException`` (409) where none does."""
-        with self._lock:
-            if self._read()["state"] != "running":
+        with self._changed:
+            record = self._read()
+            if record["state"] != "running":
                 raise HTTPException(409, "no fine-tuning is running")
+            self._write({**record, "state": "cancelled", "ended": now()})
             self._cancelled = True
+            self._changed.notify_all()
+            if self._process is None:
+                shutil.rmtree(self._folder / record["id"], ignore_errors=True)
             self._interrupt()
-            self._write({**self._read(), "state": "cancelled", "ended": now()})
         return self.told()
 
     def told(self) -> dict[str, Any]:
@@ -165,11 +190,10 @@ class Training:
             sys.executable, "-c", _PROGRAM, "train", "--config", str(folder / "recipe.yaml"),
             "--data", str(folder / "data" / record["project"]), "--out", str(folder / "run"), "--resume",
         ]  # fmt: skip
-        self._cancelled = False
         with (folder / "log.txt").open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  (our own program; no shell, no word of a user)
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=output,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,  # the service says when to end
             )  # fmt: skip
         self._thread = threading.Thread(target=self._watch, args=(self._process, folder), daemon=True)
         self._thread.start()
@@ -182,7 +206,7 @@ class Training:
             with contextlib.suppress(OSError):
                 process.stdin.close()
         try:
-            with self._lock:
+            with self._changed:
                 self._process = None
                 if self._cancelled:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -196,18 +220,12 @@ class Training:
 
     def _interrupt(self) -> None:
         process = self._process
-        if process is None:
-            return
-        with contextlib.suppress(OSError):
-            process.send_signal(signal.SIGINT)
-        killer = threading.Timer(STOP_WAIT, self._kill)
-        killer.daemon = True
-        killer.start()
-
-    def _kill(self) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.kill()
+        if process is not None:
+            with contextlib.suppress(OSError):
+                process.send_signal(signal.SIGINT)
+            killer = threading.Timer(STOP_WAIT, process.kill)  # which does nothing to one that has ended
+            killer.daemon = True
+            killer.start()
 
     def _why(self, folder: Path) -> str:
         """The last line that the process wrote, without any folder of this computer."""
@@ -271,7 +289,7 @@ def _recipe(bundle: ModelBundle, epochs: int, frames: int) -> str:
                 "name": architecture.name, "encoder": architecture.encoder,
                 "decoder_channels": None if channels is None else list(channels),
                 "decoder_dropout": architecture.decoder_dropout, "output_stride": architecture.output_stride,
-                "presence": architecture.presence, "weights": str(bundle.folder),
+                "presence": architecture.presence, "weights": str(bundle.folder.resolve()),
                 "frozen_stride": 4 if finer else None,
             },
             "loss": {
