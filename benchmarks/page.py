@@ -1,8 +1,8 @@
 """How fast the page answers in a real browser: a stroke, a slider's step, a change of frame, a list of 1000 frames.
 
 Each is timed inside the page, from the event to after the next picture on the screen, so that what the browser itself
-draws is part of it. The frames are phantom frames enlarged to 1080p and 4K; the service runs beside the browser on the same
-computer, and is idle while a step is timed.
+draws is part of it. The frames are phantom frames enlarged to 1080p and 4K; the service runs beside the browser on the
+same computer, and is idle while a step is timed.
 
     pip install -e '.[serve,test]'
     python benchmarks/page.py --model runs/realtime
@@ -55,8 +55,8 @@ window.timed = async (run, until = null) => {
 window.pointer = (type, x, y) => {
     const canvas = document.getElementById("canvas");
     const { left, top } = canvas.getBoundingClientRect();
-    const options = { bubbles: true, pointerId: 1, button: 0, buttons: 1, isPrimary: true, clientX: left + x, clientY: top + y };
-    canvas.dispatchEvent(new PointerEvent(type, options));
+    const options = { bubbles: true, pointerId: 1, button: 0, buttons: 1, isPrimary: true };
+    canvas.dispatchEvent(new PointerEvent(type, { ...options, clientX: left + x, clientY: top + y }));
 };
 HTMLCanvasElement.prototype.setPointerCapture = () => {};  // there is no such pointer
 """
@@ -109,7 +109,9 @@ LIST = """async () => {
     canvas.getContext("2d").fillRect(0, 0, 64, 64);
     const blob = await canvas.convertToBlob();
     const transfer = new DataTransfer();
-    for (let index = 0; index < 1000; index++) transfer.items.add(new File([blob], `frame-${index}.png`, { type: "image/png" }));
+    for (let index = 0; index < 1000; index++) {
+        transfer.items.add(new File([blob], `frame-${index}.png`, { type: "image/png" }));
+    }
     const input = document.getElementById("files");
     input.files = transfer.files;
     return timed(() => input.dispatchEvent(new Event("change", { bubbles: true })), async () => {
@@ -200,7 +202,8 @@ def main() -> None:
         for (size, step), times in found.items()
     ]  # fmt: skip
     for row in rows:
-        print(f"{row['size']:>6}  {row['step']:<24} median {row['median_ms']:7.1f} ms   worst {row['worst_ms']:7.1f} ms   n {row['n']}")
+        times = f"median {row['median_ms']:7.1f} ms   worst {row['worst_ms']:7.1f} ms   n {row['n']}"
+        print(f"{row['size']:>6}  {row['step']:<24} {times}")
     add_rows(options.out, rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from polypseg.data import read_all
 
-from .test_page import give, kept, look_at, read, shown
+from .test_page import give, kept, read, shown
 
 Visit = Callable[..., Any]
 LABELS = "classes: [polyp, adenoma]\nattributes:\n  paris: [Ip, Is]\n  remark: []\n"
@@ -202,7 +200,11 @@ def test_two_fingers_zoom_and_draw_nothing(enter: Visit, frames: list[Path]) -> 
     session = page.context.new_cdp_session(page)
 
     def touch(kind: str, *places: tuple[float, float]) -> None:
-        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(map(hand.place, *zip(*places)))] if places else []
+        points = (
+            [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(hand.place(*one) for one in places)]
+            if places
+            else []
+        )
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     before = shown(page)
@@ -364,7 +366,12 @@ def test_a_set_is_imported_reviewed_filtered_and_exported(
     assert page.locator("#position").inner_text() == "1 of 3"
     page.get_by_text("2 of 3 reviewed").wait_for()
     page.get_by_text("Accepted by anna").wait_for()
-    assert page.locator("#list .picture:visible").first.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 0
+    assert (
+        page.locator("#list .picture:visible").first.evaluate(
+            "(image) => image.decode().then(() => image.naturalWidth)"
+        )
+        > 0
+    )
     page.keyboard.press("n")
     at(page, "frame-1")
     page.get_by_role("button", name="No polyp", exact=True).click()
@@ -504,8 +511,8 @@ def test_the_curve_of_a_fine_tuning_is_shown(enter: Visit, frames: list[Path], t
     page = enter()
     curve = [{"epoch": one, "loss": 0.4, "val_loss": 0.4, "dice": 0.5 + one / 10} for one in (1, 2)]
     training = {
-        "state": "running", "project": "Tuned", "frames": 3, "epoch": 2, "epochs": 3, "curve": curve, "dice_before": 0.5,
-        "error": None, "author": "anna", "created": "", "ended": None, "bundle": None,
+        "state": "running", "project": "Tuned", "frames": 3, "epoch": 2, "epochs": 3, "curve": curve,
+        "dice_before": 0.5, "error": None, "author": "anna", "created": "", "ended": None, "bundle": None,
     }  # fmt: skip
     started: list[str] = []
 
@@ -513,7 +520,11 @@ def test_the_curve_of_a_fine_tuning_is_shown(enter: Visit, frames: list[Path], t
         if route.request.method == "POST":
             started.append(route.request.post_data)
         done = len(started) and route.request.method == "GET"
-        route.fulfill(json={**training, "state": "done", "bundle": "training/tuned"} if done else {**training, "state": "none", "curve": []})
+        route.fulfill(
+            json={**training, "state": "done", "bundle": "training/tuned"}
+            if done
+            else {**training, "state": "none", "curve": []}
+        )
 
     page.route("**/training", respond)
     open_set(page, "Tuned", data_set(tmp_path / "set", frames))
@@ -523,3 +534,93 @@ def test_the_curve_of_a_fine_tuning_is_shown(enter: Visit, frames: list[Path], t
     page.get_by_role("img", name="Dice on validation by epoch, 0.700 after epoch 2").wait_for()
     page.get_by_text("polypseg serve --model training/tuned").wait_for()
     assert 'name="epochs"\r\n\r\n3' in started[0]
+
+
+# --- videos ---
+
+
+def test_a_video_is_stepped_through_corrected_and_its_mask_carried_to_neighbours(
+    enter: Visit, service: Any, frames: list[Path], film: Path
+) -> None:
+    page = enter()
+    page.set_input_files("#files", [film])
+    page.locator("#film").wait_for(timeout=60_000)
+    page.locator("#list img:visible").wait_for()  # a thumbnail that shows something
+    time = page.locator("#film-time")
+    page.locator("#film-time", has_text="0:00.0 of 0:03.0").wait_for()
+    for expected in ("0:00.1", "0:00.2", "0:00.3"):
+        page.get_by_role("button", name="One frame on").click()
+        page.locator("#film-time", has_text=f"{expected} of").wait_for()
+    page.get_by_role("button", name="One frame back").click()
+    page.locator("#film-time", has_text="0:00.2 of").wait_for()
+    screen, controls = page.locator("#screen").bounding_box(), page.locator("#film-controls").bounding_box()
+    assert screen["y"] + screen["height"] <= controls["y"]
+
+    # Over the user's own file the polyps follow the least confidence, and can be off.
+    def drawn() -> int:
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return int(page.locator("#film-canvas").evaluate(
+            """(canvas) => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
+                .reduce((sum, value, at) => sum + (at % 4 === 3 && value > 0), 0)"""
+        ))  # fmt: skip
+
+    page.locator("#confidence").fill("0")
+    assert drawn() > 0
+    page.locator("#confidence").fill("1")
+    assert drawn() == 0
+    page.get_by_role("button", name="Back to the model's").click()
+    page.get_by_label("Show polyps").uncheck()
+    assert drawn() == 0
+    page.get_by_label("Show polyps").check()
+
+    page.get_by_role("button", name="Correct this frame").click()
+    page.locator("#editing").wait_for()
+    assert page.locator("#stage-title").inner_text() == "exam-frame-00002.png" and "0:00.2" in time.inner_text()
+    page.keyboard.press("Escape")
+    empty(page)
+    hand = correct(page)
+    choose(page, "lasso")
+    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+    page.get_by_role("button", name="Save correction").click()
+    page.get_by_text("Saved as correction exam-frame-00002").wait_for()
+    mask = np.zeros((144, 176), np.uint8)
+    mask[80:110, 91:131] = 255
+    carried = base64.b64encode(cv2.imencode(".png", mask)[1].tobytes()).decode()
+
+    def propagated(route: Any) -> None:
+        parts = route.request.post_data_buffer.count(b'name="file"')
+        assert parts == 11  # eight frames on, and the two before
+        sure = {1, 2, 3}
+        route.fulfill(json={"at": 2, "width": 176, "height": 144, "min_sureness": 0.5, "frames": [
+            {"index": one, "sureness": 0.8 if one in sure else 0.1, "sure": one in sure,
+             "mask": carried if one in sure else None, "polyps": []} for one in range(parts)
+        ]})  # fmt: skip
+
+    page.route("**/v1/propagate", propagated)
+    page.get_by_role("button", name="Carry to neighbouring frames…").click()
+    at(page, "exam-frame-00001")
+    assert "80 % sure" in page.locator("#review-state").inner_text()
+    names = ["exam.mp4", "exam-frame-00001.png", "exam-frame-00002.png", "exam-frame-00003.png"]
+    assert page.locator("#list .name").all_inner_texts() == names
+    page.get_by_role("button", name="Accept and next").click()
+    at(page, "exam-frame-00002")
+    page.get_by_role("button", name="Next", exact=True).click()
+    at(page, "exam-frame-00003")
+    page.locator("#polyps button", has_text="1 200 px".replace(" ", "\u202f")).wait_for()
+    found = service.web.get("/v1/projects/corrections/frames", params={"name": "exam-frame"}).json()["frames"]
+    kinds = {one["name"]: (one["state"], one["polyps"][0]["area"]) for one in found}
+    assert kinds["exam-frame-00001.png"] == ("accepted", 1200) and kinds["exam-frame-00002.png"][0] == "corrected"
+    assert len(kinds) == 2  # what was not accepted was not saved
+
+
+def test_without_its_file_a_video_is_shown_as_the_service_drew_it(enter: Visit, film: Path) -> None:
+    page = enter()
+    page.set_input_files("#files", [film])
+    page.locator("#film").wait_for(timeout=60_000)
+    page.reload()
+    page.locator("#list .item", has_text="exam.mp4").first.click()
+    page.get_by_text("the service does not keep it").wait_for()
+    assert page.get_by_role("button", name="Correct this frame").is_disabled()
+    page.set_input_files("#film-source", film)
+    page.locator("#film-text", has_not_text="keep").wait_for(state="attached")
+    assert page.get_by_role("button", name="Correct this frame").is_enabled()

@@ -8,7 +8,7 @@ const LEAST = 0.02; // below it the map knows nothing
 
 // {place, level} of a click: where around it the map is highest, and the level down to which its region grows. null where
 // the model sees nothing.
-export function seedAt({ map, width, height, most }, [x, y], threshold) {
+export function seedAt({ map, width, height, most }, [x, y]) {
   const cell = (value, from, to) => Math.min(Math.max(Math.floor((value * to) / from), 0), to - 1);
   const [column, row] = [cell(x, width, map.width), cell(y, height, map.height)];
   let best = { value: -1 };
@@ -19,7 +19,7 @@ export function seedAt({ map, width, height, most }, [x, y], threshold) {
     }
   }
   if (best.value < LEAST) return null;
-  return { place: best.place, level: Math.min(Math.max(RATIO * best.value, LEAST), Math.max(threshold, LEAST)) };
+  return { place: best.place, level: Math.max(RATIO * best.value, LEAST) };
 }
 
 // The region around a place where the probability is at least the level, its holes filled: {area, box, runs}, or null.

@@ -28,12 +28,12 @@ export function newItem(kind, name, file) {
   return { kind, name, file, set: sets.OWN, state: "waiting", error: null, abort: () => control.abort(), signal: control.signal };
 }
 
-// Items of the list, at its end or after another one.
-export function add(items, after = null) {
+// Items of the list, at its end or after another one. shown: whether the first is looked at, where nothing is yet.
+export function add(items, after = null, shown = true) {
   const at = after ? state.items.indexOf(after) + 1 : state.items.length;
   state.items.splice(at, 0, ...items);
   listed();
-  if (!state.current && items.length) onShow(items[0]);
+  if (shown && !state.current && items.length) onShow(items[0]);
 }
 
 // Shows other items.

@@ -41,11 +41,12 @@ function forget(item) {
 
 // The frame as the service has it; where that is another version than before, its mask is loaded again.
 export function takeFrame(item, frame, mask = null) {
-  if (mask || frame.version !== item.frame?.version) item.mask = mask;
+  const another = frame.version !== (item.frame?.version ?? 0);
+  if (mask || another) item.mask = mask;
   item.frame = frame;
   item.proposed = null;
   item.labels = null;
-  if (mask === null) shelf.drop(item);
+  if (another && mask === null) shelf.drop(item);
   if (item.state === "remote") renewThumbnail(item);
 }
 

@@ -40,7 +40,7 @@ async function begin() {
       if (job.kind !== "video") continue;
       const item = items.newItem("video", job.names[0]);
       item.job = job;
-      items.add([item]);
+      items.add([item], null, false);
       items.watch(item);
     }
   } catch (error) {

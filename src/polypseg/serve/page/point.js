@@ -4,11 +4,11 @@ import { pause } from "./api.js";
 import { $, on } from "./dom.js";
 import { list } from "./items.js";
 import { player, refresh, viewer } from "./stage.js";
-import { oncePerFrame, state, when } from "./state.js";
+import { emit, oncePerFrame, state, when } from "./state.js";
 import { polypsAt } from "./stills.js";
 
 let recounting = 0;
-const refreshSoon = oncePerFrame(() => refresh(true));
+const refreshSoon = oncePerFrame(() => (state.opened ? refresh(true) : emit("scene")));
 
 // Whether the sliders stand elsewhere than at another operating point.
 const moved = (other) => state.point.threshold !== other.threshold || state.point.min_confidence !== other.min_confidence;

@@ -120,6 +120,7 @@ export class Shelf {
     this.opened.set(item, opened);
     for (const old of this.opened.keys()) {
       if (this.opened.size <= REMEMBERED) break;
+      this.opened.get(old).then(({ picture }) => picture.close(), () => {}); // long off the screen
       this.drop(old);
     }
     return opened;
@@ -134,9 +135,7 @@ export class Shelf {
   }
 
   drop(item) {
-    const opened = this.opened.get(item);
     this.opened.delete(item);
-    opened?.then(({ picture }) => setTimeout(() => picture.close(), 1000), () => {}); // it may still be on the screen
     this.forget(item);
   }
 }

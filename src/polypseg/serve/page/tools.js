@@ -134,8 +134,7 @@ class Grow extends Tool {
 
   up() {
     if (!this.at) return;
-    const { surface, point } = this.editor;
-    const seed = seedAt(surface, this.at, point.threshold);
+    const seed = seedAt(this.editor.surface, this.at);
     this.at = null;
     if (!seed) return this.editor.say("The model sees nothing here; draw it by hand");
     this.last = { place: seed.place };
