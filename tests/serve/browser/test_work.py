@@ -332,6 +332,13 @@ def data_set(folder: Path, frames: list[Path]) -> Path:
     return folder
 
 
+def broken_rules(page: Any) -> list[Any]:
+    """What axe finds wrong with the page for people who do not see it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [(one["id"], [node["html"][:150] for node in one["nodes"]]) for one in found]
+
+
 def open_set(page: Any, name: str, folder: Path | None = None) -> None:
     page.get_by_role("button", name="Sets…").click()
     if folder is None:
@@ -399,6 +406,7 @@ def test_a_set_is_imported_reviewed_filtered_and_exported(
     assert "adenoma" in [polyp["class"] for polyp in found[0]["polyps"]]
 
     page.locator("#filter summary").click()
+    assert broken_rules(page) == []
     page.locator("#filter-states").get_by_label("No polyp").check()
     page.locator("#filter-text", has_text="1 of 3").wait_for()
     page.locator("#list li", has_text="frame-0").wait_for(state="detached")
@@ -410,6 +418,7 @@ def test_a_set_is_imported_reviewed_filtered_and_exported(
     assert page.locator("#list .name").all_inner_texts() == [frame["name"] for frame in order]
 
     page.get_by_role("button", name="Manage…").click()
+    assert broken_rules(page) == []
     out = tmp_path / "out"
     with zipfile.ZipFile(kept(page, "Images and masks", tmp_path)) as archive:
         archive.extractall(out)

@@ -4,7 +4,7 @@ import { call, form, json } from "./api.js";
 
 export const OWN = "corrections"; // the set of what was added to the page
 
-const post = (path, parts = []) => json(path, { method: "POST", body: form(parts) });
+const post = (path, parts = [], options = {}) => json(path, { method: "POST", body: form(parts), ...options });
 const remove = (path) => call(path, { method: "DELETE" });
 const setPath = (project) => `v1/projects/${encodeURIComponent(project)}`;
 export const framePath = (project, hash) => `${setPath(project)}/frames/${hash}`;
@@ -92,7 +92,7 @@ export const save = (project, hash, { basedOn, state, mask = null, polyps = null
 const CLIENT = crypto.getRandomValues(new Uint32Array(2)).join("-");
 
 export const presence = (project, hash, leave = false) =>
-  post(`${framePath(project, hash)}/presence`, [["client", CLIENT], ...(leave ? [["leave", "true"]] : [])]);
+  post(`${framePath(project, hash)}/presence`, [["client", CLIENT], ...(leave ? [["leave", "true"]] : [])], { keepalive: leave });
 
 // --- fine-tuning ---
 
