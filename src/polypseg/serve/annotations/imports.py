@@ -262,7 +262,7 @@ def _unpack(path: Path, folder: Path, most: int) -> None:
             left = most
             for number, member in enumerate(members):
                 with archive.open(member) as content, atomic_write(_place(folder, member.filename, number)) as file:
-                    for block in iter(lambda source=content: source.read(1 << 20), b""):
+                    while block := content.read(1 << 20):
                         left -= len(block)
                         if left < 0:
                             raise _Refused(f"the ZIP file unpacks to more than {most >> 20} MiB; send it in parts")

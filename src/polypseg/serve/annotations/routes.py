@@ -21,12 +21,12 @@ from starlette.requests import Request
 
 from polypseg.inference.segmenter import Segmenter
 from polypseg.serve.annotations import answers
-from polypseg.serve.annotations.answers import State, frame_of, import_of, project_of, version_of
+from polypseg.serve.annotations.answers import frame_of, import_of, project_of, version_of
 from polypseg.serve.annotations.exports import Format, write_zip
 from polypseg.serve.annotations.imports import READ_SECONDS, Imports
 from polypseg.serve.annotations.listing import Order, Presence, Wanted, listed
 from polypseg.serve.annotations.regions import Given
-from polypseg.serve.annotations.store import STATES, Conflict, Save, Store, now, picture_of, png
+from polypseg.serve.annotations.store import REVIEWED, STATES, Conflict, Save, State, Store, now, picture_of, png
 from polypseg.serve.annotations.training import MOST_EPOCHS, Training
 from polypseg.serve.annotations.work import Work
 from polypseg.serve.decoding import Decoders
@@ -200,7 +200,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
     async def give_out(
         project: str,
         format: Annotated[Format, Query(description="Images and masks, COCO or YOLO")] = "folder",
-        state: Annotated[list[State], Query(description="Of the frames")] = list(answers.REVIEWED),  # noqa: B006  (FastAPI copies it)
+        state: Annotated[list[State], Query(description="Of the frames")] = list(REVIEWED),  # noqa: B006  (FastAPI copies it)
     ) -> Response:
         """A data set of the frames, as `polypseg data check` and `polypseg train` read it."""
         with tempfile.NamedTemporaryFile(dir=temporary, suffix=".zip", delete=False) as target:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -35,8 +35,9 @@ from polypseg.serve.corrections import Corrections, key_of, stem_of
 from polypseg.serve.uploads import own_name
 
 CORRECTIONS = "corrections"  # the project that is always there
-STATES = ("predicted", "accepted", "corrected", "no_polyp", "poor_view", "unsure")
-REVIEWED = ("accepted", "corrected", "no_polyp")  # of which a mask is known for certain
+State = Literal["predicted", "accepted", "corrected", "no_polyp", "poor_view", "unsure"]
+STATES: tuple[State, ...] = get_args(State)
+REVIEWED: tuple[State, ...] = ("accepted", "corrected", "no_polyp")  # of which a mask is known for certain
 _STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"II*\0": ".tif", b"MM\0*": ".tif"}
 THUMBNAIL = 192  # pixels, of the longer side
 NOT_IN_A_PROJECT = "the project has no such frame"
@@ -480,7 +481,8 @@ class Store:
             return
         stem = self.corrections.keep(row["mirror"], row["name"], lambda: self.pixels(row), mask)
         self.database.change("frames", "key", row["key"], mirror=stem)
-        for path in filter(None, self.corrections.files(stem)):
+        image, masks = self.corrections.files(stem)
+        for path in masks if image is None else [image, *masks]:
             size, time = _file_state(path)
             where = str(path.relative_to(self.corrections.folder))
             self.database.all("INSERT OR REPLACE INTO mirrored VALUES (?, ?, ?)", where, size, time)
