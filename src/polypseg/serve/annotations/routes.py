@@ -26,7 +26,18 @@ from polypseg.serve.annotations.exports import Format, write_zip
 from polypseg.serve.annotations.imports import READ_SECONDS, Imports
 from polypseg.serve.annotations.listing import Order, Presence, Wanted, listed
 from polypseg.serve.annotations.regions import Given
-from polypseg.serve.annotations.store import REVIEWED, STATES, Conflict, Save, State, Store, now, picture_of, png
+from polypseg.serve.annotations.store import (
+    CORRECTIONS,
+    REVIEWED,
+    STATES,
+    Conflict,
+    Save,
+    State,
+    Store,
+    now,
+    picture_of,
+    png,
+)
 from polypseg.serve.annotations.training import MOST_EPOCHS, Training
 from polypseg.serve.annotations.work import Work
 from polypseg.serve.decoding import Decoders
@@ -80,7 +91,7 @@ class Annotating:
             pixels = self._decoders.call(image.name, read_still, image, image.name, most)
             return pixels, self._decoders.call(mask.name, read_still_mask, mask, mask.name, most)
 
-        self.store.read_corrections(decode)
+        self.imports.note(CORRECTIONS, self.store.read_corrections(decode))
         self.imports.tidy()
         self.work.start()
         self.training.start()
