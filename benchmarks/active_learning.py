@@ -1,4 +1,4 @@
-"""Which frames to label next: by a model's uncertainty, by what its views disagree on, or at random, at equal labels.
+"""Which frames to label next, at equal labels: by uncertainty, spread over the pool, both, or at random.
 
 A small head is trained on features of a frozen ImageNet encoder, which has seen no endoscope: the shipped model was
 trained on these very frames, so that its uncertainty of them would say little. It starts from the same few random
@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from results import add_rows
 from scipy import stats
+from sklearn.cluster import KMeans
 from torch import nn
 
 from polypseg.catalog import Catalog
@@ -39,8 +40,8 @@ ENCODER = "tu-tf_efficientnet_lite2"
 SIDE, CELLS = 224, 28  # pixels of a frame; cells of its map of features, each 8×8 pixels
 CHANNELS = 128  # that are left of the features, by principal components
 STEPS, BATCH = 150, 8  # of a training
-Map = NDArray[np.float32]
-Score = Callable[["Head", torch.Tensor], NDArray[np.float64]]  # of each frame of the pool; the highest come first
+# Which of the remaining frames to label: from the head, their features, how many, and the generator.
+Choice = Callable[["Head", torch.Tensor, int, np.random.Generator], NDArray[np.intp]]
 
 
 class Head(nn.Sequential):
@@ -56,18 +57,52 @@ class Head(nn.Sequential):
         return torch.cat([self(part.float()).sigmoid()[:, 0] for part in features.split(64)])
 
 
-def by_entropy(head: Head, features: torch.Tensor) -> NDArray[np.float64]:
-    """Mean entropy of the probability, as the service computes it."""
+def entropy(head: Head, features: torch.Tensor) -> NDArray[np.float64]:
+    """Mean entropy of the probability of each frame, as the service computes it."""
     return np.array([mean_entropy(one) for one in head.probability(features).numpy()])
 
 
-def by_views(head: Head, features: torch.Tensor) -> NDArray[np.float64]:
-    """Mean difference of the probabilities of a frame's features and of the mirrored ones."""
+def at_random(head: Head, features: torch.Tensor, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    return rng.permutation(len(features))[:count]
+
+
+def by_entropy(head: Head, features: torch.Tensor, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """The highest mean entropy first."""
+    return np.argsort(-entropy(head, features), kind="stable")[:count]
+
+
+def by_views(head: Head, features: torch.Tensor, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """The largest mean difference between the probabilities of a frame's features and of the mirrored ones first."""
     mirrored = head.probability(features.flip(-1)).flip(-1)
-    return (head.probability(features) - mirrored).abs().mean((1, 2)).double().numpy()
+    values = (head.probability(features) - mirrored).abs().mean((1, 2)).numpy()
+    return np.argsort(-values, kind="stable")[:count]
 
 
-ORDERS: dict[str, Score | None] = {"random": None, "uncertainty": by_entropy, "views": by_views}
+def by_place(head: Head, features: torch.Tensor, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """As many clusters of frames that look alike as are wanted; of each the frame in its middle."""
+    looks = looks_of(features)
+    clusters = KMeans(count, n_init=1, random_state=int(rng.integers(1 << 31))).fit(looks)
+    distances = clusters.transform(looks)
+    return distances.argmin(0)
+
+
+def by_entropy_and_place(head: Head, features: torch.Tensor, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """The less sure half of the frames in as many clusters as are wanted; of each the least sure frame."""
+    values = entropy(head, features)
+    unsure = np.argsort(-values, kind="stable")[: max(count, len(values) // 2)]
+    clusters = KMeans(count, n_init=1, random_state=int(rng.integers(1 << 31))).fit_predict(looks_of(features)[unsure])
+    return np.array([unsure[clusters == one][0] for one in range(count)])
+
+
+def looks_of(features: torch.Tensor) -> NDArray[np.float32]:
+    """What a frame looks like as a whole: N×channels."""
+    return features.float().mean((2, 3)).numpy()
+
+
+ORDERS: dict[str, Choice] = {
+    "random": at_random, "uncertainty": by_entropy, "views": by_views, "spread": by_place,
+    "uncertainty, spread": by_entropy_and_place,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -94,14 +129,13 @@ def main() -> None:
     for repetition in range(options.repetitions):
         first = np.random.default_rng(repetition).permutation(len(pool))[: options.labels[0]]
         start = trained(features[first], truths[first], repetition)
-        for order, score in ORDERS.items():
+        for order, choose in ORDERS.items():
             rng = np.random.default_rng([repetition, 1])
             labelled, head = list(first), start
             for place, count in enumerate(options.labels):
                 if count > len(labelled):
                     rest = np.setdiff1d(np.arange(len(pool)), labelled)
-                    values = rng.random(len(rest)) if score is None else score(head, features[rest])
-                    labelled += list(rest[np.argsort(-values, kind="stable")[: count - len(labelled)]])
+                    labelled += list(rest[choose(head, features[rest], count - len(labelled), rng)])
                     head = trained(features[labelled], truths[labelled], repetition)
                 found[order][repetition, place] = dice(head, test_features, test_truths)
         shown = ", ".join(f"{order} {values[repetition, -1]:.3f}" for order, values in found.items())
@@ -122,7 +156,7 @@ def main() -> None:
                 }
             )  # fmt: skip
             gained = f"gain {gain:+.3f} ({least:+.3f} to {most:+.3f})"
-            print(f"{order:12} {count:4} labels  Dice {mean:.3f} ({low:.3f} to {high:.3f})  {gained}")
+            print(f"{order:20} {count:4} labels  Dice {mean:.3f} ({low:.3f} to {high:.3f})  {gained}")
     add_rows(options.out, rows)
 
 
