@@ -87,9 +87,11 @@ def test_what_lies_in_the_corrections_becomes_versions_once(tmp_path: Path) -> N
         not read_mask(folder / "masks" / "b.png").any()
         and (read_frame(folder / "images" / "b.png") == FRAME[::-1, :, ::-1]).all()
     )
+    (folder / "masks" / "b.png").unlink()  # the mask alone: it is known
     store.close()
     store = Store(tmp_path, Labels())
     assert len(store.read_corrections(decode)) == 1
+    assert not read_mask(folder / "masks" / "b.png").any()
     assert [row["version"] for row in store.database.all("SELECT version FROM frames ORDER BY name")] == [2, 1]
 
 
