@@ -1,11 +1,11 @@
 """How far a corrected mask can be carried: on sequences with masks, of which all but one are dropped.
 
-From every ``--every``-th frame of a sequence its true mask is carried on, forwards and backwards, for ``--most`` frames;
-what arrives is compared with the true mask there, by distance in frames, beside the model alone and the mask left
-unchanged. Rows ``offered`` are of the frames whose sureness reaches ``--min_sureness``, rows ``all`` of all; ``share``
-is how many those are. Rows ``wrong`` are of what begins at frames where the model's Dice is below 0.8, which is where
-people correct. Only frames of the model's validation split are begun from and scored; others of a sequence are passed
-through. The interval is a bootstrap over sequences (``sequences`` says how many: of few it is too narrow).
+From every ``--every``-th frame of a sequence its true mask is carried on, forwards and backwards, for ``--most``
+frames; what arrives is compared with the true mask there, by distance in frames, beside the model alone and the mask
+left unchanged. Rows ``offered`` are of the frames whose sureness reaches ``--min_sureness``, rows ``all`` of all;
+``share`` is how many those are. Rows ``wrong`` are of what begins at frames where the model's Dice is below 0.8, which
+is where people correct. Only frames of the model's validation split are begun from and scored; others of a sequence
+are passed through. The interval is a bootstrap over sequences (``sequences`` says how many: of few it is too narrow).
 
     python benchmarks/propagation.py --data ../shared/data/CVC-ClinicDB
 """
@@ -118,7 +118,8 @@ def summed(scores: Sequence[dict[str, Any]], least: float) -> Iterator[dict[str,
     for score in scores:
         offered = score["sureness"] >= least
         for name, counts in (
-            ("all", True), ("offered", offered), ("wrong", score["wrong"]), ("wrong, offered", score["wrong"] and offered),
+            ("all", True), ("offered", offered), ("wrong", score["wrong"]),
+            ("wrong, offered", score["wrong"] and offered),
         ):  # fmt: skip
             if counts:
                 kept[name, score["distance"]].append(score)

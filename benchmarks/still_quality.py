@@ -80,13 +80,8 @@ def main() -> None:
                     "low": round(share.low, 4), "high": round(share.high, 4), "commit": commit(),
                 }
             )  # fmt: skip
-            print(
-                folder.name,
-                way,
-                len(frames),
-                round(share.value, 4),
-                {one: verdicts.count(one) for one in set(verdicts)},
-            )
+            counted = {verdict: verdicts.count(verdict) for verdict in set(verdicts)}
+            print(folder.name, way, len(frames), round(share.value, 4), counted)
     add_rows(options.out, rows)
     print(f"{options.out}: {len(rows)} rows added")
 

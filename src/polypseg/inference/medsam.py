@@ -63,7 +63,9 @@ class MedSam:
                 core.compile_model(folder / name, "CPU", settings) for name in (ENCODER, DECODER)
             )
         except RuntimeError as error:
-            raise PolypsegError(f"{folder}: cannot be read by OpenVINO; remove the folder, and it is made anew") from error
+            raise PolypsegError(
+                f"{folder}: cannot be read by OpenVINO; remove the folder, and it is made anew"
+            ) from error
 
     def encode(self, frame: NDArray[np.uint8]) -> Encoded:
         """A frame, H×W×3 uint8 RGB, for any number of boxes; takes seconds on a slow processor."""

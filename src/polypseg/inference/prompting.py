@@ -88,15 +88,15 @@ def grow_in_box(probability: NDArray[np.float32], height: int, width: int, box: 
     """The region of a box: around its likeliest place, down to that of ``LEVELS`` thresholds that fits the box best.
 
     Args:
-        probability, height, width: as of ``grow``.
+        probability: as of ``grow``.
+        height: rows of the frame, pixels.
+        width: columns of the frame, pixels.
         box: inside the frame.
 
     Raises:
         ValueError: the box is empty, or leads out of the frame.
     """
-    left, top, right, bottom = (round(value) for value in box)
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(f"the box {left}, {top}, {right}, {bottom} is empty or leads out of the frame {width}×{height}")
+    left, top, right, bottom = check_box(box, height, width)
     across, down = (right - left) // 4, (bottom - top) // 4
     rows = slice(max(0, top - down), min(height, bottom + down))
     columns = slice(max(0, left - across), min(width, right + across))
@@ -115,6 +115,19 @@ def grow_in_box(probability: NDArray[np.float32], height: int, width: int, box: 
     best = max(range(LEVELS), key=lambda number: _overlap(box_of(regions[number]), own))
     mask[rows, columns] = _filled(regions[best] & within)
     return Grown(mask, tried[best])
+
+
+def check_box(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
+    """The box in whole pixels.
+
+    Raises:
+        ValueError: it is empty, or leads out of the frame.
+    """
+    left, top, right, bottom = (round(value) for value in box)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        size = f"the frame of {width}×{height}"
+        raise ValueError(f"the box {left}, {top}, {right}, {bottom} is empty or leads out of {size}")
+    return left, top, right, bottom
 
 
 def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:

@@ -5,8 +5,8 @@ added to the next frame's own probability. So where the model is right there, th
 it was put right, it stays so. Where the flow cannot be trusted, the correction fades, and the model stands alone.
 
 The flow is OpenCV's DIS, on frames shrunk to ``SIDE`` pixels, forward and backward; a pixel is trusted where both agree
-within ``APART``. As frames of an examination jump, it is tried from two beginnings, from rest and from where the region
-is found again by its looks, and the one that explains the region better is taken.
+within ``APART``. As frames of an examination jump, it is tried from three beginnings, from rest, from where the region
+is found again by its looks, and from where the model sees its largest one; what explains the region best is taken.
 
 **Sureness**, 0..1, is of a step the overlap (Dice) of the new mask with the moved one, times the better of two
 witnesses: the flow (share of trusted pixels times the correlation of what was moved with what is there) and the model
@@ -91,8 +91,8 @@ class Propagation:
         region = self._mask >= 0.5
         if np.count_nonzero(region) < LEAST:
             return self._take(grey, own, np.zeros_like(own), 0.0)
-        moved = max((self._follow(grey, region, start) for start in self._starts(grey, region, own)), key=lambda one: one[0])
-        explained, positions, trusted = moved
+        flows = (self._follow(grey, region, start) for start in self._starts(grey, region, own))
+        explained, positions, trusted = max(flows, key=lambda one: one[0])
         mask = _remap(self._mask, positions)
         faded = cv2.GaussianBlur(trusted.astype(np.float32), (0, 0), 3.0)
         fused = np.clip(own + faded * (mask - _remap(self._probability, positions)), 0, 1).astype(np.float32)
@@ -142,7 +142,7 @@ class Propagation:
     def _follow(
         self, grey: NDArray[np.uint8], region: NDArray[np.bool_], start: tuple[float, float]
     ) -> tuple[float, Map, NDArray[np.bool_]]:
-        """How well the flow from a start explains the region, 0..1; where each pixel was before; where it is trusted."""
+        """How well the flow from a start explains the region, 0..1; where each pixel was; where that is trusted."""
         begin = np.empty_like(self._grid)
         begin[:] = start
         backward = self._flow.calc(grey, self._grey, begin.copy())

@@ -9,9 +9,10 @@ the judgement is made of the rounded ones: so it is the same when a run is resum
 for ``LONGEST`` seconds on end, as what lasts is the view, not an accident. **A jump** is a frame that hardly resembles
 the one before it.
 
-A still has no frames before it. It **cannot be judged** (``judge``) where next to nothing of it is lit (``DARK_SHARE``),
-where more than ``WASHED_OUT`` is so bright, where its sharpness is below ``OUT_OF_FOCUS``, or where hardly anything is
-redder than green, as mucosa is under every light but narrow-band light (``OUTSIDE``): then it shows a room, not a bowel.
+A still has no frames before it. It **cannot be judged** (``judge``) where next to nothing of it is lit
+(``DARK_SHARE``), where more than ``WASHED_OUT`` is so bright, where its sharpness is below ``OUT_OF_FOCUS``, or where
+nothing is redder than green (``OUTSIDE``): then it shows a grey, green or blue room. What is red outside of the body
+is not told from mucosa.
 """
 
 from __future__ import annotations

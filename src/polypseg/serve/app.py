@@ -34,6 +34,7 @@ from polypseg.bundle import INTENDED_USE
 from polypseg.drawing import overlay
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
+from polypseg.inference.quality import judge
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io.outputs import frame_record
 from polypseg.operating_point import OperatingPoint
@@ -46,6 +47,8 @@ from polypseg.serve.forms import StrictRoute, open_to_head
 from polypseg.serve.guard import Guard
 from polypseg.serve.jobs import Jobs, is_full
 from polypseg.serve.observe import Metrics, Observed, without_values
+from polypseg.serve.prompts import Prompting
+from polypseg.serve.prompts import add_routes as add_prompts
 from polypseg.serve.responses import BINARY, BODY, refusals
 from polypseg.serve.settings import MIB, Settings
 from polypseg.serve.state import STATES, Table
@@ -325,12 +328,14 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         )  # fmt: skip
 
     add_routes(app, annotating, frames, temporary)
+    add_prompts(app, Prompting(frames, engine.probability, segmenter.operating_point, settings))
 
     def limit(path: str) -> int:
         bodies = {
             "jobs": settings.max_job_bytes,
             "imports": settings.max_job_bytes,
             "corrections": 2 * settings.max_bytes,
+            "propagate": 4 * settings.max_bytes,
         }
         return bodies.get(path.rpartition("/")[2], settings.max_bytes) + OVERHEAD
 
@@ -435,6 +440,7 @@ class Frames:
             return _encoded(".jpg", overlay(frame, predicted.mask, boxes=boxes)[..., ::-1])
         record = frame_record(predicted, source=name, model=self._segmenter.hash)
         record["operating_point"] = asdict(predicted.point)
+        record["quality"] = judge(frame).to_dict()
         if probability:
             record["hash"] = content_hash(frame)
             levels = np.rint(found * np.float32(255)).astype(np.uint8)
