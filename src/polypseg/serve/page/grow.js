@@ -22,6 +22,18 @@ export function seedAt({ map, width, height, most }, [x, y]) {
   return { place: best.place, level: Math.max(RATIO * best.value, LEAST) };
 }
 
+// Of a region of the mask that a place lies in, what is connected to the place and no likelier than it: {area, box, runs}.
+export function shed(surface, region, place) {
+  const [x, y] = place.map(Math.floor);
+  const most = Math.fround(surface.at(place));
+  const parts = new RunsBuilder(surface.width, surface.height);
+  for (const { y: row, from, to } of region.runs) {
+    const values = surface.row(row, from, to);
+    for (let at = from; at < to; at++) if (values[at] <= most) parts.add(row, at, at + 1);
+  }
+  return regionAt(label(parts.done()).regions, [x, y]);
+}
+
 // The region around a place where the probability is at least the level, its holes filled: {area, box, runs}, or null.
 export function grow(surface, place, level) {
   const found = regionAt(label(surface.runs(level)).regions, place);

@@ -9,7 +9,7 @@ import * as sets from "./sets.js";
 import { show } from "./stage.js";
 import { emit, state, when } from "./state.js";
 
-const LOOK = 10_000; // ms between two looks at what others did
+const LOOK = 3_000; // ms between two looks at what others did
 
 let own = []; // the items that were added to the page, while a set is open
 let chosen = null; // and which of them was looked at

@@ -24,7 +24,7 @@ export async function findMethod() {
 const by = () => (method?.name === "sam" ? "LiteMedSAM" : "the model");
 
 function tell(text) {
-  $("prompt-text").textContent = text || `Drag a box around a polyp; then click to add, Alt-click to take away (${by()})`;
+  $("prompt-text").textContent = text || `Drag a box around a polyp (${by()})`;
 }
 
 export class Prompt {
@@ -44,14 +44,16 @@ export class Prompt {
     if (!this.start) return;
     const [[x, y], [toX, toY]] = [this.start, this.end];
     this.start = null;
+    this.editor.viewer.draw();
     const far = Math.max(Math.abs(x - toX), Math.abs(y - toY)) * this.editor.viewer.view.scale;
     if (far >= DRAG) {
       const { width, height } = this.editor;
-      const inside = (value, most) => Math.min(Math.max(value, 0), most);
+      const inside = (value, most) => Math.min(Math.max(Math.round(value), 0), most);
       this.box = [inside(Math.min(x, toX), width), inside(Math.min(y, toY), height), inside(Math.max(x, toX), width), inside(Math.max(y, toY), height)];
       [this.points, this.edit] = [[], null];
     } else {
-      if (!this.open) [this.box, this.points, this.edit] = [null, [], null];
+      if (!this.open || this.box) [this.points, this.edit] = [[], null]; // a click after a click adds to it
+      this.box = null;
       this.points.push([Math.floor(x), Math.floor(y), event.altKey || this.editor.takesAway ? 0 : 1]);
     }
     this.ask();

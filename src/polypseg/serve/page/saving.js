@@ -1,11 +1,11 @@
 // Keeping what people made of a frame: as a version on the service, never over somebody else's in silence.
 
-import { entriesOf } from "./classes.js";
+import { entriesOf, wordsOf } from "./classes.js";
 import { $, tell } from "./dom.js";
 import { maskBlob } from "./download.js";
 import { takeFrame } from "./loading.js";
 import * as sets from "./sets.js";
-import { emit } from "./state.js";
+import { emit, state } from "./state.js";
 
 // item's labels as they stand: entries of classes.js.
 export const labelsOf = (item) => item.labels ?? (item.frame?.version > 0 ? item.frame.polyps : []);
@@ -14,12 +14,12 @@ export const labelsOf = (item) => item.labels ?? (item.frame?.version > 0 ? item
 // "theirs" where somebody else's version is to be shown instead.
 export async function saveReview(item, reviewed, scene = null) {
   item.frame ??= await addFrame(item, scene);
-  const polyps = scene ? entriesOf(scene.polyps, labelsOf(item)) : null;
+  const polyps = scene ? entriesOf(scene.polyps, labelsOf(item)).filter(isTold) : null;
   const change = {
     basedOn: item.frame.version,
     state: reviewed,
     mask: scene ? await maskBlob(scene.mask, scene.width, scene.height) : null,
-    polyps: polyps?.length ? polyps : null,
+    polyps,
   };
   for (;;) {
     try {
@@ -36,6 +36,9 @@ export async function saveReview(item, reviewed, scene = null) {
     }
   }
 }
+
+// What is of the first class without attributes goes without saying.
+const isTold = (entry) => wordsOf(entry, state.labels.classes) !== "";
 
 async function showTheirs(item) {
   takeFrame(item, await sets.frame(item.set, item.frame.hash));

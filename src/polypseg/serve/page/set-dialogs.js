@@ -170,7 +170,7 @@ function fillTraining(training) {
   const lines = {
     none: "",
     running: `Epoch ${training.epoch ?? 0} of ${training.epochs}, on ${counted(training.frames ?? 0, "frame")} of ${training.project}`,
-    done: `Done on ${training.project}. Use it: polypseg serve --model ${training.bundle}`,
+    done: `Done on ${training.project}. Use it: polypseg serve --model ${training.bundle} (below the state folder)`,
     failed: `Failed: ${training.error}`,
     cancelled: `Stopped after ${counted(training.epoch ?? 0, "epoch")}`,
   };

@@ -1,6 +1,7 @@
 // Sets of frames on the service (projects): frames with their states, masks, labels and versions; people; fine-tuning.
 
 import { call, form, json } from "./api.js";
+import { zipOf } from "./zip.js";
 
 export const OWN = "corrections"; // the set of what was added to the page
 
@@ -19,9 +20,14 @@ export const removeProject = (project) => remove(setPath(project));
 export const restoreProject = (project) => post(`${setPath(project)}/restore`);
 export const deletedProjects = () => json("v1/projects?deleted=true");
 
+const MOST_FILES = 900; // of a form; more travel as one ZIP file
+
 // found: [{file, path}]; the path says which is an image and which its mask or label.
-export const importInto = (project, found, state) =>
-  post(`${setPath(project)}/imports`, [["state", state], ...found.map(({ file, path }) => ["file", file, path || file.name])]);
+export async function importInto(project, found, state) {
+  const named = found.map(({ file, path }) => ({ file, path: path || file.name }));
+  const sent = named.length > MOST_FILES ? [{ file: await zipOf(named), path: "set.zip" }] : named;
+  return post(`${setPath(project)}/imports`, [["state", state], ...sent.map(({ file, path }) => ["file", file, path])]);
+}
 export const importState = (project, id) => json(`${setPath(project)}/imports/${encodeURIComponent(id)}`);
 
 export const exportOf = async (project, format) => (await call(`${setPath(project)}/export?format=${format}`)).blob();

@@ -1,7 +1,7 @@
 // The tools of an Editor: what a click or a drag does to its mask. Each has down, move, up, cancel and paint; `finish`
 // where something is drawn in several clicks.
 
-import { grow, seedAt } from "./grow.js";
+import { grow, seedAt, shed } from "./grow.js";
 import * as pixels from "./pixels.js";
 import { Prompt } from "./prompt.js";
 import { holeAt, label, regionAt, runsOf } from "./runs.js";
@@ -132,13 +132,23 @@ class Grow extends Tool {
     this.at = place;
   }
 
-  up() {
+  up(_, event) {
     if (!this.at) return;
+    if (this.editor.takesAway !== Boolean(event.altKey)) return this.less();
     const seed = seedAt(this.editor.surface, this.at);
     this.at = null;
     if (!seed) return this.editor.say("The model sees nothing here; draw it by hand");
     this.last = { place: seed.place };
     this.reach(seed.level);
+  }
+
+  // A click that takes away.
+  less() {
+    const { editor, at } = this;
+    this.at = this.last = null;
+    const region = regionAt(label(this.runs).regions, at);
+    if (!region) return editor.say("There is no region here");
+    editor.apply((mask) => pixels.region(mask, editor.width, shed(editor.surface, region, at), 0));
   }
 
   cancel() {
