@@ -29,7 +29,7 @@ export class Correction extends EventTarget {
   }
 
   begin(item, scene, point) {
-    [this.item, this.scene] = [item, scene];
+    [this.item, this.scene, this.basedOn] = [item, scene, item.frame?.version ?? 0];
     this.editor = new Editor(this.viewer, scene, point);
     this.editor.addEventListener("change", () => this.buttons());
     this.editor.addEventListener("say", ({ detail }) => {
@@ -98,11 +98,11 @@ export class Correction extends EventTarget {
   }
 
   async save(onwards = false) {
-    const { item, scene, editor } = this;
+    const { item, scene, editor, basedOn } = this;
     editor.cancel();
     const buttons = ["save-edit", "save-next"];
     for (const id of buttons) $(id).disabled = true;
-    const saved = await told(() => saveReview(item, "corrected", { ...scene, mask: editor.mask, polyps: editor.polyps }));
+    const saved = await told(() => saveReview(item, "corrected", { ...scene, mask: editor.mask, polyps: editor.polyps }, basedOn));
     for (const id of buttons) $(id).disabled = false;
     if (!saved) return;
     this.end();

@@ -14,7 +14,7 @@ let onShow = () => {}; // (item)
 let mayLeave = () => true; // whether the current item may be left
 
 export const list = new List($("list"), (item) => onShow(item), remove);
-const outage = new Outage(() => state.items.filter((item) => item.state === "waiting" && item.error).length);
+export const outage = new Outage(() => state.items.filter((item) => item.state === "waiting").length);
 const queue = new Queue(changed, outage);
 const count = oncePerFrame(countProgress);
 

@@ -1,5 +1,5 @@
 // The list of what there is: a thumbnail, the name, and one line of how far it is or what went wrong. Only the rows that
-// are seen exist, so that thousands stay quick. One stop for Tab: arrows, Home and End move in it, Delete removes.
+// are seen exist, so that thousands stay quick. One stop for Tab: arrows, Home and End go through it, Delete removes.
 
 import { counted } from "./dom.js";
 
@@ -166,8 +166,9 @@ export class List {
   key(event) {
     const at = this.focused;
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: this.items.length - 1, PageDown: at + 8, PageUp: at - 8 }[event.key];
-    if (to !== undefined) this.focus(to);
-    else if (event.key === "Delete") this.onRemove(this.items[at]);
+    if (to !== undefined) {
+      if (this.focus(to)) this.onSelect(this.items[this.focused]);
+    } else if (event.key === "Delete") this.onRemove(this.items[at]);
     else return;
     event.preventDefault();
   }

@@ -4,7 +4,7 @@ import { Camera } from "./camera.js";
 import { $, on, tell } from "./dom.js";
 import * as items from "./items.js";
 import { show, showLive } from "./stage.js";
-import { state } from "./state.js";
+import { state, when } from "./state.js";
 import { illustrate } from "./stills.js";
 
 let camera = null;
@@ -47,5 +47,6 @@ async function keepFrame() {
   tell(`Kept as ${name}`);
 }
 
+when("project", () => state.project && camera?.stop());
 on("camera", "click", toggle);
 on("keep", "click", keepFrame);

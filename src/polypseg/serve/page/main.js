@@ -12,7 +12,7 @@ import "./panel.js";
 import "./label-form.js";
 import { fillLabelFilter } from "./project.js";
 import { findMethod } from "./prompt.js";
-import "./set-dialogs.js";
+import { importDropped } from "./set-dialogs.js";
 import * as sets from "./sets.js";
 import "./shortcuts.js";
 import * as stage from "./stage.js";
@@ -76,5 +76,7 @@ addEventListener("drop", async (event) => {
   event.preventDefault();
   depth = 0;
   document.body.classList.remove("dropping");
-  items.take(await dropped(event.dataTransfer), ready);
+  const found = await dropped(event.dataTransfer);
+  if (state.project) importDropped(found);
+  else items.take(found, ready);
 });

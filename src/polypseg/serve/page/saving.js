@@ -12,11 +12,12 @@ export const labelsOf = (item) => item.labels ?? (item.frame?.version > 0 ? item
 
 // Saves a frame's state, and its mask where one is given ({mask, polyps, width, height, picture}). Whether it was saved;
 // "theirs" where somebody else's version is to be shown instead.
-export async function saveReview(item, reviewed, scene = null) {
+// basedOn: the version that was looked at; a frame that somebody else saved meanwhile has a later one.
+export async function saveReview(item, reviewed, scene = null, basedOn = item.frame?.version ?? 0) {
   item.frame ??= await addFrame(item, scene);
   const polyps = scene ? entriesOf(scene.polyps, labelsOf(item)).filter(isTold) : null;
   const change = {
-    basedOn: item.frame.version,
+    basedOn,
     state: reviewed,
     mask: scene ? await maskBlob(scene.mask, scene.width, scene.height) : null,
     polyps,

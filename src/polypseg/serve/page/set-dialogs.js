@@ -93,7 +93,7 @@ async function openSetDialog() {
   $("import-status").hidden = true;
   $("set").showModal();
   await attempt(tellIn("set-counts"), tellCounts);
-  await attempt(tellTraining, followTraining);
+  attempt(tellTraining, followTraining);
 }
 on("set-more", "click", openSetDialog);
 
@@ -127,6 +127,12 @@ async function bringIn(found) {
     await reload();
   });
 }
+// Into the set that is open.
+export async function importDropped(found) {
+  await openSetDialog();
+  await bringIn(found);
+}
+
 for (const id of ["import-folder", "import-files"]) {
   on(id, "change", (event) => {
     const found = chosen(event.target);

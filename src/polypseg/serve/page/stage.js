@@ -60,7 +60,7 @@ function lay(item, part) {
     viewer.show(null);
   }
   if (part === "wait") {
-    $("wait-text").textContent = isThere(item) ? "loading" : line(item);
+    $("wait-text").textContent = isThere(item) && !item.error ? "loading" : line(item);
     $("wait-text").classList.toggle("wrong", Boolean(item.error));
   }
   $("keep").hidden = item?.kind !== "camera";
@@ -69,16 +69,13 @@ function lay(item, part) {
 
 async function showStill(item, fresh) {
   let taken;
+  if (item.state === "remote") item.error = null;
   const late = setTimeout(() => item === state.current && lay(item, "wait"), PATIENCE);
   try {
     taken = await shelf.take(item, load);
   } catch (error) {
     shelf.drop(item);
-    if (item === state.current) {
-      lay(item, "wait");
-      $("wait-text").textContent = `cannot be shown: ${error.message}`;
-    }
-    return items.fail(item, `cannot be shown: ${error.message}`);
+    return cannotShow(item, error);
   } finally {
     clearTimeout(late);
   }
@@ -90,6 +87,17 @@ async function showStill(item, fresh) {
   $("edit").disabled = Boolean(item.foreign);
   announce(`${item.name}: ${counted(state.scene.polyps.length)}`);
   prepareNext(item);
+}
+
+// A frame that the service was to send is asked for again when that is back, or when it is chosen again.
+async function cannotShow(item, error) {
+  if (item.state !== "remote") return items.fail(item, `cannot be shown: ${error.message}`);
+  item.error = error.outage ? `${error.message} (trying again)` : `cannot be shown: ${error.message}`;
+  items.list.update(item);
+  if (item === state.current) lay(item, "wait");
+  if (!error.outage) return;
+  await items.outage.over(item.signal);
+  if (item === state.current) await show(item);
 }
 
 // The frame that comes after is opened ahead, and one before is still open.
