@@ -106,6 +106,10 @@ export class List {
     return row;
   }
 
+  shows(item) {
+    return this.rows.has(item);
+  }
+
   // What the row says; nothing where it is not seen.
   update(item) {
     if (this.rows.has(item)) this.fill(item);

@@ -51,7 +51,7 @@ export function takeFrame(item, frame, mask = null) {
 }
 
 // The address stays, so that the browser would show the picture that it has.
-async function renewThumbnail(item) {
+export async function renewThumbnail(item) {
   const blob = await sets.freshThumbnail(item.set, item.frame.hash).catch(() => null);
   if (!blob) return;
   if (item.thumbnail?.startsWith("blob:")) URL.revokeObjectURL(item.thumbnail);

@@ -78,7 +78,6 @@ export class Player {
 
   choose() {
     const own = this.own();
-    const wanted = own ?? (this.overlay ? this.film : null);
     $("film-file").hidden = Boolean(own);
     for (const id of ["film-look", "film-correct"]) $(id).disabled = !own;
     $("film-text").textContent = own
@@ -86,8 +85,9 @@ export class Player {
       : this.item?.unplayable
         ? "The browser cannot play the video's own file; what the service drew is shown."
         : "To look at a frame without polyps or to correct it, choose the video's file: the service does not keep it.";
-    if (!wanted) $("film-overlay").checked = true;
-    this.play(wanted ?? this.film);
+    $("film-overlay").disabled = !own;
+    if (!own) $("film-overlay").checked = true;
+    this.play(own ?? this.film);
   }
 
   play(source) {

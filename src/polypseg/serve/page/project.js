@@ -3,6 +3,7 @@
 import { correction } from "./correcting.js";
 import { $, on, tell } from "./dom.js";
 import * as items from "./items.js";
+import { renewThumbnail } from "./loading.js";
 import { STATES } from "./review.js";
 import { told } from "./saving.js";
 import * as sets from "./sets.js";
@@ -102,11 +103,12 @@ async function load(keep = false) {
 // What is known of an item, with what others made of its frame; null where its own mask is an older one.
 function renewed(item, frame) {
   if (!item) return null;
-  if (item === state.current || item.frame.version === frame.version) {
-    if (item.frame.version === frame.version) item.frame = frame;
-    return item;
-  }
-  return null;
+  if (item.frame.version !== frame.version) return item === state.current ? item : null;
+  const predicted = item.frame.confidence === null && frame.confidence !== null;
+  item.frame = frame;
+  items.list.update(item);
+  if (predicted && items.list.shows(item)) renewThumbnail(item);
+  return item;
 }
 
 function tellCounts({ total, matching, counts }) {
