@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from polypseg.errors import PolypsegError
 from polypseg.io.dicom import read_dicom
 from polypseg.io.kinds import kind_of
-from polypseg.io.pictures import read_frame, read_mask
+from polypseg.io.pictures import open_image, read_frame, read_mask
 
 if TYPE_CHECKING:
     from polypseg.io.dicom import DicomFrames
@@ -120,6 +120,22 @@ def read_still(path: Path, name: str, max_pixels: int) -> NDArray[np.uint8]:
         return next(iter(frames))
     except PolypsegError as error:
         raise HTTPException(422, told(error, path, name)) from error
+
+
+def read_jpeg(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """A JPEG that came as bytes: H×W×3 uint8 RGB.
+
+    Raises:
+        HTTPException: 413 it has more than ``max_pixels``, 422 it is something else, or damaged.
+    """
+    if not content.startswith(b"\xff\xd8\xff"):
+        raise HTTPException(422, f"{name}: is no JPEG")
+    try:
+        with open_image(name, content) as image:
+            _check_pixels(name, image.width * image.height, max_pixels)
+        return read_frame(name, content)
+    except PolypsegError as error:
+        raise HTTPException(422, told(error, Path(name), name)) from error
 
 
 def read_still_mask(path: Path, name: str, max_pixels: int) -> NDArray[np.bool_]:
