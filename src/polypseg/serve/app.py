@@ -413,8 +413,8 @@ class Frames:
             HTTPException: as ``read_still``; 429 too many wait, 504 it took too long.
         """
         if self.admitted >= self._settings.queue:
-            seconds = max(1, math.ceil(self.admitted * self._pace))
-            raise HTTPException(429, f"too many frames wait; come again in {seconds} s", {"retry-after": str(seconds)})
+            later = max(1, math.ceil(self.admitted * self._pace))
+            raise HTTPException(429, f"too many frames wait; come again in {later} s", {"retry-after": str(later)})
         self.admitted += 1
         arrived = time.monotonic()
         loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Any, get_origin
+from typing import Any, BinaryIO, cast, get_origin
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
@@ -123,7 +123,7 @@ def _is_frame(kind: str) -> bool:
 async def _read_file(request: Request) -> UploadFile:
     """A body that is a file, under the name that Content-Disposition gives it."""
     file: tempfile.SpooledTemporaryFile[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  (the form closes it)
-    upload = UploadFile(file, filename=_file_name(request.headers.get("content-disposition", "")))
+    upload = UploadFile(cast(BinaryIO, file), filename=_file_name(request.headers.get("content-disposition", "")))
     try:
         async for part in request.stream():
             await upload.write(part)

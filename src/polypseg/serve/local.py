@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 
 from polypseg.errors import PolypsegError
-from polypseg.serve.stream import REFUSED, TOO_LARGE, Streams
+from polypseg.serve.stream import INVALID, REFUSED, TOO_LARGE, Streams
 
 TEXT, FRAME, END = 1, 2, 8
 HEAD = struct.Struct(">BI")
@@ -73,6 +73,7 @@ class _Channel:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int) -> None:
         self._reader, self._writer, self._most = reader, writer, most
+        self._why: tuple[int, str] | None = None  # what was received makes an end
 
     async def accept(self) -> None:
         pass
@@ -81,23 +82,20 @@ class _Channel:
         try:
             kind, length = HEAD.unpack(await self._reader.readexactly(HEAD.size))
             if kind not in (TEXT, FRAME) or length > self._most:
-                await self._refuse(kind, length)
-                return None
+                return self._ended(kind, length)
             content = await self._reader.readexactly(length)
             return content.decode() if kind == TEXT else content
         except (asyncio.IncompleteReadError, OSError):
             return None
         except UnicodeDecodeError:
-            await self.close(1007, "a text is not in UTF-8")
+            self._why = INVALID, "a text is not in UTF-8"
             return None
 
-    async def _refuse(self, kind: int, length: int) -> None:
-        if kind == END:
-            await self.close(1000, "")
-        elif kind not in (TEXT, FRAME):
-            await self.close(REFUSED, f"there is no message of kind {kind}")
-        else:
-            await self.close(TOO_LARGE, f"a message of {length} bytes; {self._most} are the most")
+    def _ended(self, kind: int, length: int) -> None:
+        if kind in (TEXT, FRAME):
+            self._why = TOO_LARGE, f"a message of {length} bytes; {self._most} are the most"
+        elif kind != END:
+            self._why = REFUSED, f"there is no message of kind {kind}"
 
     async def send(self, text: str) -> None:
         content = text.encode()
@@ -105,8 +103,7 @@ class _Channel:
         await self._writer.drain()
 
     async def close(self, code: int, reason: str) -> None:
-        if self._writer.is_closing():
-            return
+        code, reason = self._why or (code, reason)
         content = struct.pack(">H", code) + reason.encode()
         self._writer.write(HEAD.pack(END, len(content)) + content)
         await self._writer.drain()

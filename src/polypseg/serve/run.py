@@ -167,9 +167,9 @@ def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) 
                 print(greeting, flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            if self._beside is not None:
+            if self._beside is not None and settings.socket is not None:
                 self._beside.close()
-                settings.socket.unlink(missing_ok=True)  # type: ignore[union-attr]  (it listens there)
+                settings.socket.unlink(missing_ok=True)
             await streams.end()
             await super().shutdown(sockets)
 

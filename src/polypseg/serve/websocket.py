@@ -65,19 +65,26 @@ class _Channel:
 
 
 def protocol() -> type[WebSocketsSansIOProtocol]:
-    """uvicorn's WebSocket, which ends a connection that costs more than it says: by pieces or by pings."""
+    """uvicorn's WebSocket, which cuts off what costs more than it says: pieces and pings without end."""
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
     class Protocol(WebSocketsSansIOProtocol):
         _pings = 0
         _since = 0.0
 
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if not self.handshake_initiated:  # its head came whole, and is not one that can be read
+                response = error(400, "this is no WebSocket's opening that can be read", {"connection": "close"})
+                head = b"".join(b"%b: %b\r\n" % pair for pair in response.raw_headers)
+                self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head + b"\r\n" + bytes(response.body))
+                self.transport.close()
+
         def handle_cont(self, event: Any) -> None:
             if len(self.frames) >= MOST_PIECES:
-                self.conn.fail(1009, f"a message has more than {MOST_PIECES} pieces")
-                self.handle_parser_exception()
-                return
-            super().handle_cont(event)
+                self.transport.abort()
+            else:
+                super().handle_cont(event)
 
         def handle_ping(self) -> None:
             now = self.loop.time()
@@ -86,7 +93,7 @@ def protocol() -> type[WebSocketsSansIOProtocol]:
             self._pings += 1
             if self._pings > MOST_PINGS or self.transport.get_write_buffer_size() > MOST_UNREAD:
                 self.transport.abort()
-                return
-            super().handle_ping()
+            else:
+                super().handle_ping()
 
     return Protocol
