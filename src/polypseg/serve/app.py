@@ -37,6 +37,7 @@ from polypseg.inference.segmenter import Segmenter
 from polypseg.io.outputs import frame_record
 from polypseg.operating_point import OperatingPoint
 from polypseg.serve import responses
+from polypseg.serve.compressed import Compressed
 from polypseg.serve.corrections import Corrections
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.forms import StrictRoute, open_to_head
@@ -164,6 +165,10 @@ def create_app(  # noqa: C901  (a function a route)
         if not (PAGE / "index.html").is_file():
             raise HTTPException(404, "this service has no page; see /openapi.json")
         return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def routes() -> Response:
+        return FileResponse(PAGE / "routes.html", headers={"cache-control": "no-cache"})
 
     theme = ("polypseg.visualization", "theme")
     app.mount("/static", StaticFiles(directory=PAGE, packages=[theme], check_dir=False), name="static")
@@ -364,6 +369,7 @@ def create_app(  # noqa: C901  (a function a route)
 
     add_stream(app, streams)
     open_to_head(app)
+    app.add_middleware(Compressed)
     app.add_middleware(Guard, token=settings.token, limit=limit)
     app.add_middleware(Observed, metrics=metrics)
     return app

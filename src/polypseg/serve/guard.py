@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polypseg.serve.responses import error
 
-OPEN = ("/", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
+OPEN = ("/", "/docs", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
 HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
 MOST_REQUESTS = 256  # at once
 LONGEST_HEAD = 32 << 10  # bytes of a request's first line and headers
