@@ -25,7 +25,7 @@ def two(start: Callable[..., Any], exported: Any, tmp_path_factory: pytest.TempP
     """A service of two models: ``one`` is ``exported``, ``other`` is a copy of it that may be changed."""
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(exported.folder, folder / "copy")
-    service = start(folder / "state", "--model", str(exported.folder), f"other={folder / 'copy'}")
+    service = start(folder / "state", "--model", str(exported.folder), "--model", f"other={folder / 'copy'}")
     service.copy = folder / "copy"
     return service
 

@@ -38,8 +38,9 @@ def serve(  # noqa: PLR0913  (an option each)
     Prints its address. Ctrl-C ends it.
 
     Args:
-        model: a bundle's or a run's folder, several for several models; each is called as its folder is, or NAME in
-            NAME=FOLDER; requests that name none get the first. The model that ships by default. SIGHUP opens them anew.
+        model: a bundle's or a run's folder; given several times, several models, each called as its folder is, or NAME
+            in NAME=FOLDER; requests that name none get the first; the model that ships by default. SIGHUP opens them
+            anew.
         host: address to listen on; any other than this computer's own needs a token.
         port: TCP port; 0 takes a free one.
         state: folder for jobs, their files, and corrections.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import gc
 import logging
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.serve.settings import Settings, named
@@ -82,6 +83,7 @@ def serve(
             name: partial(Segmenter, one, runtime, device, precision, threads, tta) for name, one in wanted.items()
         }
         models = Models(sources, settings.batch_size, metrics.together.observe, metrics.computed)
+        _handle_signals_on_the_usual_stack()
         app = create_app(models, settings, table, metrics)
         # What is loaded by now stays for good: going through it again and again would delay requests.
         gc.collect()
@@ -90,6 +92,17 @@ def serve(
         shown = f"[{address}]" if ":" in address else address
         opened = "; ".join(f"{one.segmenter.bundle.name}: {one.segmenter.reason}" for one in models.all)
         _run(app, listening, settings, f"http://{shown}:{port}  {opened}")
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def _handle_signals_on_the_usual_stack() -> None:
+    """OpenVINO gives this thread another one, and frees it with the model: the next signal would end the process."""
+    if sys.platform == "linux":
+        disable = 2
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, disable, 0)), None)
 
 
 def _bind(host: str, port: int, settings: Settings) -> socket.socket:
