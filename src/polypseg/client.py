@@ -38,7 +38,7 @@ Picture = str | os.PathLike[str] | bytes  # a file, or its content
 T = TypeVar("T")
 
 ENDED = ("done", "failed", "cancelled")
-POLL = 0.5  # seconds between two looks at a job
+POLL = 0.5  # seconds between two requests about a job
 SHORTEST, LONGEST = 0.25, 10.0  # seconds before another try, where the service says none
 READ_AT_ONCE = 1 << 20  # bytes
 
