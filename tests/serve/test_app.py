@@ -517,4 +517,6 @@ def test_the_description_is_complete(server: Any) -> None:
     for methods in found["paths"].values():
         for route in methods.values():
             assert route["summary"] and route["description"]
-    assert server.web.get("/docs").status_code == server.web.get("/redoc").status_code == 404
+    bodies = found["paths"]["/v1/segment"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"multipart/form-data", "image/jpeg", "image/png", "application/dicom"}
+    assert server.web.get("/redoc").status_code == 404
