@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -349,7 +349,7 @@ class Client(_Service):
             try:
                 step = steps.send(answer)
             except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]  (of a generator, which mypy does not follow)
+                return cast(T, stop.value)
             answer = None
             if isinstance(step, _Pause):
                 time.sleep(step.seconds)
@@ -473,7 +473,9 @@ class AsyncClient(_Service):
                             task.cancel()
         except InvalidStatus as refused:
             answer = refused.response
-            response = httpx.Response(answer.status_code, headers=dict(answer.headers.raw_items()), content=answer.body)
+            response = httpx.Response(
+                answer.status_code, headers=dict(answer.headers.raw_items()), content=bytes(answer.body)
+            )
             raise _refusal(response) or ServiceError("the service knows no streams", answer.status_code) from None
         except ConnectionClosed as closed:
             reason = closed.rcvd.reason if closed.rcvd else ""
@@ -500,7 +502,7 @@ class AsyncClient(_Service):
             try:
                 step = steps.send(answer)
             except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]  (of a generator, which mypy does not follow)
+                return cast(T, stop.value)
             answer = None
             if isinstance(step, _Pause):
                 await asyncio.sleep(step.seconds)

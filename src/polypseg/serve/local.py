@@ -82,7 +82,8 @@ class _Channel:
         try:
             kind, length = HEAD.unpack(await self._reader.readexactly(HEAD.size))
             if kind not in (TEXT, FRAME) or length > self._most:
-                return self._ended(kind, length)
+                self._ends(kind, length)
+                return None
             content = await self._reader.readexactly(length)
             return content.decode() if kind == TEXT else content
         except (asyncio.IncompleteReadError, OSError):
@@ -91,7 +92,7 @@ class _Channel:
             self._why = INVALID, "a text is not in UTF-8"
             return None
 
-    def _ended(self, kind: int, length: int) -> None:
+    def _ends(self, kind: int, length: int) -> None:
         if kind in (TEXT, FRAME):
             self._why = TOO_LARGE, f"a message of {length} bytes; {self._most} are the most"
         elif kind != END:

@@ -67,8 +67,9 @@ export class Camera {
       try {
         return this.complete(await this.live.ask(file), name);
       } catch {
-        this.live.close();
+        this.live?.close();
         this.live = null;
+        if (this.stopped) return null;
       }
     }
     try {
