@@ -14,6 +14,7 @@ MODULES = {
     "export": ("nncf", "onnx", "onnxscript"),
     "onnx": ("onnxruntime",),
     "dicom": ("pydicom", "highdicom"),
+    "client": ("httpx", "websockets"),
     "serve": ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"),
     "archive": ("fsspec", "pyarrow", "s3fs"),
     "ray": ("ray",),
