@@ -13,7 +13,7 @@ MODULES = {
     "train": ("lightning", "albumentations", "sklearn", "tensorboard"),
     "export": ("nncf", "onnx", "onnxscript"),
     "onnx": ("onnxruntime",),
-    "dicom": ("pydicom", "highdicom"),
+    "dicom": ("pydicom", "highdicom", "pynetdicom"),
     "serve": ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"),
     "archive": ("fsspec", "pyarrow", "s3fs"),
     "ray": ("ray",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polypseg.serve.responses import error
+from polypseg.serve.settings import is_loopback
 
 OPEN = ("/", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
 HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
@@ -174,13 +174,6 @@ def _host_name(host: str) -> str:
 
 def _is_this_computer(host: str) -> bool:
     return host == "localhost" or is_loopback(host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this computer's own, which others cannot reach."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _cookie(header: str) -> str:

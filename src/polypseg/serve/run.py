@@ -6,18 +6,15 @@ import asyncio
 import errno
 import gc
 import logging
-import multiprocessing.util
 import os
 import signal
 import socket
 import sys
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.serve.settings import Settings
+from polypseg.serve.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,7 +23,6 @@ NEEDED = {
     "fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
 }  # fmt: skip
-LONGEST_FOLDER = 70  # bytes of its path, in which a socket can be: the system takes 107
 HEAD_SECONDS = 20.0  # that a connection may take to send them
 MOST_CONNECTIONS = 512  # of more, the one that has been silent for longest is closed
 
@@ -64,13 +60,14 @@ def serve(
         raise PolypsegError(f"serve: needs {', '.join(missing)}; install the extra: pip install 'polypseg[serve]'")
     from polypseg.inference.segmenter import Segmenter
     from polypseg.serve.app import create_app
-    from polypseg.serve.state import open_state
+    from polypseg.serve.log import log_as_json
+    from polypseg.serve.state import keep_temporary_files_in, open_state
 
     listening = _bind(host, port, settings)
     with listening:
         table = open_state(settings.state)
-        _keep_temporary_files_in(settings.state / "temporary")
-        _log_as_json()
+        keep_temporary_files_in(settings.state / "temporary")
+        log_as_json()
         segmenter = Segmenter(model, runtime, device, precision, threads, tta)
         app = create_app(segmenter, settings, table)
         # What is loaded by now stays for good: going through it again and again would delay requests.
@@ -83,8 +80,6 @@ def serve(
 
 def _bind(host: str, port: int, settings: Settings) -> socket.socket:
     """A socket that has the address, but does not listen before the model is there."""
-    from polypseg.serve.guard import is_loopback
-
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be 0 to 65535")
     try:
@@ -106,25 +101,6 @@ def _bind(host: str, port: int, settings: Settings) -> socket.socket:
             f"{host}:{port}: cannot be listened on ({error}); choose another --host or --port"
         ) from error
     return listening
-
-
-def _keep_temporary_files_in(folder: Path) -> None:
-    """Have forms that are being read there too, so that nothing of a patient lies elsewhere."""
-    if len(os.fsencode(folder.absolute())) > LONGEST_FOLDER:
-        multiprocessing.util.get_temp_dir()  # keeps the system's own for its sockets
-    tempfile.tempdir = str(folder.absolute())
-
-
-def _log_as_json() -> None:
-    from polypseg.serve.observe import JsonLines
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("polypseg").setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    for name in ("pydicom", "highdicom", "libav", "py.warnings"):  # which quote what they read
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,3 +64,11 @@ class Settings:
     def decode_memory(self) -> int:
         """Bytes that decoding one frame may take, for the most: of a DICOM frame, two copies of 64-bit RGB and more."""
         return 512 * MIB + 64 * self.max_pixels
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this computer's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
