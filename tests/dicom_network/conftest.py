@@ -295,3 +295,15 @@ def node(model: Path, orthanc: Orthanc, node_port: int, tmp_path_factory: pytest
     state = tmp_path_factory.mktemp("node") / "state"
     with Node(model, state, orthanc.to, "--max_mib", "8", "--associations", "4", port=node_port) as one:
         yield one
+
+
+@pytest.fixture
+def run_dicom(capsys: pytest.CaptureFixture[str], model: Path) -> Callable[..., tuple[int, str]]:
+    """Runs ``polypseg dicom`` here with options that it refuses; its status, and what it says."""
+    from polypseg.cli import main
+
+    def call(*words: object) -> tuple[int, str]:
+        status = main(["dicom", "--model", str(model), *map(str, words)])
+        return status, capsys.readouterr().err
+
+    return call

@@ -18,11 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from .conftest import SECRETS, associate, picture, send, wait_for
-
-from pydicom import dcmread, uid  # isort: skip
-from pynetdicom import dimse_messages  # isort: skip
+from pydicom import dcmread, uid
+from pynetdicom import dimse_messages
 
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.dicom_network import association as bounds
@@ -30,6 +27,8 @@ from polypseg.serve.dicom_network import receive
 from polypseg.serve.dicom_network.receive import Receiver
 from polypseg.serve.dicom_network.settings import DicomSettings
 from polypseg.serve.dicom_network.worklist import Worklist
+
+from .conftest import SECRETS, associate, picture, send, wait_for
 
 MIB = 1 << 20
 
@@ -82,6 +81,8 @@ def here(open_to_all: Listening, monkeypatch: pytest.MonkeyPatch, caplog: pytest
     monkeypatch.setattr("tempfile.tempdir", str(open_to_all.worklist.folder / "temporary"))
     caplog.set_level(logging.DEBUG, "polypseg")
     yield open_to_all
+    server = open_to_all.receiver._server
+    wait_for(lambda: server is not None and not server.active_associations)
     wait_for(lambda: not list((open_to_all.worklist.folder / "temporary").glob("*.dcm")))
     said = "\n".join(f"{record.getMessage()} {record.__dict__.get('fields')}" for record in caplog.records)
     assert not any(secret in said for secret in SECRETS)
