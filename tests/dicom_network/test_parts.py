@@ -34,6 +34,9 @@ from .conftest import SECRETS, picture, wait_for
 MADE_BY = MadeBy("phantom", "c0ffee" * 10 + "beef", 0.4, 0.9, "openvino", "fp32")
 
 
+SETTINGS = DicomSettings(Path("unused"), "PACS@127.0.0.1:1")
+
+
 @pytest.fixture
 def worklist(tmp_path: Path) -> Iterator[Worklist]:
     made = Worklist(tmp_path / "state")
@@ -64,7 +67,7 @@ def row(worklist: Worklist, number: int) -> Object:
 
 @pytest.fixture
 def segmenting(worklist: Worklist, model: Path, decoders: Decoders) -> Segmenting:
-    return Segmenting(Segmenter(model), worklist, decoders, lambda: None, lambda: False, 30)
+    return Segmenting(Segmenter(model), worklist, decoders, lambda: None, lambda: False, SETTINGS)
 
 
 def test_a_segmentation_made_again_is_the_same_instance(segmenting: Segmenting, worklist: Worklist) -> None:
@@ -146,7 +149,7 @@ def test_stopping_leaves_the_present_object_to_the_next_process(
     worklist: Worklist, model: Path, decoders: Decoders
 ) -> None:
     number = enter(worklist, picture(9, 3), "a")
-    stopping = Segmenting(Segmenter(model), worklist, decoders, lambda: None, lambda: True, 30)
+    stopping = Segmenting(Segmenter(model), worklist, decoders, lambda: None, lambda: True, SETTINGS)
     assert stopping.step() is None
     assert (row(worklist, number).state, row(worklist, number).starts) == ("received", 0)
 

@@ -23,6 +23,7 @@ def dicom(  # noqa: PLR0913  (an option each)
     tls_key: str | None = None,
     tls_ca: str | None = None,
     to_tls: bool = False,
+    plane: bool = False,
     runtime: Runtime = "auto",
     device: str = "auto",
     precision: Precision = "auto",
@@ -55,6 +56,8 @@ def dicom(  # noqa: PLR0913  (an option each)
         tls_key: PEM file of its private key.
         tls_ca: PEM file of the certificates that are trusted; with it, callers must show one that is.
         to_tls: send segmentations by TLS; for an AE.
+        plane: place segmentations in a plane that is made up (pixels of 1 mm), as viewers made for CT and MR want it,
+            OHIF among them.
         runtime: what computes the network; auto takes the fastest that is there, and says why.
         device: auto, cpu, cuda or mps.
         precision: of the computation; auto takes the fastest that is there.
@@ -77,7 +80,7 @@ def dicom(  # noqa: PLR0913  (an option each)
 
     settings = DicomSettings(
         Path(state), to, ae_title, tuple(allow or ()), tls_cert and Path(tls_cert), tls_key and Path(tls_key),
-        tls_ca and Path(tls_ca), to_tls, os.environ.get("POLYPSEG_DICOMWEB_AUTHORIZATION") or None, associations,
+        tls_ca and Path(tls_ca), to_tls, os.environ.get("POLYPSEG_DICOMWEB_AUTHORIZATION") or None, plane, associations,
         max_mib * MIB, max_pixels, keep_days,
     )  # fmt: skip
     options = PredictOptions(

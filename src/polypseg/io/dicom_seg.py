@@ -60,7 +60,12 @@ class MadeBy:
 
 
 def write_segmentation(
-    source: str | Path, masks: Iterable[NDArray[np.bool_]], made_by: MadeBy, out: str | Path, uid: str | None = None
+    source: str | Path,
+    masks: Iterable[NDArray[np.bool_]],
+    made_by: MadeBy,
+    out: str | Path,
+    uid: str | None = None,
+    plane: bool = False,
 ) -> None:
     """Write masks as a DICOM Segmentation (BINARY) that refers to the image they were made from.
 
@@ -75,6 +80,8 @@ def write_segmentation(
         made_by: what made them, which is recorded.
         out: the file to write; replaced where it exists.
         uid: its SOP Instance UID; by default a new one.
+        plane: place the frames in a plane that is made up, pixels of 1 mm at the origin of a frame of reference of
+            their own: viewers made for CT and MR show nothing without.
 
     Raises:
         PolypsegError: the source is no DICOM image, is missing the identifiers that a reference needs or is of a kind
@@ -99,6 +106,8 @@ def write_segmentation(
             with quiet(source, "its patient or study cannot be carried into a segmentation; export it again"):
                 content = io.BytesIO()
                 made = _segmentation(header, count, numbers, found, made_by, uid)
+                if plane:
+                    _place(made)
                 made.save_as(content, enforce_file_format=True)
             with atomic_write(out) as file:
                 file.write(content.getbuffer())
@@ -247,6 +256,20 @@ def _segmentation(
     result.SharedFunctionalGroupsSequence = [_item(SegmentIdentificationSequence=[_item(ReferencedSegmentNumber=1)])]
     result.PerFrameFunctionalGroupsSequence = [_frame(source, number) for number in numbers]
     return result
+
+
+def _place(made: Dataset) -> None:
+    """Put all frames into one plane, which is made up."""
+    from pydicom.uid import generate_uid
+
+    source = made.ReferencedSeriesSequence[0].SeriesInstanceUID
+    made.FrameOfReferenceUID = generate_uid(entropy_srcs=[source, "plane"])
+    made.PositionReferenceIndicator = ""
+    (shared,) = made.SharedFunctionalGroupsSequence
+    shared.PixelMeasuresSequence = [_item(PixelSpacing=[1, 1], SliceThickness=1)]
+    shared.PlaneOrientationSequence = [_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        frame.PlanePositionSequence = [_item(ImagePositionPatient=[0, 0, 0])]
 
 
 def _of_a_known_class(source: Dataset) -> Dataset:

@@ -87,7 +87,7 @@ class Node:
             self._sending = Loop("sending", sending.step)
             segmenting = Segmenting(
                 segmenter, worklist, self._decoders, self._sending.wake, lambda: self._segmenting.stopping,
-                settings.keep_days,
+                settings,
             )  # fmt: skip
             self._segmenting = Loop("segmenting", segmenting.step)
             self._receiver = Receiver(settings, worklist, self._decoders, self._segmenting.wake)

@@ -22,6 +22,7 @@ from polypseg.pipeline.flow import segmentation, with_maps
 from polypseg.pipeline.predict import made_by
 from polypseg.pipeline.video import BATCH_SIZE
 from polypseg.serve.decoding import Decoders
+from polypseg.serve.dicom_network.settings import DicomSettings
 from polypseg.serve.dicom_network.worklist import Object, Worklist
 from polypseg.serve.log import LOGGER, without_values
 from polypseg.serve.state import is_trouble
@@ -60,7 +61,7 @@ def read_frames(path: Path) -> Iterator[Any]:
     yield from frames
 
 
-def write(source: Path, masks: list[bytes], made: MadeBy, out: Path, uid: str) -> int:
+def write(source: Path, masks: list[bytes], made: MadeBy, out: Path, uid: str, plane: bool = False) -> int:
     """As ``write_segmentation``, of masks as ``packed`` makes them; the ``errno`` with which the disk refuses, or 0."""
     frames = read_dicom(source)
     shape = frames.height, frames.width
@@ -71,7 +72,7 @@ def write(source: Path, masks: list[bytes], made: MadeBy, out: Path, uid: str) -
         for mask in masks
     )
     try:
-        write_segmentation(source, unpacked, made, out, uid)
+        write_segmentation(source, unpacked, made, out, uid, plane)
     except PolypsegError as error:
         cause = error.__cause__
         if cause is not None and isinstance(cause, OSError) and cause.errno and is_trouble(cause):
@@ -94,7 +95,7 @@ class Segmenting:
         decoders: what opens objects; raise as ``refusal`` says.
         made: called when there is one more segmentation.
         stopping: whether the service is.
-        keep_days: after which ended objects are forgotten.
+        settings: after how long ended objects are forgotten, and whether segmentations are placed.
     """
 
     def __init__(
@@ -104,10 +105,10 @@ class Segmenting:
         decoders: Decoders,
         made: Callable[[], object],
         stopping: Callable[[], bool],
-        keep_days: float,
+        settings: DicomSettings,
     ) -> None:
         self._segmenter, self._worklist, self._decoders = segmenter, worklist, decoders
-        self._made, self._stopping, self._keep_days = made, stopping, keep_days
+        self._made, self._stopping, self._settings = made, stopping, settings
         self._made_by = made_by(segmenter)
         self._began = time.monotonic()
 
@@ -116,7 +117,7 @@ class Segmenting:
         order = f"starts > {MOST_STARTS}, number"
         waiting = self._worklist.select("state = 'received'", order=order, limit=1)
         if not waiting:
-            self._worklist.forget(self._keep_days)
+            self._worklist.forget(self._settings.keep_days)
             return None
         one = waiting[0]
         if one.starts > MOST_STARTS:
@@ -146,7 +147,7 @@ class Segmenting:
             uid = self._uid(one)
             source = self._worklist.source(one)
             refused = self._decoders.call(
-                one.name, write, source, masks, self._made_by, out, uid, seconds=WRITE_SECONDS
+                one.name, write, source, masks, self._made_by, out, uid, self._settings.plane, seconds=WRITE_SECONDS
             )
             if refused:
                 raise OSError(refused, os.strerror(refused))
@@ -167,8 +168,9 @@ class Segmenting:
         """The same for the same object and model, whenever it is made: who gets it twice knows it again."""
         from pydicom.uid import generate_uid
 
+        placed = ["plane"] if self._settings.plane else []
         point = repr(sorted(self._segmenter.settings.items()))
-        return str(generate_uid(entropy_srcs=[one.uid, one.digest, self._segmenter.hash, point, __version__]))
+        return str(generate_uid(entropy_srcs=[one.uid, one.digest, self._segmenter.hash, point, *placed, __version__]))
 
     def _check(self) -> None:
         if self._stopping():

@@ -111,6 +111,7 @@ class DicomSettings:
         tls_ca: PEM file of those whose certificates are trusted; with it callers must show one.
         to_tls: whether segmentations are sent by TLS; for an AE only, an https address says so itself.
         authorization: what a DICOMweb server is sent as ``Authorization``.
+        plane: whether segmentations are placed in a plane that is made up, as ``write_segmentation`` does it.
         associations: that may be open at once; more are refused.
         max_bytes: of an object.
         max_pixels: of a frame.
@@ -129,6 +130,7 @@ class DicomSettings:
     tls_ca: Path | None = None
     to_tls: bool = False
     authorization: str | None = None
+    plane: bool = False
     associations: int = 16
     max_bytes: int = 4096 * MIB
     max_pixels: int = 20_000_000
