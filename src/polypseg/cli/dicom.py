@@ -50,7 +50,8 @@ def dicom(  # noqa: PLR0913  (an option each)
         host: address to listen on; any other than this computer's own needs --allow or --tls_ca.
         port: TCP port; 0 takes a free one.
         ae_title: the own AE title; calls for another one are rejected.
-        allow: who may call, as ENDO1@10.0.0.7, *@10.0.0.0/24 or PACS@orthanc; everybody by default.
+        allow: who may call, as ENDO1@10.0.0.7, *@10.0.0.0/24 or PACS@orthanc; several by --allow each; everybody by
+            default.
         state: folder for the worklist and the images in it; private, as they are a patient's.
         tls_cert: PEM file of the own certificate; with it, callers must use TLS.
         tls_key: PEM file of its private key.
@@ -93,7 +94,7 @@ def dicom(  # noqa: PLR0913  (an option each)
 VERB = Verb(
     dicom,
     examples=(
-        "polypseg dicom --to PACS@10.0.0.5:104 --host 0.0.0.0 --allow PACS@10.0.0.5 ENDO1@10.0.0.7",
+        "polypseg dicom --to PACS@10.0.0.5:104 --host 0.0.0.0 --allow PACS@10.0.0.5 --allow ENDO1@10.0.0.7",
         "polypseg dicom --to https://pacs.example/dicom-web --port 11112",
     ),
     see=(("DICOM network", "../how-to/dicom-network.md"), ("DICOM files", "../how-to/dicom.md")),

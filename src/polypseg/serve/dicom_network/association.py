@@ -131,7 +131,7 @@ class _Messages(DIMSEServiceProvider):
                 return self._refuse()
         try:
             super().receive_primitive(one)
-        except OSError as error:  # no file could be made; the caller is told when all has come
+        except OSError as error:  # no file could be made; the response to it says so
             if not isinstance(self.message, C_STORE_RQ):
                 return self._refuse()
             self.message._data_set_file = Incoming(None, self._limit, error)
