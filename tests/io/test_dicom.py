@@ -918,6 +918,7 @@ def test_a_segmentation_can_be_placed_in_a_plane_for_viewers_that_ask_for_one(tm
     (shared,) = found.SharedFunctionalGroupsSequence
     assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
     assert shared.PixelMeasuresSequence[0].PixelSpacing == [1, 1] and found.FrameOfReferenceUID
+    assert "SourceImageSequence" not in found and "DerivationImageSequence" in found.PerFrameFunctionalGroupsSequence[0]
     assert all(
         frame.PlanePositionSequence[0].ImagePositionPatient == [0, 0, 0]
         for frame in found.PerFrameFunctionalGroupsSequence

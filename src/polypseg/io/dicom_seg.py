@@ -259,12 +259,16 @@ def _segmentation(
 
 
 def _place(made: Dataset) -> None:
-    """Put all frames into one plane, which is made up."""
+    """Put all frames into one plane, which is made up; they alone say what they are of.
+
+    The viewers that need this take the n-th source of the whole file for the n-th frame's, and there is but one.
+    """
     from pydicom.uid import generate_uid
 
     source = made.ReferencedSeriesSequence[0].SeriesInstanceUID
     made.FrameOfReferenceUID = generate_uid(entropy_srcs=[source, "plane"])
     made.PositionReferenceIndicator = ""
+    del made.SourceImageSequence
     (shared,) = made.SharedFunctionalGroupsSequence
     shared.PixelMeasuresSequence = [_item(PixelSpacing=[1, 1], SliceThickness=1)]
     shared.PlaneOrientationSequence = [_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
