@@ -65,9 +65,14 @@ def row(worklist: Worklist, number: int) -> Object:
 # ---- segmenting --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def segmenter(model: Path) -> Segmenter:
+    return Segmenter(model)
+
+
 @pytest.fixture
-def segmenting(worklist: Worklist, model: Path, decoders: Decoders) -> Segmenting:
-    return Segmenting(Segmenter(model), worklist, decoders, lambda: None, lambda: False, SETTINGS)
+def segmenting(worklist: Worklist, segmenter: Segmenter, decoders: Decoders) -> Segmenting:
+    return Segmenting(segmenter, worklist, decoders, lambda: None, lambda: False, SETTINGS)
 
 
 def test_a_segmentation_made_again_is_the_same_instance(segmenting: Segmenting, worklist: Worklist) -> None:
@@ -146,10 +151,10 @@ def test_an_object_that_ends_the_service_again_and_again_comes_last(segmenting: 
 
 
 def test_stopping_leaves_the_present_object_to_the_next_process(
-    worklist: Worklist, model: Path, decoders: Decoders
+    worklist: Worklist, segmenter: Segmenter, decoders: Decoders
 ) -> None:
     number = enter(worklist, picture(9, 3), "a")
-    stopping = Segmenting(Segmenter(model), worklist, decoders, lambda: None, lambda: True, SETTINGS)
+    stopping = Segmenting(segmenter, worklist, decoders, lambda: None, lambda: True, SETTINGS)
     assert stopping.step() is None
     assert (row(worklist, number).state, row(worklist, number).starts) == ("received", 0)
 
