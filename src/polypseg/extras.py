@@ -13,7 +13,7 @@ MODULES = {
     "train": ("lightning", "albumentations", "sklearn", "tensorboard"),
     "export": ("nncf", "onnx", "onnxscript"),
     "onnx": ("onnxruntime",),
-    "dicom": ("pydicom", "highdicom"),
+    "dicom": ("pydicom", "highdicom", "pynetdicom"),
     "client": ("httpx", "websockets"),
     "serve": ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"),
     "archive": ("fsspec", "pyarrow", "s3fs"),

@@ -42,12 +42,13 @@ from polypseg.serve.corrections import Corrections
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.forms import StrictRoute, open_to_head
 from polypseg.serve.guard import Guard
-from polypseg.serve.jobs import Jobs, is_full
+from polypseg.serve.jobs import Jobs
+from polypseg.serve.log import without_values
 from polypseg.serve.models import Models, Served
-from polypseg.serve.observe import Metrics, Observed, without_values
+from polypseg.serve.observe import Metrics, Observed
 from polypseg.serve.responses import encoded, encoded_maps
 from polypseg.serve.settings import MIB, Settings
-from polypseg.serve.state import STATES, Table
+from polypseg.serve.state import STATES, Table, is_full
 from polypseg.serve.stream import Streams
 from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
 from polypseg.serve.websocket import add_stream

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import ipaddress
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polypseg.serve.responses import error
+from polypseg.serve.settings import is_loopback
 
 OPEN = ("/", "/docs", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
 HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
@@ -183,13 +183,6 @@ def _host_name(host: str) -> str:
 
 def _is_this_computer(host: str) -> bool:
     return host == "localhost" or is_loopback(host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this computer's own, which others cannot reach."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _offered(protocols: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,3 +106,11 @@ def _short(model: str) -> str:
     """The last part of a path or of ``hf://owner/name@revision``; of a run's bundle the run's."""
     parts = [part for part in re.split(r"[/\\]", model.partition("@")[0]) if part]
     return parts[-2] if len(parts) > 1 and parts[-1] == "bundle" else parts[-1] if parts else ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this computer's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
