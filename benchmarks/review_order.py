@@ -24,6 +24,7 @@ from polypseg.data import read_all
 from polypseg.data.splits import hash_split, make_split
 from polypseg.files import commit
 from polypseg.inference.segmenter import Segmenter
+from polypseg.metrics.overlap import dice
 from polypseg.serve.annotations.work import predicted
 
 PARTS = (0.1, 0.25, 0.5)  # of the frames, looked at first
@@ -44,8 +45,7 @@ def main() -> None:
     wrong, orders = np.zeros(len(test)), {name: np.zeros(len(test)) for name in ("uncertainty", "least confidence")}
     for index in range(len(test)):
         found, truth = predicted(segmenter, test.frame(index)), test.mask(index)
-        both = int(found.mask.sum() + truth.sum())
-        wrong[index] = 1 - 2 * int((found.mask & truth).sum()) / both if both else 0.0
+        wrong[index] = 1 - dice(found.mask, truth)
         orders["uncertainty"][index] = found.uncertainty
         orders["least confidence"][index] = -found.confidence
     rows = []
