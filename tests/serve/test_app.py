@@ -509,6 +509,15 @@ def test_the_description_is_complete(server: Any) -> None:
         "/health/live": {"get"}, "/health/ready": {"get"}, "/metrics": {"get"}, "/v1/model": {"get"},
         "/v1/segment": {"post"}, "/v1/jobs": {"get", "post"}, "/v1/jobs/{id}": {"get", "delete"},
         "/v1/jobs/{id}/files/{name}": {"get"}, "/v1/corrections": {"get", "post"}, "/v1/corrections.zip": {"get"},
+        "/v1/me": {"get"}, "/v1/labels": {"get"}, "/v1/training": {"get", "delete"}, "/v1/projects": {"get", "post"},
+        "/v1/projects/{project}": {"get", "delete"}, "/v1/projects/{project}/restore": {"post"},
+        "/v1/projects/{project}/imports": {"post"}, "/v1/projects/{project}/imports/{id}": {"get"},
+        "/v1/projects/{project}/export": {"get"}, "/v1/projects/{project}/training": {"post"},
+        "/v1/projects/{project}/frames": {"get", "post"}, "/v1/projects/{project}/frames/{hash}": {"get", "delete"},
+        **{f"/v1/projects/{{project}}/frames/{{hash}}/{kind}": {"get"} for kind in ("image", "thumbnail", "mask")},
+        **{f"/v1/projects/{{project}}/frames/{{hash}}/{kind}": {"post"} for kind in ("restore", "presence")},
+        "/v1/projects/{project}/frames/{hash}/versions": {"get", "post"},
+        "/v1/projects/{project}/frames/{hash}/versions/{version}/restore": {"post"},
     }  # fmt: skip
     assert {path: set(methods) for path, methods in found["paths"].items()} == expected
     assert set(found["paths"]["/v1/segment"]["post"]["responses"]["200"]["content"]) == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -118,6 +118,10 @@ class Frame(BaseModel):
         default="",
         description="With ?probability=true: base64 of an 8-bit grey PNG of the network's size, 255 being 1.0",
     )
+    hash: str = Field(
+        default="", description="With ?probability=true: SHA-256 of the frame's size and decoded pixels, by which "
+        "projects know it",
+    )  # fmt: skip
     outside: str = Field(
         default="",
         description="With ?probability=true, where there is such: base64 of a grey PNG, to be stretched over the "
@@ -151,3 +155,26 @@ class Correction(BaseModel):
     """A corrected mask that was stored."""
 
     name: str = Field(description="The stem that it was stored under")
+
+
+BINARY = {"type": "string", "format": "binary"}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These statuses, for the description of a route."""
+    meanings = {
+        400: "No form that can be read", 401: "No token, or a wrong one", 403: "Asked by another site's page",
+        404: "There is none of that name", 406: "Nothing of what Accept names can be sent",
+        408: "The body came too slowly",
+        409: "Not possible as things are", 413: "Too many bytes, pixels or seconds", 415: "Of no kind that can be read",
+        416: "There are no such bytes", 421: "Not addressed to localhost, and there is no token",
+        422: "Damaged, or a field is wrong or unknown", 429: "Too much is waiting; Retry-After says when to come again",
+        431: "The head is too large",
+        501: "What it needs is not installed", 503: "Starting or stopping, or too much at once",
+        504: "It took too long", 507: "The disk is full",
+    }  # fmt: skip
+    always = (401, 403, 421, 422, 431, 503)
+    return {status: {"model": Error, "description": meanings[status]} for status in (*always, *statuses)}
+
+
+BODY = (400, 408, 413, 415, 422)  # what may be wrong with any form

@@ -110,7 +110,7 @@ def _bind(host: str, port: int, settings: Settings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError) as error:
         raise UsageError(f"--host {host}: is no address of this computer ({error})") from error
-    if not is_loopback(str(address[0])) and settings.token is None:
+    if not is_loopback(str(address[0])) and not settings.locked:
         raise UsageError(f"--host {host}: others can reach it, so a --token (or POLYPSEG_TOKEN) is needed")
     listening = socket.socket(family, kind, protocol)
     try:
