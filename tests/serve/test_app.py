@@ -520,6 +520,7 @@ def test_the_description_is_complete(server: Any) -> None:
         **{f"/v1/projects/{{project}}/frames/{{hash}}/{kind}": {"post"} for kind in ("restore", "presence")},
         "/v1/projects/{project}/frames/{hash}/versions": {"get", "post"},
         "/v1/projects/{project}/frames/{hash}/versions/{version}/restore": {"post"},
+        "/v1/prompt": {"get", "post"}, "/v1/propagate": {"post"},
     }  # fmt: skip
     assert {path: set(methods) for path, methods in found["paths"].items()} == expected
     assert set(found["paths"]["/v1/segment"]["post"]["responses"]["200"]["content"]) == {
