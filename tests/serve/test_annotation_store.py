@@ -87,9 +87,11 @@ def test_what_lies_in_the_corrections_becomes_versions_once(tmp_path: Path) -> N
         not read_mask(folder / "masks" / "b.png").any()
         and (read_frame(folder / "images" / "b.png") == FRAME[::-1, :, ::-1]).all()
     )
+    (folder / "masks" / "b.png").unlink()  # the mask alone: it is known
     store.close()
     store = Store(tmp_path, Labels())
     assert len(store.read_corrections(decode)) == 1
+    assert not read_mask(folder / "masks" / "b.png").any()
     assert [row["version"] for row in store.database.all("SELECT version FROM frames ORDER BY name")] == [2, 1]
 
 
@@ -153,6 +155,26 @@ def test_a_full_disk_while_saving_changes_nothing(
     assert len(store.versions(CORRECTIONS, digest)) == 1
     assert store.save(CORRECTIONS, digest, Save(1, "corrected", ~MASK), "bob")[0]["version"] == 2
     assert (read(tmp_path / CORRECTIONS).mask(0) == ~MASK).all()
+
+
+def test_a_commit_that_fails_leaves_no_pair_in_the_corrections(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next start would take it for somebody's work."""
+    digest = store.add(CORRECTIONS, Picture("x.png", FRAME))[0]["hash"]
+    real = database.Database.change
+
+    def change(self: Any, table: str, key: str, value: Any, **values: Any) -> None:
+        real(self, table, key, value, **values)
+        if values.get("mirror"):
+            monkeypatch.setattr(database.Database, "all", full)
+
+    def full(*_: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(database.Database, "change", change)
+    with pytest.raises(sqlite3.OperationalError):
+        store.save(CORRECTIONS, digest, Save(0, "corrected", MASK), "bob")
+    monkeypatch.undo()
+    assert current(store, digest)[:2] == (0, "predicted") and store.corrections.names() == []
 
 
 def test_a_project_opened_by_two_servers_is_refused_in_a_line(store: Store, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -279,6 +281,7 @@ def test_frames_are_filtered_ordered_and_counted(service: Any, project: str, fra
     assert asked() == [path.name for path in frames[:6]] and asked(limit=2, offset=4) == asked()[4:]
     unsure = sorted(listed, key=lambda one: -one["uncertainty"])
     assert asked(order="uncertainty") == [one["name"] for one in unsure]
+    assert asked(order="confidence") == [one["name"] for one in sorted(listed, key=lambda one: one["confidence"])]
     first, second = (f"{project}/frames/{one['hash']}" for one in listed[:2])
     mask = two_polyps((listed[0]["height"], listed[0]["width"]))
     said = [{"at": [60, 55], "class": "serrated", "attributes": {"paris": "Is"}}]
@@ -461,5 +464,31 @@ def test_each_person_has_a_token_of_his_own(service: Any, bob: Any) -> None:
     assert told["attributes"][1]["values"] == ["1", "2", "3"]
 
 
-def test_a_thousand_frames_are_listed_and_nothing_crashed(service: Any) -> None:
+def test_nothing_of_all_this_crashed(service: Any) -> None:
+    assert [line for line in service.log.read_text().splitlines() if '"crash"' in line] == []
+
+
+@pytest.mark.slow
+def test_whatever_is_sent_about_a_frame_that_is_there_is_never_answered_500(
+    service: Any, project: str, frames: list[Path], tmp_path: Path
+) -> None:
+    """Schemathesis, with a project and a frame that exist."""
+    program = Path(sys.executable).with_name("schemathesis")
+    if not program.exists():
+        pytest.skip("schemathesis is not installed")
+    frame = add(service.web, project, frames[0])
+    predicted(service.web, project)
+    save(service.web, f"{project}/frames/{frame['hash']}", 0, "unsure")
+    known = {"project": project.rpartition("/")[2], "hash": frame["hash"], "version": 1}
+    lines = [f'"path.{name}" = {json.dumps(value)}' for name, value in known.items()]
+    (tmp_path / "schemathesis.toml").write_text("\n".join(["[parameters]", *lines]))
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [
+        str(program), "--config-file", str(tmp_path / "schemathesis.toml"), "run", f"{service.url}/openapi.json",
+        "--include-path-regex", "^/v1/projects/", "--exclude-method", "DELETE", "--phases", "examples,coverage,fuzzing",
+        "--header", f"Authorization: Bearer {TOKENS['anna']}", "--checks", checks, "--seed", "1", "--no-color",
+        "--max-examples", "15",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-5000:]
     assert [line for line in service.log.read_text().splitlines() if '"crash"' in line] == []

@@ -81,7 +81,7 @@ class Corrections:
             mask: H×W bool.
         """
         with self._lock:
-            image, *masks = self.files(stem) if stem is not None else (None,)
+            image, masks = self.files(stem) if stem is not None else (None, [])
             if image is not None:
                 target = self._masks / f"{image.stem}.png"
                 with atomic_write(target) as file:
@@ -95,14 +95,14 @@ class Corrections:
     def remove(self, stem: str) -> None:
         """Remove the pair of a stem, if it is there."""
         with self._lock:
-            for path in self.files(stem):
-                if path is not None:
-                    path.unlink(missing_ok=True)
+            image, masks = self.files(stem)
+            for path in masks if image is None else [image, *masks]:
+                path.unlink(missing_ok=True)
 
-    def files(self, stem: str) -> tuple[Path | None, ...]:
+    def files(self, stem: str) -> tuple[Path | None, list[Path]]:
         """The frame of a stem (None where there is none), and its masks."""
         image = next((path for path in _whole(self._images) if key_of(path.stem) == key_of(stem)), None)
-        return image, *(path for path in _whole(self._masks) if key_of(path.stem) == key_of(stem))
+        return image, [path for path in _whole(self._masks) if key_of(path.stem) == key_of(stem)]
 
     def pairs(self) -> dict[str, tuple[Path, Path]]:
         """The frames and masks by the frames' stems, in order; what is no pair is left out."""

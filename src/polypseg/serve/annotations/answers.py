@@ -8,11 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from polypseg.serve.annotations.store import REVIEWED as REVIEWED_STATES
+from polypseg.serve.annotations.store import State
 from polypseg.serve.responses import Error
-
-State = Literal["predicted", "accepted", "corrected", "no_polyp", "poor_view", "unsure"]
-REVIEWED: tuple[State, ...] = REVIEWED_STATES  # type: ignore[assignment]
 
 
 class Me(BaseModel):

@@ -112,7 +112,8 @@ def _folder(_: Store, frames: Iterator[Exported], put: Put) -> None:
 
 def _coco(store: Store, frames: Iterator[Exported], put: Put) -> None:
     classes = _Classes(store)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for frame in frames:
         row = frame.row
         image = {"id": len(images) + 1, "file_name": _file_name(row), "width": row["width"], "height": row["height"]}

@@ -91,6 +91,16 @@ class Imports:
             raise
         return self.get(project, identity)
 
+    def note(self, project: str, lines: Sequence[str]) -> None:
+        """Enter what is wrong with the files of a project as an import, unless the newest one says so already."""
+        newest, problems = self.newest(project), json.dumps(list(lines[:MOST_LINES]))
+        if lines and (newest is None or newest["problems"] != problems):
+            self._store.database.insert(
+                "imports", id=secrets.token_hex(16), project=project, state="done", frame_state="corrected", done=0,
+                total=len(lines), added=0, known=0, problems=problems, problem_count=len(lines), error=None,
+                author="folder", created=now(), ended=now(),
+            )  # fmt: skip
+
     def tidy(self) -> None:
         """Remove what a process left that died just after an import had ended."""
         for folder in self._store.folder.glob("*/incoming/*"):
@@ -262,7 +272,7 @@ def _unpack(path: Path, folder: Path, most: int) -> None:
             left = most
             for number, member in enumerate(members):
                 with archive.open(member) as content, atomic_write(_place(folder, member.filename, number)) as file:
-                    for block in iter(lambda source=content: source.read(1 << 20), b""):
+                    while block := content.read(1 << 20):
                         left -= len(block)
                         if left < 0:
                             raise _Refused(f"the ZIP file unpacks to more than {most >> 20} MiB; send it in parts")

@@ -33,8 +33,13 @@ class Regions:
         order = np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:MOST_LISTED] + 1
         self._listed = [(int(number), stats[number].tolist()) for number in order]
 
-    def described(self, given: Sequence[Given], labels: Labels) -> list[dict[str, Any]]:
+    def described(self, given: Sequence[Given], labels: Labels, checked: bool = True) -> list[dict[str, Any]]:
         """Each region as ``{at, box, area, class, attributes}``; those of which nothing is said have the default class.
+
+        Args:
+            given: what is said of them.
+            labels: the classes and attributes of now.
+            checked: whether that must be among them; what an older version says may have gone from the file.
 
         Raises:
             PolypsegError: a pixel lies in no region, a region is named twice, or a class or attribute is unknown.
@@ -48,7 +53,7 @@ class Regions:
                 raise PolypsegError(f"polyps: the pixel {x}, {y} lies in no region of the mask")
             if number in named:
                 raise PolypsegError(f"polyps: the region at {x}, {y} is named twice; name it once")
-            if problem := labels.problem(one.label, one.attributes):
+            if checked and (problem := labels.problem(one.label, one.attributes)):
                 raise PolypsegError(f"polyps: {problem}")
             named[number] = one
         nothing = Given((0, 0), labels.default)

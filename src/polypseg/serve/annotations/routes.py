@@ -21,12 +21,23 @@ from starlette.requests import Request
 
 from polypseg.inference.segmenter import Segmenter
 from polypseg.serve.annotations import answers
-from polypseg.serve.annotations.answers import State, frame_of, import_of, project_of, version_of
+from polypseg.serve.annotations.answers import frame_of, import_of, project_of, version_of
 from polypseg.serve.annotations.exports import Format, write_zip
 from polypseg.serve.annotations.imports import READ_SECONDS, Imports
 from polypseg.serve.annotations.listing import Order, Presence, Wanted, listed
 from polypseg.serve.annotations.regions import Given
-from polypseg.serve.annotations.store import STATES, Conflict, Save, Store, now, picture_of, png
+from polypseg.serve.annotations.store import (
+    CORRECTIONS,
+    REVIEWED,
+    STATES,
+    Conflict,
+    Save,
+    State,
+    Store,
+    now,
+    picture_of,
+    png,
+)
 from polypseg.serve.annotations.training import MOST_EPOCHS, Training
 from polypseg.serve.annotations.work import Work
 from polypseg.serve.decoding import Decoders
@@ -80,7 +91,7 @@ class Annotating:
             pixels = self._decoders.call(image.name, read_still, image, image.name, most)
             return pixels, self._decoders.call(mask.name, read_still_mask, mask, mask.name, most)
 
-        self.store.read_corrections(decode)
+        self.imports.note(CORRECTIONS, self.store.read_corrections(decode))
         self.imports.tidy()
         self.work.start()
         self.training.start()
@@ -200,7 +211,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
     async def give_out(
         project: str,
         format: Annotated[Format, Query(description="Images and masks, COCO or YOLO")] = "folder",
-        state: Annotated[list[State], Query(description="Of the frames")] = list(answers.REVIEWED),  # noqa: B006  (FastAPI copies it)
+        state: Annotated[list[State], Query(description="Of the frames")] = list(REVIEWED),  # noqa: B006  (FastAPI copies it)
     ) -> Response:
         """A data set of the frames, as `polypseg data check` and `polypseg train` read it."""
         with tempfile.NamedTemporaryFile(dir=temporary, suffix=".zip", delete=False) as target:
@@ -224,7 +235,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
     async def frames_of(  # noqa: PLR0913  (a filter each)
         request: Request,
         project: str,
-        order: Annotated[Order, Query(description="By name, last change or uncertainty of the model")] = "name",
+        order: Annotated[Order, Query(description="By name, last change, or what the model is least sure of")] = "name",
         offset: Annotated[int, Query(ge=0, le=10**9, description="Frames before the page")] = 0,
         limit: Annotated[int, Query(ge=1, le=1000, description="Frames, for the most")] = 100,
         state: Annotated[list[State], Query(description="One of these")] = [],  # noqa: B006  (FastAPI copies it)

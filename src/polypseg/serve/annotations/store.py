@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -35,8 +35,9 @@ from polypseg.serve.corrections import Corrections, key_of, stem_of
 from polypseg.serve.uploads import own_name
 
 CORRECTIONS = "corrections"  # the project that is always there
-STATES = ("predicted", "accepted", "corrected", "no_polyp", "poor_view", "unsure")
-REVIEWED = ("accepted", "corrected", "no_polyp")  # of which a mask is known for certain
+State = Literal["predicted", "accepted", "corrected", "no_polyp", "poor_view", "unsure"]
+STATES: tuple[State, ...] = get_args(State)
+REVIEWED: tuple[State, ...] = ("accepted", "corrected", "no_polyp")  # of which a mask is known for certain
 _STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"II*\0": ".tif", b"MM\0*": ".tif"}
 THUMBNAIL = 192  # pixels, of the longer side
 NOT_IN_A_PROJECT = "the project has no such frame"
@@ -180,8 +181,8 @@ class Store:
         row = self.database.one("SELECT * FROM projects WHERE id = ?", project)
         if row is None:
             raise HTTPException(404, "there is no such project")
-        if row["deleted"] and not deleted:
-            raise HTTPException(409, "the project is deleted; restore it first")
+        if not deleted:
+            self._check_shown(project)
         counted = self.database.all(
             "SELECT state, COUNT(*) AS frames, SUM(predicted IS NULL) AS waiting FROM frames "
             "WHERE project = ? AND deleted IS NULL GROUP BY state", project,
@@ -189,6 +190,10 @@ class Store:
         counts = dict.fromkeys(STATES, 0) | {one["state"]: one["frames"] for one in counted}
         waiting = sum(one["waiting"] for one in counted)
         return {**row, "counts": counts, "total": sum(counts.values()), "waiting": waiting}
+
+    def _check_shown(self, project: str) -> None:
+        if self.database.one("SELECT 1 FROM projects WHERE id = ? AND deleted IS NOT NULL", project):
+            raise HTTPException(409, "the project is deleted; restore it first")
 
     def delete_project(self, project: str, for_good: bool) -> None:
         """Hide a project; with ``for_good`` remove one that is hidden, with its files.
@@ -345,6 +350,7 @@ class Store:
             row = self.frame(project, digest)
             if row["deleted"]:
                 raise HTTPException(409, "the frame is deleted; restore it first")
+            self._check_shown(project)
             mask, polyps = self._content(row, save)
             if row["version"] and self._is_there(row, save.state, mask, polyps):
                 return row, False
@@ -424,7 +430,7 @@ class Store:
     # ---- the folder of corrections ---------------------------------------------------------------------
 
     def read_corrections(self, decode: Callable[[Path, Path], tuple[Frame, Mask]]) -> list[str]:
-        """Take in what lies in ``corrections/`` and is not known: pairs, other masks; hide frames whose pair is gone.
+        """Take in what lies in ``corrections/`` and is not known: pairs, other masks; hide frames that are gone.
 
         Args:
             decode: gives the frame and the mask of two files; what it raises (``PolypsegError``, ``HTTPException``)
@@ -452,11 +458,16 @@ class Store:
                 for path, (size, time) in states.items():
                     self.database.all("INSERT OR REPLACE INTO mirrored VALUES (?, ?, ?)", path, size, time)
         if pairs:
-            there = {key_of(stem) for stem in self.corrections.names()}
-            rows = "SELECT hash, mirror FROM frames WHERE project = ? AND deleted IS NULL AND mirror IS NOT NULL"
+            whole = {key_of(stem) for stem in pairs}
+            rows = "SELECT * FROM frames WHERE project = ? AND deleted IS NULL AND mirror IS NOT NULL"
             for row in self.database.all(rows, CORRECTIONS):
-                if key_of(row["mirror"]) not in there:
+                if key_of(row["mirror"]) in whole:
+                    continue
+                if self.corrections.files(row["mirror"])[0] is None:
                     self.delete(CORRECTIONS, row["hash"], for_good=False)
+                else:  # its mask alone is gone
+                    with self.database.transaction():
+                        self._mirror(row, self.mask(CORRECTIONS, row["hash"]))
         return problems
 
     def _take_in(self, stem: str, picture: Picture, mask: Mask) -> None:
@@ -480,7 +491,8 @@ class Store:
             return
         stem = self.corrections.keep(row["mirror"], row["name"], lambda: self.pixels(row), mask)
         self.database.change("frames", "key", row["key"], mirror=stem)
-        for path in filter(None, self.corrections.files(stem)):
+        image, masks = self.corrections.files(stem)
+        for path in masks if image is None else [image, *masks]:
             size, time = _file_state(path)
             where = str(path.relative_to(self.corrections.folder))
             self.database.all("INSERT OR REPLACE INTO mirrored VALUES (?, ?, ?)", where, size, time)
@@ -551,10 +563,9 @@ class Store:
         given = save.given
         if given is None and before is not None:
             given = regions.carried(before, json.loads(row["polyps"]))
-            known = (one for one in given if self.labels.problem(one.label, one.attributes) is None)
-            given = list(given) if save.mask is None and save.state == row["state"] else list(known)
+        checked = save.given is not None and save.kind != "restore"
         try:
-            return mask, regions.described(given or (), self.labels)
+            return mask, regions.described(given or (), self.labels, checked)
         except PolypsegError as error:
             raise HTTPException(422, str(error)) from error
 
@@ -579,6 +590,7 @@ class Store:
                 target.write(png(mask.astype(np.uint8) * 255))
         changed = {"state": save.state, "version": number, "author": author, "time": moment}
         shown = _shown(self._read(row["project"], row["hash"], "0.png") if mask is None else mask, polyps)
+        pairs = set(self.corrections.names()) if row["project"] == CORRECTIONS else set()
         try:
             with self._changing(row["project"]) as revision:
                 self.database.insert(
@@ -591,8 +603,11 @@ class Store:
                     self._mirror({**row, **changed}, mask)
         except BaseException:
             with contextlib.suppress(PolypsegError, OSError):  # as it was, as far as the disk lets it
-                if row["project"] == CORRECTIONS and row["mirror"] and before is not None:
+                if row["mirror"] and before is not None:
                     self.corrections.keep(row["mirror"], row["name"], lambda: self.pixels(row), before)
+                elif row["project"] == CORRECTIONS:
+                    for stem in set(self.corrections.names()) - pairs:
+                        self.corrections.remove(stem)
             raise
 
 
