@@ -33,6 +33,7 @@ from polypseg.bundle import INTENDED_USE
 from polypseg.drawing import overlay
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
+from polypseg.inference.quality import judge
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io.outputs import frame_record
 from polypseg.operating_point import OperatingPoint
@@ -47,6 +48,8 @@ from polypseg.serve.jobs import Jobs
 from polypseg.serve.log import without_values
 from polypseg.serve.models import Models, Served
 from polypseg.serve.observe import Metrics, Observed
+from polypseg.serve.prompts import Prompting
+from polypseg.serve.prompts import add_routes as add_prompts
 from polypseg.serve.responses import BINARY, BODY, encoded, encoded_maps, refusals
 from polypseg.serve.settings import MIB, Settings
 from polypseg.serve.state import STATES, Table, is_full
@@ -359,12 +362,14 @@ def create_app(  # noqa: C901  (a function a route)
         )  # fmt: skip
 
     add_routes(app, annotating, frames, temporary)
+    add_prompts(app, Prompting(frames, models, settings))
 
     def limit(path: str) -> int:
         bodies = {
             "jobs": settings.max_job_bytes,
             "imports": settings.max_job_bytes,
             "corrections": 2 * settings.max_bytes,
+            "propagate": 4 * settings.max_bytes,
         }
         return bodies.get(path.rpartition("/")[2], settings.max_bytes) + OVERHEAD
 
@@ -488,6 +493,7 @@ class Frames:
             return encoded(".jpg", overlay(frame, predicted.mask, boxes=boxes)[..., ::-1])
         record = frame_record(predicted, source=name, model=segmenter.hash)
         record["operating_point"] = asdict(predicted.point)
+        record["quality"] = judge(frame).to_dict()
         if probability:
             record["hash"] = content_hash(frame)
             record |= encoded_maps(found, outside)

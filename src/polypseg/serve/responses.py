@@ -101,6 +101,17 @@ class Polyp(BaseModel):
     contour: list[list[int]] = Field(description="x, y of the pixels along its outer boundary")
 
 
+class Quality(BaseModel):
+    """Whether a frame shows enough to look for a polyp in it."""
+
+    judgeable: bool = Field(description="False: what the model outlines there is not to be trusted")
+    reason: Literal["dark", "glare", "blurred", "outside"] | None = Field(description="Why not; null where it is")
+    lit: float = Field(description="Share of the frame that is lit, 0 to 1")
+    glare: float = Field(description="Share of what is lit that is washed out, 0 to 1")
+    sharpness: float = Field(description="In levels, of the frame shrunk to 160 pixels")
+    red: float = Field(description="Share of what is lit that is redder than green, 0 to 1")
+
+
 class Frame(BaseModel):
     """A frame's prediction."""
 
@@ -113,6 +124,7 @@ class Frame(BaseModel):
     threshold: float
     operating_point: OperatingPoint = Field(description="What made polyps of the probabilities")
     model: str = Field(description="The model's hash")
+    quality: Quality = Field(description="Whether the frame can be judged")
     polyps: list[Polyp] = Field(description="The largest first")
     probability: str = Field(
         default="",
