@@ -1,9 +1,10 @@
 """How many strokes, clicks and boxes it takes to reach a Dice of 0.95, by a simulated annotator, on real frames.
 
 The frames are of the model's validation split, evenly chosen over the data sets, and shrunk to ``SIDE`` pixels. The
-annotator knows the true mask. A **stroke** of the brush sets out from the middle of the largest connected error, adds
-or erases, and covers what a round brush of half the error's inner radius reaches from there without leaving the error,
-up to ``LENGTH`` radii away; the hand is off by up to ``HAND`` pixels. Each stroke, click and box counts one.
+annotator knows the true mask. A **stroke** is one straight drag of a round brush through the deepest place of the
+largest connected error; it adds or erases. The brush is the largest of ``BRUSHES`` that fits there, and changing it
+costs nothing. The drag goes on, both ways, as long as the brush lies within the error; of ``DIRECTIONS`` the one that
+mends most is taken. The hand is off by up to ``HAND`` pixels. Each stroke, click and box counts one.
 
 - ``brush``: strokes, from an empty mask;
 - ``prediction, brush``: strokes, from the model's prediction;
@@ -44,9 +45,9 @@ from polypseg.metrics.statistics import bootstrap_interval
 
 SIDE = 480  # pixels, of the longer side of the frames
 WANTED = 0.95
-MOST = 40  # strokes, clicks and boxes of a frame
-LENGTH = 8  # radii of the brush that a stroke is long, from its beginning
-THINNEST = 1.5  # pixels, of the brush's radius
+MOST = 60  # strokes, clicks and boxes of a frame
+BRUSHES = (4, 8, 16, 32)  # pixels, radii
+DIRECTIONS = 16
 HAND = 1.5  # pixels
 LOOSE = 0.04
 Mask = NDArray[np.bool_]
@@ -176,16 +177,39 @@ def stroke(mask: Mask, truth: Mask, hand: np.random.Generator) -> tuple[Mask, bo
     error = missing if adds else beyond
     depth = cv2.distanceTransform(np.pad(error, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    radius = max(THINNEST, float(depth.max()) / 2)
-    rows, columns = np.ogrid[: error.shape[0], : error.shape[1]]
-    near = (rows - row) ** 2 + (columns - column) ** 2 <= (LENGTH * radius) ** 2
-    ways = (depth >= min(radius, float(depth.max()))) & near
-    _, labels = cv2.connectedComponents(ways.astype(np.uint8), connectivity=8)
-    ways = labels == labels[row, column]
-    away = cv2.distanceTransform((~ways).astype(np.uint8), cv2.DIST_L2, 5)
+    deepest = float(depth.max())
+    radius = max([one for one in BRUSHES if one <= deepest], default=BRUSHES[0])
+    drags = []
+    for angle in np.pi * np.arange(DIRECTIONS) / DIRECTIONS:
+        along = np.array([np.cos(angle), np.sin(angle)])
+        ends = [reach(depth, (column, row), sign * along, min(radius, deepest)) for sign in (1, -1)]
+        drags.append(painted(error.shape, ends, radius))
+    best = max(drags, key=lambda one: 2 * np.count_nonzero(one & error) - np.count_nonzero(one))
     dx, dy = hand.uniform(-HAND, HAND, 2)
-    moved = cv2.warpAffine(away, np.array([[1, 0, dx], [0, 1, dy]]), away.shape[::-1], borderValue=1e6)
-    return np.asarray(moved < radius, np.bool_), bool(adds)
+    moved = cv2.warpAffine(best.astype(np.uint8), np.array([[1, 0, dx], [0, 1, dy]]), best.shape[::-1])
+    return moved > 0, bool(adds)
+
+
+def reach(
+    depth: NDArray[np.float32], start: tuple[int, int], along: NDArray[np.float64], least: float
+) -> tuple[int, int]:
+    """How far the brush goes from a start in a direction while it lies within the error: column and row."""
+    end = start
+    for step in range(1, max(depth.shape)):
+        column, row = (np.array(start) + step * along).round().astype(int)
+        if not (0 <= row < depth.shape[0] and 0 <= column < depth.shape[1]) or depth[row, column] < least:
+            break
+        end = int(column), int(row)
+    return end
+
+
+def painted(shape: tuple[int, ...], ends: list[tuple[int, int]], radius: int) -> Mask:
+    """What a round brush covers on a straight way."""
+    canvas = np.zeros(shape, np.uint8)
+    cv2.line(canvas, *ends, 1, 2 * radius)
+    for end in ends:
+        cv2.circle(canvas, end, radius, 1, -1)
+    return canvas > 0
 
 
 def lesions(truth: Mask) -> list[Mask]:

@@ -64,6 +64,7 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     return report
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order of the files: whoever tests beside each other should end together, and not wait for each other.
 
@@ -71,6 +72,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     need = {item.path: None for item in items if "exported" in getattr(item, "fixturenames", ())}
+    for item in items:
+        if {"exported", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     first = next((path for path in need if path in slow), None)
 
     def order(item: pytest.Item) -> int:

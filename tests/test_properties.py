@@ -193,6 +193,7 @@ def predicted(light: ModelBundle, data: Path, out: Path, resume: bool = False) -
     return predict(names, out, model=light.folder, threads=1, progress=False, save=save, resume=resume)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(stops=st.lists(st.integers(0, 11), min_size=1, max_size=3))
 def test_interrupted_anywhere_any_number_of_times_it_ends_alike(

@@ -27,6 +27,8 @@ from polypseg.models.losses import LossConfig
 from polypseg.models.network import build
 from polypseg.visualization import charts
 
+pytestmark = pytest.mark.slow
+
 SMALL = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
 REPEATS = 2
 MEASURED = (

@@ -157,6 +157,26 @@ def test_a_full_disk_while_saving_changes_nothing(
     assert (read(tmp_path / CORRECTIONS).mask(0) == ~MASK).all()
 
 
+def test_a_commit_that_fails_leaves_no_pair_in_the_corrections(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next start would take it for somebody's work."""
+    digest = store.add(CORRECTIONS, Picture("x.png", FRAME))[0]["hash"]
+    real = database.Database.change
+
+    def change(self: Any, table: str, key: str, value: Any, **values: Any) -> None:
+        real(self, table, key, value, **values)
+        if values.get("mirror"):
+            monkeypatch.setattr(database.Database, "all", full)
+
+    def full(*_: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(database.Database, "change", change)
+    with pytest.raises(sqlite3.OperationalError):
+        store.save(CORRECTIONS, digest, Save(0, "corrected", MASK), "bob")
+    monkeypatch.undo()
+    assert current(store, digest)[:2] == (0, "predicted") and store.corrections.names() == []
+
+
 def test_a_project_opened_by_two_servers_is_refused_in_a_line(store: Store, tmp_path: Path) -> None:
     store.add(CORRECTIONS, Picture("x.png", FRAME))
     with pytest.raises(PolypsegError, match="another polypseg serve works in this folder; stop it"):

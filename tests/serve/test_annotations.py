@@ -281,6 +281,7 @@ def test_frames_are_filtered_ordered_and_counted(service: Any, project: str, fra
     assert asked() == [path.name for path in frames[:6]] and asked(limit=2, offset=4) == asked()[4:]
     unsure = sorted(listed, key=lambda one: -one["uncertainty"])
     assert asked(order="uncertainty") == [one["name"] for one in unsure]
+    assert asked(order="confidence") == [one["name"] for one in sorted(listed, key=lambda one: one["confidence"])]
     first, second = (f"{project}/frames/{one['hash']}" for one in listed[:2])
     mask = two_polyps((listed[0]["height"], listed[0]["width"]))
     said = [{"at": [60, 55], "class": "serrated", "attributes": {"paris": "Is"}}]

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from polypseg.serve.annotations.store import Store
 
-Order = Literal["name", "time", "uncertainty"]
+Order = Literal["name", "time", "uncertainty", "confidence"]
 _ORDERS: dict[Order, str] = {
     "name": "sort, key",
     "time": "changed DESC, key",
     "uncertainty": "uncertainty IS NULL, uncertainty DESC, sort, key",
+    "confidence": "confidence IS NULL, confidence, sort, key",
 }
 FORGOTTEN = 30.0  # seconds after which a page that says nothing is taken to be gone
 MOST_CLIENTS = 1000

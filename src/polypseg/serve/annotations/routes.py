@@ -96,6 +96,12 @@ class Annotating:
         self.work.start()
         self.training.start()
 
+    def use(self, segmenter: Segmenter) -> None:
+        """Predict and fine-tune with another model from now on."""
+        self.work.segmenter = segmenter
+        self.training.bundle = segmenter.bundle
+        self.work.wake()
+
     def stop(self, seconds: float) -> None:
         """End; what is in work is continued by the next process."""
         self.training.stop()
@@ -235,7 +241,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
     async def frames_of(  # noqa: PLR0913  (a filter each)
         request: Request,
         project: str,
-        order: Annotated[Order, Query(description="By name, last change or uncertainty of the model")] = "name",
+        order: Annotated[Order, Query(description="By name, last change, or what the model is least sure of")] = "name",
         offset: Annotated[int, Query(ge=0, le=10**9, description="Frames before the page")] = 0,
         limit: Annotated[int, Query(ge=1, le=1000, description="Frames, for the most")] = 100,
         state: Annotated[list[State], Query(description="One of these")] = [],  # noqa: B006  (FastAPI copies it)

@@ -590,6 +590,7 @@ class Store:
                 target.write(png(mask.astype(np.uint8) * 255))
         changed = {"state": save.state, "version": number, "author": author, "time": moment}
         shown = _shown(self._read(row["project"], row["hash"], "0.png") if mask is None else mask, polyps)
+        pairs = set(self.corrections.names()) if row["project"] == CORRECTIONS else set()
         try:
             with self._changing(row["project"]) as revision:
                 self.database.insert(
@@ -602,8 +603,11 @@ class Store:
                     self._mirror({**row, **changed}, mask)
         except BaseException:
             with contextlib.suppress(PolypsegError, OSError):  # as it was, as far as the disk lets it
-                if row["project"] == CORRECTIONS and row["mirror"] and before is not None:
+                if row["mirror"] and before is not None:
                     self.corrections.keep(row["mirror"], row["name"], lambda: self.pixels(row), before)
+                elif row["project"] == CORRECTIONS:
+                    for stem in set(self.corrections.names()) - pairs:
+                        self.corrections.remove(stem)
             raise
 
 
