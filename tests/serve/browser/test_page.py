@@ -674,7 +674,8 @@ def test_a_token_is_asked_for_once_and_covers_videos(
 
     guarded.end(signal.SIGTERM)
     page.set_input_files("#files", [frames[1]])
-    page.locator("#list .state.wrong", has_text="The service does not respond; is it still running?").wait_for()
+    line = page.locator("#list li", has_text=frames[1].name).locator(".state.wrong")
+    line.filter(has_text="The service does not respond; is it still running?").wait_for()
 
 
 # --- everywhere ---

@@ -143,8 +143,12 @@ class Live {
     return new Promise((resolve, reject) => {
       const ended = new AbortController();
       const { signal } = ended;
-      this.socket.addEventListener(kind, (event) => (ended.abort(), resolve(event)), { signal });
-      this.socket.addEventListener("close", () => (ended.abort(), reject(new Error("closed"))), { signal });
+      const once = (run) => (event) => {
+        ended.abort();
+        run(event);
+      };
+      this.socket.addEventListener(kind, once(resolve), { signal });
+      this.socket.addEventListener("close", once(() => reject(new Error("closed"))), { signal });
     });
   }
 

@@ -91,13 +91,11 @@ async function showStill(item, fresh) {
 
 // A frame that the service was to send is asked for again when that is back, or when it is chosen again.
 async function cannotShow(item, error) {
+  if (error.outage) return untilBack(item, error);
   if (item.state !== "remote") return items.fail(item, `cannot be shown: ${error.message}`);
-  item.error = error.outage ? `${error.message} (trying again)` : `cannot be shown: ${error.message}`;
+  item.error = `cannot be shown: ${error.message}`;
   items.list.update(item);
   if (item === state.current) lay(item, "wait");
-  if (!error.outage) return;
-  await items.outage.over(item.signal);
-  if (item === state.current) await show(item);
 }
 
 // The frame that comes after is opened ahead, and one before is still open.
@@ -115,8 +113,21 @@ async function showFilm(item) {
     emit("scene");
     announce(`${item.name}: ${counted(found.tracks.length)}`);
   } catch (error) {
-    items.fail(item, error.message);
+    player.clear();
+    if (!error.outage) return items.fail(item, error.message);
+    await untilBack(item, error);
   }
+}
+
+// Waits until the service responds again, and shows what is looked at then.
+async function untilBack(item, error) {
+  item.error = `${error.message} (trying again)`;
+  items.list.update(item);
+  if (item === state.current) lay(item, "wait");
+  await items.outage.over(item.signal);
+  item.error = null;
+  items.list.update(item);
+  if (item === state.current) await show(item);
 }
 
 // Each polyp has its label's words, for the outline and the list.
