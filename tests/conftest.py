@@ -64,10 +64,25 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     return report
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files with slow tests first: whoever tests beside each other should end together."""
+    """The order of the files: whoever tests beside each other should end together, and not wait for each other.
+
+    The first one needs ``exported``, which takes a minute to make; then come those with slow tests that do without it.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    need = {item.path: None for item in items if "exported" in getattr(item, "fixturenames", ())}
+    for item in items:
+        if {"exported", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    first = next((path for path in need if path in slow), None)
+
+    def order(item: pytest.Item) -> int:
+        if item.path == first:
+            return 0
+        return 1 + 2 * (item.path in need) + (item.path not in slow)
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
@@ -209,6 +224,52 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Any:
         tmp_path_factory.mktemp("model") / "bundle", network.state_dict(), name="untrained",
         architecture=architecture, preprocessing=preprocessing, threshold=0.565,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bundle of an OpenVINO export alone, which finds what is redder than its surroundings; no network made it.
+
+    For tests in which the network does not matter, and processes of their own are started: with PyTorch each of them
+    would take seconds to start.
+    """
+    import openvino
+    import torch
+    from openvino import opset13 as op
+
+    from polypseg.bundle import Architecture, ModelBundle, Preprocessing
+    from polypseg.files import sha256_file
+
+    bundle = ModelBundle.save(
+        tmp_path_factory.mktemp("model") / "light", {"none": torch.zeros(1)}, name="light",
+        architecture=Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8)),
+        preprocessing=Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), threshold=0.565,
+    )  # fmt: skip
+    image = op.parameter([-1, 3, -1, -1], openvino.Type.f32, name="image")
+    red = op.convolution(image, _constant([[[[3.0]], [[-3.0]], [[-1.0]]]]), [1, 1], [0, 0], [0, 0], [1, 1])
+    smooth = op.avg_pool(red, [1, 1], [2, 2], [2, 2], [5, 5], True)
+    around = op.reduce_mean(red, op.constant([2, 3]), keep_dims=True)
+    logits = op.multiply(op.subtract(smooth, around), _constant([[[[6.0]]]]))
+    model = openvino.Model([logits], [image])
+    model.inputs[0].get_tensor().set_names({"image"})
+    model.outputs[0].get_tensor().set_names({"logits"})
+    file = bundle.folder / "openvino" / "fp32.xml"
+    file.parent.mkdir()
+    openvino.save_model(model, file, compress_to_fp16=False)
+    files = [file, file.with_suffix(".bin")]
+    return bundle.update(exports=[{
+        "runtime": "openvino", "precision": "fp32", "weights_sha256": bundle.metadata["weights_sha256"],
+        "files": {f"openvino/{one.name}": sha256_file(one) for one in files},
+        "bytes": sum(one.stat().st_size for one in files), "calibration": None,
+    }])  # fmt: skip
+
+
+def _constant(values: Any) -> Any:
+    """A constant of OpenVINO's opset."""
+    import numpy as np
+    from openvino import opset13 as op
+
+    return op.constant(np.array(values, np.float32))
 
 
 @pytest.fixture

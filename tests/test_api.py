@@ -359,6 +359,7 @@ def test_the_package_shows_what_it_offers() -> None:
         _ = polypseg.lod
 
 
+@pytest.mark.slow
 def test_export_can_be_called_before_and_after_its_package_is_imported() -> None:
     program = (
         "import polypseg\nbefore = callable(polypseg.export)\nimport polypseg.export.run\n"

@@ -221,9 +221,11 @@ def prepare(world: Path, trained: Callable[[], Path], folder: Path, page: Path) 
     text = "\n".join(block for _, block in blocks(page))
     if "download phantom" in text:
         shutil.rmtree(folder / "data" / "phantom")
-    if "polypseg-state/corrections" in text:  # what somebody corrected on the page
+    if re.search("polypseg-state/corrections|projects/corrections", text):  # what somebody corrected on the page
         shutil.copytree(folder / "data" / "my-clinic", folder / "polypseg-state" / "corrections")
         (folder / "polypseg-state").chmod(0o700)
+    if "my-clinic.zip" in text:
+        shutil.make_archive(str(folder / "my-clinic"), "zip", folder / "data", "my-clinic")
     for run in set(re.findall(r"runs/[a-z0-9-]+", text)):
         made = re.search(rf"--out {run}(?![\w-])|out=\"{run}\"", text)
         used = re.search(rf"(?<!--out ){run}(?![\w-])", text)
@@ -239,6 +241,7 @@ class Page:
     """Runs a page's blocks, one after another."""
 
     path: Path
+    light: Path  # a bundle that takes little time
     python: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
     service: subprocess.Popen[str] | None = None
     port: str = ""
@@ -262,8 +265,11 @@ class Page:
         for option, value in SMALLER.get(words[0], {}).items():
             if option in words or words[0] in ("tune", "benchmark", "export"):
                 words = [*words, option, value]
-        if words[0] == "benchmark":  # one way: the export of the model that ships, or a small network as it is
-            words = [*words, "--runtimes", "torch" if words[1:] and not words[1].startswith("-") else "openvino"]
+        if words[0] == "benchmark":  # one way: OpenVINO, or a small network as it is
+            named = len(words) > 1 and not words[1].startswith("-")
+            words = [*words, "--runtimes", "torch"] if named else [*words, str(self.light), "--runtimes", "openvino"]
+        if "--corruptions" in words:  # every frame in dozens of ways
+            words = ["runs/mine" if word == "polypseg-realtime" else word for word in words]
         if "--model.weights polypseg-realtime" in shlex.join(words):  # the recipes here have another network
             words = [*words, *SHIPPED]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -320,14 +326,14 @@ WITH_BLOCKS = [page for page in PAGES if blocks(page) and name_of(page) not in B
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
 @pytest.mark.usefixtures("quiet")
 def test_what_a_page_tells_to_type_works(
-    page: Path, world: Path, trained: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, world: Path, trained: Callable[[], Path], light: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(world, trained, tmp_path, page)
     monkeypatch.chdir(tmp_path)
     recipes = {file.stem: file for file in (tmp_path / "recipes").glob("*.yaml")}
     monkeypatch.setattr("polypseg.training.recipe.shipped_recipes", lambda: recipes)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    running = Page(page)
+    running = Page(page, light.folder)
     try:
         for language, block in blocks(page):
             if language == "bash":
@@ -335,7 +341,7 @@ def test_what_a_page_tells_to_type_works(
                     if reason(line, page) is None:
                         running.run(line)
             elif language == "yaml":  # what the page calls so
-                Path("space.yaml").write_text(block, encoding="utf-8")
+                Path("labels.yaml" if "classes:" in block else "space.yaml").write_text(block, encoding="utf-8")
             elif not any(re.search(pattern, block) for pattern in NOT_HERE_IN_PYTHON):
                 running.code(block)
     finally:

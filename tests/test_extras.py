@@ -12,6 +12,8 @@ import pytest
 
 from polypseg.extras import MODULES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 # An environment without the extras torch and train, and what comes with them.
 WITHOUT = """

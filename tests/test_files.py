@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import polypseg
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import (
     atomic_write,
@@ -276,3 +278,12 @@ def _in_another_process(folder: Path) -> str:
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def test_no_descriptor_is_opened_for_text() -> None:
+    """Windows would write two characters for each line's end, and offsets would be wrong."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(polypseg.__file__).parent.rglob("*.py")]
+    written = r"os\.open\([^\n]*\bO_(?:RDWR|WRONLY|APPEND)\b[^\n]*"
+    opened = [call for text in sources for call in re.findall(written, text) if "devnull" not in call]
+    assert len(opened) >= 3
+    assert not [call for call in opened if "BINARY" not in call]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 MOST_YAML = 10_000  # values of a file of settings
 LOCK = ".lock"  # in a folder whose process is still writing
+BINARY: int = getattr(os, "O_BINARY", 0)  # for os.open; without it Windows changes line ends
 _LONGEST_NAME = 255  # bytes, of every file system that is in use
 _held: set[str] = set()  # folders that this very process has locked
 _held_lock = threading.Lock()
@@ -49,7 +50,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         make_folder(path.parent)
         temporary = str(path.parent / f"{part_prefix(path.name)}{secrets.token_hex(6)}.part")
         # Not mkstemp: its files are private, and the umask cannot be asked for while other threads write.
-        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | BINARY, 0o666)
         text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with os.fdopen(handle, mode, **text) as file:
             yield file
@@ -84,7 +85,8 @@ def sync(path: str | Path) -> None:
     """
     folder = os.path.isdir(path)
     try:
-        handle = os.open(path, os.O_RDONLY)
+        # Windows syncs only what is open for writing.
+        handle = os.open(path, (os.O_RDWR if os.name == "nt" and not folder else os.O_RDONLY) | BINARY)
     except OSError:
         if folder:
             return
@@ -298,7 +300,7 @@ def _is_held(folder: Path) -> PolypsegError:
 def _lock_file(path: Path) -> int | None:
     """A handle that has the file's lock; None where another process has it. Raises ``OSError``."""
     while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | BINARY, 0o666)
         try:
             _take_lock(handle)
             # Its holder may have removed it in between: a lock on a file without a name keeps nobody out.

@@ -27,7 +27,9 @@ from polypseg.models.losses import LossConfig
 from polypseg.models.network import build
 from polypseg.visualization import charts
 
-SMALL = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
+pytestmark = pytest.mark.slow
+
+SMALL = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
 REPEATS = 2
 MEASURED = (
     "network_p50_ms", "network_p95_ms", "before_ms", "after_ms", "before_and_after_share", "end_to_end_p50_ms",

@@ -8,22 +8,13 @@ from typing import Any
 
 import pytest
 
-from polypseg.bundle import Architecture, ModelBundle, Preprocessing
 from polypseg.cli import main
-from polypseg.models.network import build
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from polypseg.export.run import export
-
-    architecture = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
-    made = ModelBundle.save(
-        tmp_path_factory.mktemp("model") / "bundle", build(architecture).state_dict(), name="untrained",
-        architecture=architecture, preprocessing=Preprocessing(64, 64), threshold=1.0,
-    )  # fmt: skip
-    export(made.folder, "openvino", "fp32", progress=False)
-    return made.folder
+@pytest.fixture
+def bundle(light: Any) -> Path:
+    folder: Path = light.folder
+    return folder
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -35,6 +26,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return status, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_and_writes_two_files(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

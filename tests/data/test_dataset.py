@@ -251,6 +251,7 @@ def test_no_training_batch_of_a_single_frame() -> None:
     assert [len(batch) for batch in EpochBatches(9, 4, False)] == [4, 4, 1]
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_for_a_version() -> None:
     """Albumentations asks PyPI for its latest version when it is imported, unless it was told before not to."""
     code = (

@@ -17,6 +17,8 @@ from polypseg.evaluation.calibrate import calibrate
 from polypseg.evaluation.run import compare, ranking_values, run
 from polypseg.models.network import build
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 VALUE = {"mean", "low", "high", "median", "n", "definition", "reason"}  # told once, for all
 # Whose keys are names of data, packages, thresholds.

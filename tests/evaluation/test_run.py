@@ -39,6 +39,8 @@ from polypseg.evaluation.selection import select
 from polypseg.metrics.calibration import CONFORMAL_THRESHOLDS
 from polypseg.models.network import build
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURE = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
 PREPROCESSING = Preprocessing(64, 64)
 

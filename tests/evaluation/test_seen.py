@@ -24,6 +24,8 @@ from polypseg.evaluation.run import run
 from polypseg.evaluation.seen import frame_records, seen
 from polypseg.models.network import build
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURE = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
 
 

@@ -73,6 +73,7 @@ def sections(page: str) -> dict[str, str]:
     return dict(re.findall(r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)", outside_code))
 
 
+@pytest.mark.slow
 def test_a_card_holds_every_number_with_its_interval_and_definition(copied: Path) -> None:
     file = copied / "evaluation" / "report.json"
     write_json(file, {**json.loads(file.read_text()), "robustness": {"blur": [0.9, 0.8, 0.7, 0.6, 0.5]}})

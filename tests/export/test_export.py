@@ -138,6 +138,7 @@ class _OfOneSize(torch.nn.Module):
         return images[:, :1] + torch.nn.functional.interpolate(mean, size=(images.shape[2], images.shape[3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["no size", "a factor", "a size"])
 def test_an_int8_onnx_graph_keeps_a_size_that_no_factor_can_stand_for(
     untrained: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -21,6 +21,8 @@ from polypseg.files import sha256_file
 from polypseg.models.network import build
 from polypseg.operating_point import OperatingPoint
 
+pytestmark = pytest.mark.slow
+
 FRAMES = [phantom.draw(seed, 70 + seed, 90)[0] for seed in range(4)]
 FLIPS = {"hflip": [(), (1,)], "flips": [(), (1,), (0,), (0, 1)]}
 

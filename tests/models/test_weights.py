@@ -168,6 +168,7 @@ def test_named_weights_come_from_the_revision_that_smp_pins(hub: Hub) -> None:
     assert len(hub.requests) == asked
 
 
+@pytest.mark.slow
 def test_the_environment_points_to_a_mirror(hub: Hub, tmp_path: Path) -> None:
     """HF_ENDPOINT and HF_HOME, as the message tells people to set them, in a process of its own."""
     pinned = smp.encoders.encoders[SMALL]["pretrained_settings"]["imagenet"]

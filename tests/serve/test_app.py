@@ -24,6 +24,7 @@ from PIL import Image
 from polypseg.data import read
 from polypseg.drawing import overlay
 from polypseg.inference.field_of_view import outside_of
+from polypseg.inference.quality import judge
 from polypseg.io.outputs import frame_record
 from polypseg.io.pictures import read_frame, read_mask
 from polypseg.serve.app import preferred
@@ -55,6 +56,7 @@ def test_the_answer_is_the_segmenters(server: Any, segmenter: Any, frames: list[
         assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
         expected = frame_record(segmenter.segment(read_frame(path)), source=path.name, model=segmenter.hash)
         expected["operating_point"] = asdict(segmenter.operating_point)
+        expected["quality"] = judge(read_frame(path)).to_dict()
         assert answer.json() == json.loads(json.dumps(expected))
         found += len(expected["polyps"])
     assert found
@@ -509,6 +511,16 @@ def test_the_description_is_complete(server: Any) -> None:
         "/health/live": {"get"}, "/health/ready": {"get"}, "/metrics": {"get"}, "/v1/model": {"get"},
         "/v1/segment": {"post"}, "/v1/jobs": {"get", "post"}, "/v1/jobs/{id}": {"get", "delete"},
         "/v1/jobs/{id}/files/{name}": {"get"}, "/v1/corrections": {"get", "post"}, "/v1/corrections.zip": {"get"},
+        "/v1/me": {"get"}, "/v1/labels": {"get"}, "/v1/training": {"get", "delete"}, "/v1/projects": {"get", "post"},
+        "/v1/projects/{project}": {"get", "delete"}, "/v1/projects/{project}/restore": {"post"},
+        "/v1/projects/{project}/imports": {"post"}, "/v1/projects/{project}/imports/{id}": {"get"},
+        "/v1/projects/{project}/export": {"get"}, "/v1/projects/{project}/training": {"post"},
+        "/v1/projects/{project}/frames": {"get", "post"}, "/v1/projects/{project}/frames/{hash}": {"get", "delete"},
+        **{f"/v1/projects/{{project}}/frames/{{hash}}/{kind}": {"get"} for kind in ("image", "thumbnail", "mask")},
+        **{f"/v1/projects/{{project}}/frames/{{hash}}/{kind}": {"post"} for kind in ("restore", "presence")},
+        "/v1/projects/{project}/frames/{hash}/versions": {"get", "post"},
+        "/v1/projects/{project}/frames/{hash}/versions/{version}/restore": {"post"},
+        "/v1/prompt": {"get", "post"}, "/v1/propagate": {"post"},
     }  # fmt: skip
     assert {path: set(methods) for path, methods in found["paths"].items()} == expected
     assert set(found["paths"]["/v1/segment"]["post"]["responses"]["200"]["content"]) == {

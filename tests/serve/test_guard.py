@@ -80,11 +80,17 @@ def test_with_a_token_only_its_bearer_is_let_in(headers: dict[str, str], status:
     [
         ("GET", "/v1/jobs/1/files/clip.mp4", 200),
         ("DELETE", "/v1/jobs/1/files/clip.mp4", 401),
+        ("GET", "/v1/projects/p/frames/0f/image", 200),
+        ("GET", "/v1/projects/p/frames/0f/thumbnail", 200),
+        ("GET", "/v1/projects/p/frames/0f/mask", 200),
+        ("GET", "/v1/projects/p/frames/0f/versions", 401),
+        ("GET", "/v1/projects/p/frames/0f", 401),
+        ("POST", "/v1/projects/p/frames/0f/mask", 401),
         ("GET", "/v1/jobs/1", 401),
         ("GET", "/metrics", 401),
     ],
 )
-def test_a_cookie_opens_files_of_jobs_and_nothing_else(method: str, path: str, status: int) -> None:
+def test_a_cookie_opens_files_and_pictures_and_nothing_else(method: str, path: str, status: int) -> None:
     assert ask(TOKEN, method, path, {"cookie": f"a=b; polypseg_token={TOKEN}"})[0] == status
 
 

@@ -28,6 +28,8 @@ from polypseg.training.recipe import Recipe, load_recipe, with_values
 from polypseg.training.space import DEFAULT_SPACE, read_space
 from polypseg.training.tune import tune
 
+pytestmark = pytest.mark.slow
+
 optuna = pytest.importorskip("optuna", reason="needs the extra: pip install 'polypseg[tune]'")
 SPACE = {
     "optimizer.learning_rate": {"low": "1e-3", "high": 1e-2, "log": True},

@@ -17,6 +17,8 @@ def serve(  # noqa: PLR0913  (an option each)
     port: int = 8000,
     state: str = "polypseg-state",
     token: str | None = None,
+    tokens: str | None = None,
+    labels: str | None = None,
     runtime: Runtime = "auto",
     device: str = "auto",
     precision: Precision = "auto",
@@ -46,6 +48,8 @@ def serve(  # noqa: PLR0913  (an option each)
         state: folder for jobs, their files, and corrections.
         token: what requests must carry (Authorization: Bearer TOKEN), 16 characters or more; better given as
             POLYPSEG_TOKEN, as other users of this computer see command lines.
+        tokens: file with a name and a token on each line; whoever has one is let in, and versions bear the name.
+        labels: file of the classes and attributes that a polyp may have, YAML or JSON.
         runtime: what computes the network; auto takes the fastest that is there, and says why.
         device: auto, cpu, cuda or mps.
         precision: of the computation; auto takes the fastest that is there.
@@ -66,12 +70,15 @@ def serve(  # noqa: PLR0913  (an option each)
     from polypseg.serve.settings import MIB, Settings, named
 
     check_models(named(model or ()).values())
+    from polypseg.serve.annotations.labels import Labels, read_labels
+    from polypseg.serve.people import read_tokens
     from polypseg.serve.run import serve as run
 
     settings = Settings(
         Path(state), token or os.environ.get("POLYPSEG_TOKEN") or None, queue, batch_size, timeout, max_mib * MIB,
         max_pixels, max_job_mib * MIB, max_video_seconds, keep_days, streams,
         None if socket is None else Path(socket),
+        {} if tokens is None else read_tokens(Path(tokens)), Labels() if labels is None else read_labels(Path(labels)),
     )  # fmt: skip
     run(settings, host, port, model or (), runtime, device, precision, threads, tta)
 

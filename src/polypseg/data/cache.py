@@ -142,6 +142,9 @@ class FrameCache:
                     self._store = np.memmap(part.name, np.uint8, "r+", shape=(self.held, *self._shape))
                     self._fill(self._put)
                     self._store.flush()
+                    if os.name == "nt":  # which moves nothing that is open or mapped
+                        self._store = np.empty((0, *self._shape), np.uint8)
+                        part.close()
                     Path(part.name).replace(file)
                 finally:
                     Path(part.name).unlink(missing_ok=True)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.files import disk_error, read_json, write_json
+from polypseg.files import BINARY, disk_error, read_json, write_json
 from polypseg.io.video import VideoInfo, VideoWriter, continues, finish_mp4, whole_frames
 from polypseg.io.video_overlay import draw_polyps
 
@@ -90,7 +90,7 @@ class VideoOutputs:
             if self.timeline is None:
                 if not self.finished:
                     write_json(self._settings_part, settings)
-                self._file = os.open(self._records_part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                self._file = os.open(self._records_part, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
                 self._whole = sum(len(line.encode()) + 1 for line in self.finished)
                 os.ftruncate(self._file, self._whole)
         except OSError as error:

@@ -33,21 +33,26 @@ from polypseg.bundle import INTENDED_USE
 from polypseg.drawing import overlay
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
+from polypseg.inference.quality import judge
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io.outputs import frame_record
 from polypseg.operating_point import OperatingPoint
 from polypseg.serve import responses
+from polypseg.serve.annotations.routes import Annotating, add_routes, author_of
+from polypseg.serve.annotations.store import content_hash
 from polypseg.serve.compressed import Compressed
-from polypseg.serve.corrections import Corrections
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.forms import StrictRoute, open_to_head
 from polypseg.serve.guard import Guard
-from polypseg.serve.jobs import Jobs, is_full
+from polypseg.serve.jobs import Jobs
+from polypseg.serve.log import without_values
 from polypseg.serve.models import Models, Served
-from polypseg.serve.observe import Metrics, Observed, without_values
-from polypseg.serve.responses import encoded, encoded_maps
+from polypseg.serve.observe import Metrics, Observed
+from polypseg.serve.prompts import Prompting
+from polypseg.serve.prompts import add_routes as add_prompts
+from polypseg.serve.responses import BINARY, BODY, encoded, encoded_maps, refusals
 from polypseg.serve.settings import MIB, Settings
-from polypseg.serve.state import STATES, Table
+from polypseg.serve.state import STATES, Table, is_full
 from polypseg.serve.stream import Streams
 from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
 from polypseg.serve.websocket import add_stream
@@ -68,24 +73,6 @@ STOP_WAIT = 10.0  # seconds for the present frame of a job, when the service sto
 T = TypeVar("T")
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These statuses, for the description of a route."""
-    meanings = {
-        400: "No form that can be read", 401: "No token, or a wrong one", 403: "Asked by another site's page",
-        404: "There is none of that name", 406: "Nothing of what Accept names can be sent",
-        408: "The body came too slowly", 413: "Too many bytes, pixels or seconds", 415: "Of no kind that can be read",
-        416: "There are no such bytes", 421: "Not addressed to localhost, and there is no token",
-        422: "Damaged, or a field is wrong or unknown", 429: "Too much is waiting; Retry-After says when to come again",
-        431: "The head is too large", 503: "Starting or stopping, or too much at once",
-        504: "It took too long", 507: "The disk is full",
-    }  # fmt: skip
-    always = (401, 403, 421, 422, 431, 503)
-    return {status: {"model": responses.Error, "description": meanings[status]} for status in (*always, *statuses)}
-
-
-BODY = (400, 408, 413, 415, 422)  # what may be wrong with any form
-
-
 def create_app(  # noqa: C901  (a function a route)
     models: Models, settings: Settings, table: Table, metrics: Metrics
 ) -> FastAPI:
@@ -99,9 +86,16 @@ def create_app(  # noqa: C901  (a function a route)
     """
     decoders = Decoders(settings.decode_seconds, settings.decode_memory)
     jobs = Jobs(models.default.segmenter, settings, table, decoders, counted=metrics.job_frames.inc)
-    models.changed = lambda new: jobs.use(new.segmenter) if new is models.default else None
+    annotating = Annotating(models.default.segmenter, settings, decoders)
+
+    def replaced(new: Served) -> None:
+        if new is models.default:
+            jobs.use(new.segmenter)
+            annotating.use(new.segmenter)
+
+    models.changed = replaced
     streams = Streams(models, settings, metrics)
-    corrections = Corrections(settings.state / "corrections")
+    corrections = annotating.store.corrections
     temporary = settings.state / "temporary"
     # None of these waits for another: for what is decoded, for what comes in, and for a query of the table.
     working = ThreadPoolExecutor(2 * settings.batch_size, "polypseg-frames")
@@ -117,9 +111,11 @@ def create_app(  # noqa: C901  (a function a route)
         models.start()
         await asyncio.to_thread(decoders.call, "nothing", min, (0, 1))  # which starts what the others are forked from
         jobs.start()
+        await asyncio.to_thread(annotating.start)
         yield
         # No request is open any more.
         models.close()
+        await asyncio.to_thread(annotating.stop, STOP_WAIT)
         await asyncio.to_thread(jobs.stop, STOP_WAIT)
         decoders.close()
         streams.close()
@@ -328,6 +324,7 @@ def create_app(  # noqa: C901  (a function a route)
 
     @app.post("/v1/corrections", tags=["corrections"], status_code=201, responses=refusals(*BODY, 503, 507))
     async def correct(
+        request: Request,
         frame: Annotated[UploadFile, File(description="The frame")],
         mask: Annotated[UploadFile, File(description="Its mask, of the same size: white on black")],
         name: Annotated[str, Form(description="What to call the pair")],
@@ -335,7 +332,8 @@ def create_app(  # noqa: C901  (a function a route)
         """Keep a corrected mask with its frame, in the data set of corrections."""
 
         def store() -> str:
-            return corrections.add(name, frames.read(frame, "frame"), frames.read_mask(mask))
+            pixels, drawn = frames.read(frame, "frame"), frames.read_mask(mask)
+            return annotating.store.correct(name, pixels, drawn, author_of(request))
 
         return responses.Correction(name=await in_thread(intake, store))
 
@@ -363,19 +361,26 @@ def create_app(  # noqa: C901  (a function a route)
             background=BackgroundTask(path.unlink, missing_ok=True),
         )  # fmt: skip
 
+    add_routes(app, annotating, frames, temporary)
+    add_prompts(app, Prompting(frames, models, settings))
+
     def limit(path: str) -> int:
-        bodies = {"/v1/jobs": settings.max_job_bytes, "/v1/corrections": 2 * settings.max_bytes}
-        return bodies.get(path, settings.max_bytes) + OVERHEAD
+        bodies = {
+            "jobs": settings.max_job_bytes,
+            "imports": settings.max_job_bytes,
+            "corrections": 2 * settings.max_bytes,
+            "propagate": 4 * settings.max_bytes,
+        }
+        return bodies.get(path.rpartition("/")[2], settings.max_bytes) + OVERHEAD
 
     add_stream(app, streams)
     open_to_head(app)
     app.add_middleware(Compressed)
-    app.add_middleware(Guard, token=settings.token, limit=limit)
+    app.add_middleware(Guard, token=settings.token, limit=limit, named=settings.tokens)
     app.add_middleware(Observed, metrics=metrics)
     return app
 
 
-BINARY = {"type": "string", "format": "binary"}
 RAW = ("image/jpeg", "image/png", "application/dicom")  # examples of what a body may be instead of a form
 HEADERS = {
     "Server-Timing": {"description": "Milliseconds: decode, wait, inference, render", "schema": {"type": "string"}},
@@ -488,7 +493,9 @@ class Frames:
             return encoded(".jpg", overlay(frame, predicted.mask, boxes=boxes)[..., ::-1])
         record = frame_record(predicted, source=name, model=segmenter.hash)
         record["operating_point"] = asdict(predicted.point)
+        record["quality"] = judge(frame).to_dict()
         if probability:
+            record["hash"] = content_hash(frame)
             record |= encoded_maps(found, outside)
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
-import ipaddress
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -14,7 +13,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polypseg.serve.people import LOCAL, SHARED, name_of
 from polypseg.serve.responses import error
+from polypseg.serve.settings import is_loopback
 
 OPEN = ("/", "/docs", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
 HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
@@ -22,7 +23,9 @@ MOST_REQUESTS = 256  # at once
 LONGEST_HEAD = 32 << 10  # bytes of a request's first line and headers
 STREAM_PROTOCOL = "polypseg.stream"  # that a WebSocket may offer, and beside it
 BEARER = "polypseg.token."  # and the token in base64url, as a browser's WebSocket can send no header
-COOKIE = "polypseg_token"  # for <video>, which cannot send a header; read for files of jobs only
+COOKIE = "polypseg_token"  # for <video> and <img>, which cannot send a header; read for these files only
+_BY_COOKIE = re.compile(r"/v1/(jobs/.*/files/.*|projects/[^/]+/frames/[^/]+/(image|thumbnail|mask))")
+AUTHOR = "polypseg.author"  # in a request's scope: who sent it
 GRACE = 20.0  # seconds that a body may take anyway
 SLOWEST = 32 << 10  # bytes a second that it must come with besides
 DRAIN = 3.0  # seconds for which the rest of a refused body is taken in
@@ -39,11 +42,14 @@ class Guard:
         app: what it guards.
         token: that requests must carry; None for none.
         limit: the most bytes of a body, by the request's path.
+        named: the token of each person by name, which are let in too.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, limit: Callable[[str], int]) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str | None, limit: Callable[[str], int], named: Mapping[str, str] | None = None
+    ) -> None:
         self._app = app
-        self._token = token
+        self._tokens = {**({} if token is None else {SHARED: token}), **(named or {})}
         self._limit = limit
         self._requests = 0
 
@@ -77,7 +83,8 @@ class Guard:
             self._requests -= 1
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str, dict[str, str]] | None:
-        if self._token is None:
+        if not self._tokens:
+            scope[AUTHOR] = LOCAL
             host = _host_name(headers.get("host", ""))
             if not _is_this_computer(host):
                 return 421, "this service serves localhost only; start it with --host and --token for others", {}
@@ -95,9 +102,11 @@ class Guard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = _offered(scope.get("subprotocols", ()))
-            if scope.get("method") in ("GET", "HEAD") and path.startswith("/v1/jobs/") and "/files/" in path:
+            if scope.get("method") in ("GET", "HEAD") and _BY_COOKIE.fullmatch(path):
                 given = _cookie(headers.get("cookie", ""))
-        if hmac.compare_digest(given.strip().encode(), self._token.encode()):
+        name = name_of(given.strip(), self._tokens)
+        if name is not None:
+            scope[AUTHOR] = name
             return None
         return 401, "a token is needed: send it as Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
 
@@ -183,13 +192,6 @@ def _host_name(host: str) -> str:
 
 def _is_this_computer(host: str) -> bool:
     return host == "localhost" or is_loopback(host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this computer's own, which others cannot reach."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _offered(protocols: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
 from polypseg.serve.engine import Engine
-from polypseg.serve.observe import without_values
+from polypseg.serve.log import without_values
 
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter

@@ -7,20 +7,17 @@ import ctypes
 import errno
 import gc
 import logging
-import multiprocessing.util
 import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.serve.settings import Settings, named
+from polypseg.serve.settings import Settings, is_loopback, named
 from polypseg.zoo import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -30,7 +27,6 @@ NEEDED = {
     "fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client", "websockets": "websockets",
 }  # fmt: skip
-LONGEST_FOLDER = 70  # bytes of its path, in which a socket can be: the system takes 107
 HEAD_SECONDS = 20.0  # that a connection may take to send them
 MOST_CONNECTIONS = 512  # of more, the one that has been silent for longest is closed
 
@@ -68,16 +64,17 @@ def serve(
         raise PolypsegError(f"serve: needs {', '.join(missing)}; install the extra: pip install 'polypseg[serve]'")
     from polypseg.inference.segmenter import Segmenter
     from polypseg.serve.app import create_app
+    from polypseg.serve.log import log_as_json
     from polypseg.serve.models import Models
     from polypseg.serve.observe import Metrics
-    from polypseg.serve.state import open_state
+    from polypseg.serve.state import keep_temporary_files_in, open_state
 
     wanted: dict[str, str | None] = {**named(model)} or {DEFAULT_MODEL: None}
     listening = _bind(host, port, settings)
     with listening:
         table = open_state(settings.state)
-        _keep_temporary_files_in(settings.state / "temporary")
-        _log_as_json()
+        keep_temporary_files_in(settings.state / "temporary")
+        log_as_json()
         metrics = Metrics()
         sources = {
             name: partial(Segmenter, one, runtime, device, precision, threads, tta) for name, one in wanted.items()
@@ -107,15 +104,13 @@ def _handle_signals_on_the_usual_stack() -> None:
 
 def _bind(host: str, port: int, settings: Settings) -> socket.socket:
     """A socket that has the address, but does not listen before the model is there."""
-    from polypseg.serve.guard import is_loopback
-
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError) as error:
         raise UsageError(f"--host {host}: is no address of this computer ({error})") from error
-    if not is_loopback(str(address[0])) and settings.token is None:
+    if not is_loopback(str(address[0])) and not settings.locked:
         raise UsageError(f"--host {host}: others can reach it, so a --token (or POLYPSEG_TOKEN) is needed")
     listening = socket.socket(family, kind, protocol)
     try:
@@ -130,25 +125,6 @@ def _bind(host: str, port: int, settings: Settings) -> socket.socket:
             f"{host}:{port}: cannot be listened on ({error}); choose another --host or --port"
         ) from error
     return listening
-
-
-def _keep_temporary_files_in(folder: Path) -> None:
-    """Have forms that are being read there too, so that nothing of a patient lies elsewhere."""
-    if len(os.fsencode(folder.absolute())) > LONGEST_FOLDER:
-        multiprocessing.util.get_temp_dir()  # keeps the system's own for its sockets
-    tempfile.tempdir = str(folder.absolute())
-
-
-def _log_as_json() -> None:
-    from polypseg.serve.observe import JsonLines
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("polypseg").setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    for name in ("pydicom", "highdicom", "libav", "py.warnings"):  # which quote what they read
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from polypseg.errors import UsageError
 from polypseg.io.pictures import MAX_PIXELS
+from polypseg.serve.annotations.labels import Labels
+from polypseg.serve.people import TOKEN
 
 MIB = 1 << 20
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a model: fit for a header and a label
@@ -31,6 +34,8 @@ class Settings:
         keep_days: that a job is kept after it ended, with its results; None keeps it until it is removed.
         streams: live streams at once.
         socket: path of a Unix socket for streams of this computer; None for none.
+        tokens: the token of each person by name; whoever has one is let in too, and versions bear that name.
+        labels: what polyps may be called.
 
     Raises:
         UsageError: a value is out of its range.
@@ -48,6 +53,8 @@ class Settings:
     keep_days: float | None = None
     streams: int = 8
     socket: Path | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=Labels)
 
     def __post_init__(self) -> None:
         for option in (
@@ -66,8 +73,15 @@ class Settings:
             raise UsageError(f"--keep_days {self.keep_days:g}: must be above 0 and at most 36500")
         if self.max_pixels > MAX_PIXELS:
             raise UsageError(f"--max_pixels {self.max_pixels}: frames of more than {MAX_PIXELS} are never read")
-        if self.token is not None and not re.fullmatch("[!-~]{16,}", self.token):
+        if self.token is not None and not TOKEN.fullmatch(self.token):
             raise UsageError("--token: must be 16 ASCII characters or more, without spaces; as of openssl rand -hex 16")
+        if self.token in self.tokens.values():
+            raise UsageError("--token: is that of a name in --tokens; give another, or leave it out")
+
+    @property
+    def locked(self) -> bool:
+        """Whether a token is needed."""
+        return self.token is not None or bool(self.tokens)
 
     @property
     def decode_seconds(self) -> float:
@@ -105,3 +119,11 @@ def _short(model: str) -> str:
     """The last part of a path or of ``hf://owner/name@revision``; of a run's bundle the run's."""
     parts = [part for part in re.split(r"[/\\]", model.partition("@")[0]) if part]
     return parts[-2] if len(parts) > 1 and parts[-1] == "bundle" else parts[-1] if parts else ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this computer's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -35,8 +35,9 @@ from polypseg.inference.tracking import Tracker
 from polypseg.operating_point import OperatingPoint
 from polypseg.pipeline.video import follow, to_line, video_record
 from polypseg.serve.decoding import Decoders
+from polypseg.serve.log import without_values
 from polypseg.serve.models import Models, Served
-from polypseg.serve.observe import Metrics, without_values
+from polypseg.serve.observe import Metrics
 from polypseg.serve.responses import encoded_maps
 from polypseg.serve.settings import MIB, Settings
 from polypseg.serve.uploads import read_jpeg

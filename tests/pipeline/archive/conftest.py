@@ -17,7 +17,7 @@ import polypseg
 from polypseg.bundle import ModelBundle
 from polypseg.io.pictures import read_frame, read_mask
 
-EXACT = ("--runtime", "torch", "--device", "cpu", "--precision", "fp32", "--threads", "1")
+EXACT = ("--runtime", "openvino", "--device", "cpu", "--precision", "fp32", "--threads", "1")
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +27,14 @@ def frames(phantom_folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def expected(frames: list[Path], untrained: ModelBundle) -> dict[str, Any]:
+def expected(frames: list[Path], light: ModelBundle) -> dict[str, Any]:
     """The prediction of each frame by another way than an archive's, by the file's name."""
-    segmenter = polypseg.load(untrained.folder, runtime="torch", device="cpu", precision="fp32", threads=1)
+    segmenter = polypseg.load(light.folder, runtime="openvino", device="cpu", precision="fp32", threads=1)
     return {path.name: segmenter.segment(read_frame(path)) for path in frames}
 
 
 @pytest.fixture
-def command(untrained: ModelBundle) -> Callable[..., list[str]]:
+def command(light: ModelBundle) -> Callable[..., list[str]]:
     """The command that runs ``polypseg predict`` in a process of its own."""
 
     def make(*arguments: object) -> list[str]:
@@ -45,7 +45,7 @@ def command(untrained: ModelBundle) -> Callable[..., list[str]]:
             "predict",
             *map(str, arguments),
             "--model",
-            str(untrained.folder),
+            str(light.folder),
             *EXACT,
         ]
 

@@ -65,7 +65,7 @@ def wait_until(reached: Callable[[], Any], process: subprocess.Popen[Any] | None
     end = time.monotonic() + seconds
     while not (found := reached()):
         assert time.monotonic() < end and (process is None or process.poll() is None)
-        time.sleep(0.01)
+        time.sleep(0.1)
     return found
 
 
@@ -94,9 +94,9 @@ def test_driver_and_worker_killed_each_frame_is_answered_once(
     tmp_path: Path, command: Callable[..., list[str]], manifest: Manifest, check: Check
 ) -> None:
     pytest.importorskip("ray")
-    file, named, broken = manifest(200, broken_every=50)
+    file, named, broken = manifest(120, broken_every=30)
     out = tmp_path / "out"
-    options = (file, "--out", out, "--engine", "ray", "--workers", 1, "--partition", 10)
+    options = (file, "--out", out, "--engine", "ray", "--workers", 1, "--partition", 6)
     done = out / "partitions"
 
     def committed() -> list[Path]:
@@ -120,8 +120,8 @@ def test_driver_and_worker_killed_each_frame_is_answered_once(
         printed, errors = process.communicate(timeout=900)  # Ray's workers are niced
     assert at_kill < 20  # it was at work
     assert process.returncode == 1, errors
-    assert errors.splitlines()[-1] == "4 of 200 frames could not be read; their rows say why"
-    assert f"200 frames ({10 * len(before)} kept from before)" in printed
+    assert errors.splitlines()[-1] == "4 of 120 frames could not be read; their rows say why"
+    assert f"120 frames ({6 * len(before)} kept from before)" in printed
     check(out, named, broken)
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
 
@@ -131,12 +131,12 @@ def test_driver_and_worker_killed_each_frame_is_answered_once(
 
 @pytest.fixture
 def told(
-    frames: list[Path], tmp_path: Path, untrained: Any, capsys: pytest.CaptureFixture[str]
+    frames: list[Path], tmp_path: Path, light: Any, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """Runs a small archive by Ray in this process; its status, and the one line that it told."""
 
     def call(*arguments: str) -> tuple[int, str]:
-        options = ["--out", str(tmp_path / "out"), "--model", str(untrained.folder), "--engine", "ray"]
+        options = ["--out", str(tmp_path / "out"), "--model", str(light.folder), "--engine", "ray"]
         status = main(["predict", str(frames[0]), *options, *arguments])
         (line,) = capsys.readouterr().err.splitlines()
         return status, line
@@ -193,12 +193,12 @@ def test_an_address_where_nothing_answers(
     assert status == 2 and "--address nonsense: is none" in line
 
 
-def test_what_a_worker_cannot_do_is_an_answer(tmp_path: Path, untrained: Any) -> None:
-    job = Job(str(tmp_path), "plan", "other", (str(untrained.folder),), PredictOptions(threads=1))
+def test_what_a_worker_cannot_do_is_an_answer(tmp_path: Path, light: Any) -> None:
+    job = Job(str(tmp_path), "plan", "other", (str(light.folder),), PredictOptions(threads=1))
     actor = module._Actor(job)
     answer = actor({"partition": np.array([7])})
     assert answer["partition"] == [7] and "is not the model that the run began with" in answer["trouble"][0]
-    actor = module._Actor(replace(job, hash=untrained.hash))
+    actor = module._Actor(replace(job, hash=light.hash))
     (trouble,) = actor({"partition": np.array([0])})["trouble"]
     assert trouble.startswith(f"{tmp_path / 'plan.parquet'}: ") and "all workers see" in trouble
 

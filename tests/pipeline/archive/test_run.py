@@ -32,7 +32,7 @@ from polypseg.pipeline.predict import predict
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("fsspec")
-EXACT: dict[str, Any] = {"runtime": "torch", "device": "cpu", "precision": "fp32", "threads": 1, "progress": False}
+EXACT: dict[str, Any] = {"runtime": "openvino", "device": "cpu", "precision": "fp32", "threads": 1, "progress": False}
 Check = Callable[..., list[dict[str, Any]]]
 Manifest = Callable[..., tuple[Path, list[str], list[int]]]
 Command = Callable[..., list[str]]
@@ -40,11 +40,11 @@ Run = Callable[..., tuple[int, str, list[str]]]
 
 
 @pytest.fixture
-def predicting(untrained: ModelBundle) -> Callable[..., int]:
+def predicting(light: ModelBundle) -> Callable[..., int]:
     """``predict`` in this process."""
 
     def call(*sources: object, **options: Any) -> int:
-        return predict([str(source) for source in sources], model=[str(untrained.folder)], **{**EXACT, **options})
+        return predict([str(source) for source in sources], model=[str(light.folder)], **{**EXACT, **options})
 
     return call
 
@@ -67,7 +67,7 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen[Any]) -> Non
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_folder_becomes_rows_and_masks(
     phantom_folder: Path, frames: list[Path], tmp_path: Path, predicting: Callable[..., int], check: Check,
-    capsys: pytest.CaptureFixture[str], untrained: ModelBundle, threads: int,
+    capsys: pytest.CaptureFixture[str], light: ModelBundle, threads: int,
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     assert predicting(phantom_folder, out=out, engine="local", partition=16, threads=threads) == 0
@@ -76,7 +76,7 @@ def test_a_folder_becomes_rows_and_masks(
         f"part-{number:07d}.parquet" for number in range(3)
     ]
     assert rows[0]["source_sha256"] == hashlib.sha256(frames[0].read_bytes()).hexdigest()
-    settings = {"model": untrained.hash, "runtime": "torch", "device": "cpu", "precision": "fp32", "tta": "none"}
+    settings = {"model": light.hash, "runtime": "openvino", "device": "cpu", "precision": "fp32", "tta": "none"}
     assert all(row.items() >= settings.items() and row["threshold"] == 0.565 for row in rows)
     assert all(polyp["contour"] is None for row in rows for polyp in row["polyps"])
     polyps = sum(len(row["polyps"]) for row in rows)
@@ -320,12 +320,12 @@ def test_the_archive_itself_is_no_place_for_results(phantom_folder: Path, predic
 
 
 def test_as_many_frames_at_once_as_the_memory_allows(
-    frames: list[Path], tmp_path: Path, untrained: ModelBundle, predicting: Callable[..., int]
+    frames: list[Path], tmp_path: Path, light: ModelBundle, predicting: Callable[..., int]
 ) -> None:
     predicting(frames[0], out=tmp_path / "out", engine="local")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     options = PredictOptions(threads=2, batch_size=64)
-    job = Job(str(tmp_path / "out"), record["plan"], record["model"], (str(untrained.folder),), options)
+    job = Job(str(tmp_path / "out"), record["plan"], record["model"], (str(light.folder),), options)
     worker = Worker(job)
     frame = 1080 * 1920 * worker_module.BYTES_A_PIXEL
     for height, width in ((1080, 1920), (2160, 3840), (8000, 10000), (30, 40)):
@@ -337,7 +337,7 @@ def test_as_many_frames_at_once_as_the_memory_allows(
 
 
 def test_frames_of_all_sizes_in_small_batches(
-    tmp_path: Path, untrained: ModelBundle, predicting: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, light: ModelBundle, predicting: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq
     from PIL import Image

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("s3fs")
 pytest.importorskip("pyarrow")
 moto_server = pytest.importorskip("moto.server")
@@ -95,8 +97,8 @@ def shop(server: tuple[Shop, str], frames: list[Path], monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def run(run: Run, untrained: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The same for ``untrained`` and one thread, by a new connection; keyword arguments set the environment."""
+def run(run: Run, light: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same for ``light`` and one thread, by a new connection; keyword arguments set the environment."""
     import s3fs
 
     def call(*arguments: object, **environment: str) -> tuple[int, str, list[str]]:
@@ -104,7 +106,7 @@ def run(run: Run, untrained: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
         with monkeypatch.context() as changed:
             for name, value in environment.items():
                 changed.setenv(name, value)
-            return run(*arguments, "--model", untrained.folder, "--threads", 1)
+            return run(*arguments, "--model", light.folder, "--threads", 1)
 
     return call
 

@@ -398,8 +398,9 @@ def test_the_page_can_be_used_with_the_keyboard_alone(visit: Visit, frames: list
         focus = page.evaluate("() => (({ id, className, name }) => id || className || name)(document.activeElement)")
         reached.append(focus)
     reached = reached[reached.index("skip") :]
-    above = ["skip", "help-button", "files", "folder", "camera", "item", "remove"]
+    above = ["skip", "help-button", "files", "folder", "camera", "sets-button", "item"]
     order = [*above, "next", "canvas", "compare", "opacity", "edit", "threshold", "confidence"]
+    assert reached.count("item") == 1 and "remove" not in reached  # arrows go through the list, Delete removes
     places = [reached.index(name) for name in order]
     assert places == sorted(places)
     said = page.locator("#live").inner_text()
@@ -752,8 +753,10 @@ def test_polyps_of_the_page_are_those_of_python(visit: Visit, seed: int) -> None
     found = page.evaluate(
         """async ([values, width, height, point, outside]) => {
             const { findPolyps } = await import("/static/polyps.js");
+            const { Surface } = await import("/static/surface.js");
             const map = { pixels: Uint8Array.from(outside), width: 9, height: 6 };
-            const found = findPolyps(Float32Array.from(values), width, height, point, map);
+            const surface = new Surface({ pixels: Float32Array.from(values), width, height }, width, height);
+            const found = findPolyps(surface, point, map);
             return { ...found, mask: Array.from(found.mask) };
         }""",
         [probability.ravel().tolist(), width, height, asdict(point), (255 * outside.ravel()).tolist()],
@@ -778,8 +781,9 @@ def test_the_map_is_enlarged_as_python_enlarges_it(visit: Visit) -> None:
     levels = np.rint(blobs(5) * 255).astype(np.uint8)
     found = page.evaluate(
         """async ([pixels, width, height]) => {
-            const { enlarge } = await import("/static/polyps.js");
-            return [...enlarge({ pixels: Uint8Array.from(pixels), width, height }, 211, 130)];
+            const { Surface } = await import("/static/surface.js");
+            const surface = new Surface({ pixels: Uint8Array.from(pixels), width, height }, 211, 130);
+            return Array.from({ length: 130 }, (_, y) => [...surface.row(y)]).flat();
         }""",
         [levels.ravel().tolist(), levels.shape[1], levels.shape[0]],
     )
@@ -833,7 +837,9 @@ def test_coco_of_a_polyp_with_a_hole_is_python_s(visit: Visit) -> None:
         """async ([values, width, height]) => {
             const { polypsOf } = await import("/static/polyps.js");
             const { coco } = await import("/static/download.js");
-            const polyps = polypsOf(Uint8Array.from(values), Float32Array.from(values), width, height);
+            const { Surface } = await import("/static/surface.js");
+            const surface = new Surface({ pixels: Float32Array.from(values), width, height }, width, height);
+            const polyps = polypsOf(Uint8Array.from(values), surface);
             const frame = { answer: { source: "a.png", width, height }, polyps };
             return coco([frame], "").annotations.map((note) => note.segmentation);
         }""",
