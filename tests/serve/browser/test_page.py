@@ -618,11 +618,11 @@ def test_a_camera_is_answered_one_newest_frame_at_a_time(visit: Visit, service: 
     first = shown(page)
     page.wait_for_timeout(600)
     assert (shown(page) != first).any()
+    flying = page.evaluate("flying")
+    assert flying["most"] == 1 and flying["sent"] > 2 and bool(requests) == broken
     page.get_by_role("button", name="Keep this frame").click()
     page.locator("#list .name", has_text=".jpg").wait_for()
     page.get_by_role("button", name="Camera", exact=True).click()
-    flying = page.evaluate("flying")
-    assert flying["most"] == 1 and flying["sent"] > 2 and bool(requests) == broken
     page.wait_for_timeout(300)
     stopped = page.evaluate("flying.sent")
     page.wait_for_timeout(600)
