@@ -221,9 +221,11 @@ def prepare(world: Path, trained: Callable[[], Path], folder: Path, page: Path) 
     text = "\n".join(block for _, block in blocks(page))
     if "download phantom" in text:
         shutil.rmtree(folder / "data" / "phantom")
-    if "polypseg-state/corrections" in text:  # what somebody corrected on the page
+    if re.search("polypseg-state/corrections|projects/corrections", text):  # what somebody corrected on the page
         shutil.copytree(folder / "data" / "my-clinic", folder / "polypseg-state" / "corrections")
         (folder / "polypseg-state").chmod(0o700)
+    if "my-clinic.zip" in text:
+        shutil.make_archive(str(folder / "my-clinic"), "zip", folder / "data", "my-clinic")
     for run in set(re.findall(r"runs/[a-z0-9-]+", text)):
         made = re.search(rf"--out {run}(?![\w-])|out=\"{run}\"", text)
         used = re.search(rf"(?<!--out ){run}(?![\w-])", text)
@@ -339,7 +341,7 @@ def test_what_a_page_tells_to_type_works(
                     if reason(line, page) is None:
                         running.run(line)
             elif language == "yaml":  # what the page calls so
-                Path("space.yaml").write_text(block, encoding="utf-8")
+                Path("labels.yaml" if "classes:" in block else "space.yaml").write_text(block, encoding="utf-8")
             elif not any(re.search(pattern, block) for pattern in NOT_HERE_IN_PYTHON):
                 running.code(block)
     finally:

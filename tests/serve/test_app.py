@@ -24,6 +24,7 @@ from PIL import Image
 from polypseg.data import read
 from polypseg.drawing import overlay
 from polypseg.inference.field_of_view import outside_of
+from polypseg.inference.quality import judge
 from polypseg.io.outputs import frame_record
 from polypseg.io.pictures import read_frame, read_mask
 from polypseg.serve.app import preferred
@@ -55,6 +56,7 @@ def test_the_answer_is_the_segmenters(server: Any, segmenter: Any, frames: list[
         assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
         expected = frame_record(segmenter.segment(read_frame(path)), source=path.name, model=segmenter.hash)
         expected["operating_point"] = asdict(segmenter.operating_point)
+        expected["quality"] = judge(read_frame(path)).to_dict()
         assert answer.json() == json.loads(json.dumps(expected))
         found += len(expected["polyps"])
     assert found
@@ -193,7 +195,7 @@ def test_what_is_not_declared_is_refused_by_name(server: Any, frames: list[Path]
         422,
         "^page: is no parameter of this route; known: after, limit",
     )
-    refused(server.web.get("/v1/model?x"), 422, "^x: is no parameter of this route; there are none here")
+    refused(server.web.get("/v1/corrections?x"), 422, "^x: is no parameter of this route; there are none here")
     refused(server.web.post("/v1/jobs", files=two, data={"smooth": "0.5"}), 422, "^smooth: .*known: file, smoothing")
     refused(server.web.post("/v1/jobs", data={"file": "x", "a\nb": "1"}), 422, "^a_b: is no field")
 
@@ -509,6 +511,16 @@ def test_the_description_is_complete(server: Any) -> None:
         "/health/live": {"get"}, "/health/ready": {"get"}, "/metrics": {"get"}, "/v1/model": {"get"},
         "/v1/segment": {"post"}, "/v1/jobs": {"get", "post"}, "/v1/jobs/{id}": {"get", "delete"},
         "/v1/jobs/{id}/files/{name}": {"get"}, "/v1/corrections": {"get", "post"}, "/v1/corrections.zip": {"get"},
+        "/v1/me": {"get"}, "/v1/labels": {"get"}, "/v1/training": {"get", "delete"}, "/v1/projects": {"get", "post"},
+        "/v1/projects/{project}": {"get", "delete"}, "/v1/projects/{project}/restore": {"post"},
+        "/v1/projects/{project}/imports": {"post"}, "/v1/projects/{project}/imports/{id}": {"get"},
+        "/v1/projects/{project}/export": {"get"}, "/v1/projects/{project}/training": {"post"},
+        "/v1/projects/{project}/frames": {"get", "post"}, "/v1/projects/{project}/frames/{hash}": {"get", "delete"},
+        **{f"/v1/projects/{{project}}/frames/{{hash}}/{kind}": {"get"} for kind in ("image", "thumbnail", "mask")},
+        **{f"/v1/projects/{{project}}/frames/{{hash}}/{kind}": {"post"} for kind in ("restore", "presence")},
+        "/v1/projects/{project}/frames/{hash}/versions": {"get", "post"},
+        "/v1/projects/{project}/frames/{hash}/versions/{version}/restore": {"post"},
+        "/v1/prompt": {"get", "post"}, "/v1/propagate": {"post"},
     }  # fmt: skip
     assert {path: set(methods) for path, methods in found["paths"].items()} == expected
     assert set(found["paths"]["/v1/segment"]["post"]["responses"]["200"]["content"]) == {
@@ -517,4 +529,6 @@ def test_the_description_is_complete(server: Any) -> None:
     for methods in found["paths"].values():
         for route in methods.values():
             assert route["summary"] and route["description"]
-    assert server.web.get("/docs").status_code == server.web.get("/redoc").status_code == 404
+    bodies = found["paths"]["/v1/segment"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"multipart/form-data", "image/jpeg", "image/png", "application/dicom"}
+    assert server.web.get("/redoc").status_code == 404

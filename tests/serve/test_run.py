@@ -173,7 +173,7 @@ def test_what_was_accepted_is_answered_before_it_stops(
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["source"] == "a.jpg"
     assert service.process.wait(30) == 0
     state = tmp_path / "state"
-    assert {path.name for path in state.iterdir()} == {"jobs", "jobs.sqlite", "temporary"}
+    assert {path.name for path in state.iterdir()} == {"annotations.sqlite", "jobs", "jobs.sqlite", "temporary"}
     assert not list((state / "temporary").iterdir())
     assert os.stat(state).st_mode & 0o077 == 0
 

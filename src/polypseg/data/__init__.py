@@ -12,12 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 from polypseg.catalog import Catalog
-from polypseg.data import clinicdb, folder, kvasir, phantom, polypgen
+from polypseg.data import clinicdb, coco, folder, kvasir, phantom, polypgen, yolo
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.io.masks import check_kind
 
-READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, polypgen, folder)  # the first that recognises it reads it
+# The first that recognises it reads it.
+READERS: tuple[ModuleType, ...] = (phantom, kvasir, clinicdb, polypgen, coco, yolo, folder)
 
 # What may stand before a folder: how its masks are read, or that it is (a part of) CVC-ClinicDB.
 _PREFIX = re.compile(r"(binary|nonzero|colou?r|alpha|class:[\d,]+|clinicdb):(.+)", re.DOTALL)
@@ -59,7 +60,7 @@ def read(source: str | Path, problems: list[Problem] | None = None) -> Catalog:
         raise PolypsegError(f"{found[0].message}{more}")
     if not rows and problems is None:
         raise PolypsegError(f"{path}: contains no frames; put them into images/ and their masks into masks/")
-    return Catalog.from_rows({**row, "mask_kind": kind} for row in rows)
+    return Catalog.from_rows({"mask_kind": kind, **row} for row in rows)
 
 
 def _parse(source: str | Path) -> tuple[Path, str, ModuleType | None]:

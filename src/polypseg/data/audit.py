@@ -18,6 +18,7 @@ from polypseg.data import read
 from polypseg.data.duplicates import Fingerprints, exact_pairs, fingerprints, near_pairs
 from polypseg.data.folder import Problem
 from polypseg.errors import PolypsegError, one_line
+from polypseg.io.label_files import is_label_kind
 from polypseg.io.pictures import depth_doubt, image_header
 
 # A polyp below both is hardly drawn on purpose: the smallest of Kvasir-SEG and CVC-ClinicDB have 0.34 % and
@@ -266,7 +267,7 @@ def _file_findings(catalog: Catalog, names: list[str]) -> list[Finding]:
             continue  # reported elsewhere
         if doubt is not None:
             findings.append(_finding("fewer-bits", [name], f"{row.image_path}: {doubt}"))
-        if row.mask_path is None:
+        if row.mask_path is None or is_label_kind(row.mask_kind):
             continue
         stem = unicodedata.normalize("NFC", Path(row.mask_path).stem)
         frame = unicodedata.normalize("NFC", Path(row.image_path).stem).rstrip("_")

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,18 +113,62 @@ def pair(
             )
             problems.append(Problem("turned-mask", str(truths[stem]), message))
             continue
-        result.append(
-            {
-                "frame_id": stem,
-                "image_path": str(file.resolve()),
-                "mask_path": str(truths[stem].resolve()),
-                "width": size[0],
-                "height": size[1],
-                "dataset": dataset,
-                "group": f"{dataset}/{stem}",
-            }
-        )
+        result.append(_row(stem, file, truths[stem], size, dataset))
     return result
+
+
+Truth = tuple[Path, str, tuple[int, int] | None, str]
+
+
+def labelled(images: Path, truths: Mapping[str, Truth], dataset: str, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Pair the frames in ``images`` with what label files say of them.
+
+    Args:
+        images: the folder of the frames.
+        truths: by stem the label file, its kind with the frame's size left open (``{}x{}``), the size that the file
+            gives (width, height; None where it gives none), and how to call this part of it.
+        dataset: the data set's name.
+        problems: where to append.
+
+    Returns:
+        Rows as of ``pair``, each with its ``mask_kind``.
+    """
+    frames = _by_stem(images, problems, str)
+    truths = {unicodedata.normalize("NFC", stem): truth for stem, truth in truths.items()}
+    for stem, (*_, called) in truths.items():
+        if stem not in frames:
+            message = f"{called}: names a frame that is not in {images.name}/; add {images.name}/{stem}.* or remove it"
+            problems.append(Problem("missing-frame", called, message))
+    result = []
+    for stem in sorted(frames, key=natural_order):
+        file = frames[stem]
+        if stem not in truths:
+            message = f"{file}: frame without labels; label it (as polyp-free, where it is) or remove it"
+            problems.append(Problem("missing-mask", str(file), message))
+            continue
+        labels, kind, told, called = truths[stem]
+        try:
+            size = image_header(file)[0]
+            if told is not None and told != size:
+                problems.append(Problem("size", called, size_disagreement(called, told, size)))
+                continue
+        except PolypsegError as error:
+            problems.append(Problem("unreadable", str(file), str(error)))
+            continue
+        result.append({**_row(stem, file, labels, size, dataset), "mask_kind": kind.format(*size)})
+    return result
+
+
+def _row(stem: str, frame: Path, mask: Path, size: tuple[int, int], dataset: str) -> dict[str, Any]:
+    return {
+        "frame_id": stem,
+        "image_path": str(frame.resolve()),
+        "mask_path": str(mask.resolve()),
+        "width": size[0],
+        "height": size[1],
+        "dataset": dataset,
+        "group": f"{dataset}/{stem}",
+    }
 
 
 def _addition(frames: set[str], truths: set[str]) -> str:

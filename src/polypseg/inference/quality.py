@@ -8,14 +8,19 @@ the judgement is made of the rounded ones: so it is the same when a run is resum
 ``BLURRED`` of the sharpness of the last ``MEMORY`` seconds, or of which more than ``GLARING`` is washed out; but only
 for ``LONGEST`` seconds on end, as what lasts is the view, not an accident. **A jump** is a frame that hardly resembles
 the one before it.
+
+A still has no frames before it. It **cannot be judged** (``judge``) where next to nothing of it is lit
+(``DARK_SHARE``), where more than ``WASHED_OUT`` is so bright, where its sharpness is below ``OUT_OF_FOCUS``, or where
+nothing is redder than green (``OUTSIDE``): then it shows a grey, green or blue room. What is red outside of the body
+is not told from mucosa.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,6 +31,11 @@ DARK, BRIGHT = 30, 235  # levels, 0..255: what is darker shows nothing, what is 
 BLURRED, GLARING = 0.65, 0.15
 MEMORY, LONGEST = 2.0, 1.5  # seconds
 UNLIKE = 0.5  # correlation
+DARK_SHARE = 0.2  # of a still: less than this share is lit
+OUT_OF_FOCUS = 2.5  # levels, of a still's sharpness; a blur of 1/100 of its longer side comes below it
+WASHED_OUT = 0.25  # of a still: more than this share of what is lit is washed out
+OUTSIDE, REDDER = 0.02, 1.05  # of a still: less than this share of what is lit is redder than green by this factor
+Reason = Literal["dark", "glare", "blurred", "outside"]
 _NEAR, _BORDER = np.ones((7, 7), np.uint8), np.ones((5, 5), np.uint8)
 _THUMBNAIL = (32, 24)
 
@@ -53,6 +63,50 @@ class Quality:
         return {"sharpness": self.sharpness, "glare": self.glare, "likeness": self.likeness, "poor": self.poor}
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a still shows enough to look for a polyp in it.
+
+    Attributes:
+        reason: why it does not; None where it does.
+        lit: share of the frame that is lit, 0..1.
+        glare: share of what is lit that is washed out, 0..1.
+        sharpness: in levels.
+        red: share of what is lit that is redder than green, 0..1.
+    """
+
+    reason: Reason | None
+    lit: float
+    glare: float
+    sharpness: float
+    red: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain types, for JSON, with ``judgeable``."""
+        return {"judgeable": self.reason is None, **asdict(self)}
+
+
+def judge(pixels: NDArray[np.uint8]) -> Judgement:
+    """Judge one frame by itself, H×W×3 uint8 RGB; its four numbers are rounded."""
+    small = shrunk(pixels)
+    sharpness, glare = _sharpness_and_glare(small)
+    step = max(1, max(pixels.shape[:2]) // SIDE)
+    colours = pixels[::step, ::step].reshape(-1, 3)
+    lit = colours[colours.max(axis=1) > DARK]
+    red = float(np.mean(lit[:, 0] > REDDER * lit[:, 1])) if len(lit) else 0.0
+    share = len(lit) / len(colours)
+    reason: Reason | None = None
+    if share < DARK_SHARE:
+        reason = "dark"
+    elif glare > WASHED_OUT:
+        reason = "glare"
+    elif red < OUTSIDE:
+        reason = "outside"
+    elif sharpness < OUT_OF_FOCUS:
+        reason = "blurred"
+    return Judgement(reason, round(share, 4), round(glare, 4), round(sharpness, 3), round(red, 4))
+
+
 class QualityMeter:
     """Measures and judges the frames of one video, in order."""
 
@@ -67,7 +121,7 @@ class QualityMeter:
         small = shrunk(pixels)
         sharpness, glare = _sharpness_and_glare(small)
         thumbnail = np.asarray(cv2.resize(small, _THUMBNAIL, interpolation=cv2.INTER_AREA), np.float32)
-        likeness = 1.0 if self._thumbnail is None else _correlation(thumbnail, self._thumbnail)
+        likeness = 1.0 if self._thumbnail is None else correlation(thumbnail, self._thumbnail)
         self._thumbnail = thumbnail
         return self._judge(round(sharpness, 3), round(glare, 4), round(likeness, 4), time)
 
@@ -113,7 +167,8 @@ def _sharpness_and_glare(small: NDArray[np.uint8]) -> tuple[float, float]:
     return cv2.mean(edges, seen)[0], glare
 
 
-def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Of the levels of two pictures, -1..1; of a flat one 1 or 0, whether the two are the same."""
     if not one.std() or not other.std():
         return float(np.array_equal(one, other))
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])

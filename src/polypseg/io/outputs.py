@@ -186,13 +186,27 @@ def polyp_outlines(segmentation: Segmentation, polyp: Polyp) -> list[list[Ring]]
 
 
 def coco_segmentation(segmentation: Segmentation, polyp: Polyp) -> list[list[int]] | dict[str, Any]:
-    """A polyp as COCO has it: polygons ``[x, y, x, y, …]``; RLE where it has holes, which those cannot say."""
-    polygons = polyp_outlines(segmentation, polyp)
+    """``coco_shape`` of a polyp."""
+    left, top, _, _ = polyp.box
+    return coco_shape(polyp_region(segmentation, polyp), left, top, segmentation.mask.shape)
+
+
+def coco_shape(
+    region: NDArray[np.bool_], left: int, top: int, size: tuple[int, ...]
+) -> list[list[int]] | dict[str, Any]:
+    """A region as COCO has it: polygons ``[x, y, x, y, …]``; RLE where it has holes, which those cannot say.
+
+    Args:
+        region: h×w bool.
+        left: where it begins in its frame, pixels.
+        top: likewise.
+        size: rows and columns of the frame.
+    """
+    polygons = outlines(region, left, top)
     if all(len(rings) == 1 for rings in polygons):
         return [[value for point in rings[0] for value in point] for rings in polygons]
-    left, top, right, bottom = polyp.box
-    whole = np.zeros(segmentation.mask.shape, bool)
-    whole[top:bottom, left:right] = polyp_region(segmentation, polyp)
+    whole = np.zeros(size, bool)
+    whole[top : top + region.shape[0], left : left + region.shape[1]] = region
     columns = whole.ravel(order="F")  # COCO runs down the columns, and begins with the pixels outside
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
     runs = np.diff([0, *changes, columns.size]).tolist()

@@ -17,6 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from polypseg.errors import PolypsegError
 from polypseg.io.depth import doubtful_bits, eight_bits, is_deep
+from polypseg.io.label_files import is_label_kind, label_mask
 from polypseg.io.masks import THRESHOLD as MASK_THRESHOLD
 from polypseg.io.masks import mask_values
 
@@ -220,6 +221,8 @@ def read_mask(path: str | Path, kind: str = "binary") -> NDArray[np.bool_]:
 
 def read_mask_values(path: str | Path, kind: str = "binary") -> NDArray[np.uint8]:
     """The grey values of a mask before thresholding, H×W uint8 0..255; for the audit. Arguments and errors as above."""
+    if is_label_kind(kind):
+        return label_mask(path, kind).astype(np.uint8) * np.uint8(255)
     with open_image(path) as image:
         try:
             if isinstance(image, TiffImageFile):

@@ -6,6 +6,7 @@ import re
 import threading
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -25,12 +26,12 @@ class Corrections:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._images, self._masks = folder / "images", folder / "masks"
-        self._name = folder.name
-        self._lock = threading.Lock()
-        frames = {_key(path.stem) for path in _whole(self._images)}
+        self._lock = threading.RLock()
+        frames = {key_of(path.stem) for path in _whole(self._images)}
         for mask in _whole(self._masks):  # left by a crash between the two files of a pair; or somebody's own
-            if _key(mask.stem) not in frames:
+            if key_of(mask.stem) not in frames:
                 aside = folder / "without-frame"
                 aside.mkdir(exist_ok=True)
                 mask.replace(aside / mask.name)
@@ -55,11 +56,11 @@ class Corrections:
             sizes = " but its frame ".join(f"{one.shape[1]}×{one.shape[0]}" for one in (mask, frame))
             raise HTTPException(422, f"mask: is {sizes}")
         picture = _png(frame[..., ::-1])
-        stem = re.sub(r"\.(png|jpe?g|tiff?|bmp|webp)$", "", own_name(name), flags=re.IGNORECASE)
+        stem = stem_of(own_name(name))
         with self._lock:
             chosen, number = stem, 1
-            taken = {_key(path.stem): path for path in _whole(self._images)}
-            while (there := taken.get(_key(chosen))) is not None and there.read_bytes() != picture:
+            taken = {key_of(path.stem): path for path in _whole(self._images)}
+            while (there := taken.get(key_of(chosen))) is not None and there.read_bytes() != picture:
                 number += 1
                 chosen = f"{stem}-{number}"
             if there is not None:
@@ -70,15 +71,59 @@ class Corrections:
                 file.write(picture)
         return chosen
 
+    def keep(self, stem: str | None, name: str, frame: Callable[[], NDArray[np.uint8]], mask: NDArray[np.bool_]) -> str:
+        """Store the mask of the pair of that stem, or, where there is none, a pair; return its stem. Raises as ``add``.
+
+        Args:
+            stem: as an earlier call returned it, or None.
+            name: of the frame, as it was sent.
+            frame: gives H×W×3 uint8 RGB, where it is needed.
+            mask: H×W bool.
+        """
+        with self._lock:
+            image, masks = self.files(stem) if stem is not None else (None, [])
+            if image is not None:
+                target = self._masks / f"{image.stem}.png"
+                with atomic_write(target) as file:
+                    file.write(_png(mask.astype(np.uint8) * 255))
+                for other in masks:
+                    if key_of(other.name) != key_of(target.name):
+                        other.unlink(missing_ok=True)
+                return image.stem
+        return self.add(name, frame(), mask)
+
+    def remove(self, stem: str) -> None:
+        """Remove the pair of a stem, if it is there."""
+        with self._lock:
+            image, masks = self.files(stem)
+            for path in masks if image is None else [image, *masks]:
+                path.unlink(missing_ok=True)
+
+    def files(self, stem: str) -> tuple[Path | None, list[Path]]:
+        """The frame of a stem (None where there is none), and its masks."""
+        image = next((path for path in _whole(self._images) if key_of(path.stem) == key_of(stem)), None)
+        return image, [path for path in _whole(self._masks) if key_of(path.stem) == key_of(stem)]
+
+    def pairs(self) -> dict[str, tuple[Path, Path]]:
+        """The frames and masks by the frames' stems, in order; what is no pair is left out."""
+        masks = {key_of(path.stem): path for path in _whole(self._masks)}
+        images = sorted(_whole(self._images))
+        return {path.stem: (path, masks[key_of(path.stem)]) for path in images if key_of(path.stem) in masks}
+
     def write_zip(self, path: Path) -> None:
         """Write the data set as a ZIP file."""
         with self._lock, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for folder in (self._images, self._masks):
                 for file in sorted(_whole(folder)):
-                    archive.write(file, f"{self._name}/{folder.name}/{file.name}")
+                    archive.write(file, f"{self.folder.name}/{folder.name}/{file.name}")
 
 
-def _key(stem: str) -> str:
+def stem_of(name: str) -> str:
+    """A frame's name without the ending of a picture."""
+    return re.sub(r"\.(png|jpe?g|tiff?|bmp|webp)$", "", name, flags=re.IGNORECASE)
+
+
+def key_of(stem: str) -> str:
     """What two names share that some file systems take for one: they differ in case, or in how accents are written."""
     return unicodedata.normalize("NFC", stem).casefold()
 

@@ -27,8 +27,8 @@ from polypseg.serve.log import LOGGER, without_values
 
 log = logging.getLogger(LOGGER)
 
-MOST_IDLE = 4  # processes that are kept
-MOST_WORK = 200  # pieces after which a process is replaced
+MOST_IDLE = 4
+MOST_WORK = 200
 LOOK = 0.2  # seconds after which who waits looks whether it should stop
 _ITEM, _END, _REFUSED, _CRASHED, _TOO_LARGE = range(5)
 
@@ -39,6 +39,8 @@ class Decoders:
     Args:
         seconds: that an item may take: a frame, or a look at a file.
         memory: bytes that a process may take for it, where the system limits processes (Linux).
+        most_work: pieces after which a process is replaced.
+        most_idle: processes that are kept.
         refusal: what is raised, of an HTTP status and a line; by default Starlette's ``HTTPException``.
         preload: modules that the processes need, and find loaded.
     """
@@ -47,10 +49,13 @@ class Decoders:
         self,
         seconds: float,
         memory: int,
+        most_work: int = MOST_WORK,
+        most_idle: int = MOST_IDLE,
         refusal: Callable[[int, str], Exception] | None = None,
         preload: Sequence[str] = ("polypseg.serve.uploads", "av", "pydicom.pixels"),
     ) -> None:
         self._seconds, self._memory = seconds, memory
+        self._most_work, self._most_idle = most_work, most_idle
         if refusal is None:
             from starlette.exceptions import HTTPException
 
@@ -161,7 +166,7 @@ class Decoders:
 
     def _give_back(self, process: _Process, whole: bool) -> None:
         with self._lock:
-            if whole and self._open and process.worked < MOST_WORK and len(self._idle) < MOST_IDLE:
+            if whole and self._open and process.worked < self._most_work and len(self._idle) < self._most_idle:
                 self._idle.append(process)
                 return
             self._all.discard(process)

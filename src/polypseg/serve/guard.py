@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import Callable
+import base64
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -12,14 +13,19 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polypseg.serve.people import LOCAL, SHARED, name_of
 from polypseg.serve.responses import error
 from polypseg.serve.settings import is_loopback
 
-OPEN = ("/", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
+OPEN = ("/", "/docs", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
 HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
 MOST_REQUESTS = 256  # at once
 LONGEST_HEAD = 32 << 10  # bytes of a request's first line and headers
-COOKIE = "polypseg_token"  # for <video>, which cannot send a header; read for files of jobs only
+STREAM_PROTOCOL = "polypseg.stream"  # that a WebSocket may offer, and beside it
+BEARER = "polypseg.token."  # and the token in base64url, as a browser's WebSocket can send no header
+COOKIE = "polypseg_token"  # for <video> and <img>, which cannot send a header; read for these files only
+_BY_COOKIE = re.compile(r"/v1/(jobs/.*/files/.*|projects/[^/]+/frames/[^/]+/(image|thumbnail|mask))")
+AUTHOR = "polypseg.author"  # in a request's scope: who sent it
 GRACE = 20.0  # seconds that a body may take anyway
 SLOWEST = 32 << 10  # bytes a second that it must come with besides
 DRAIN = 3.0  # seconds for which the rest of a refused body is taken in
@@ -36,19 +42,27 @@ class Guard:
         app: what it guards.
         token: that requests must carry; None for none.
         limit: the most bytes of a body, by the request's path.
+        named: the token of each person by name, which are let in too.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, limit: Callable[[str], int]) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str | None, limit: Callable[[str], int], named: Mapping[str, str] | None = None
+    ) -> None:
         self._app = app
-        self._token = token
+        self._tokens = {**({} if token is None else {SHARED: token}), **(named or {})}
         self._limit = limit
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request that is refused; hand every other one on."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            refusal = self._refusal(scope, headers) or self._oversized(scope, headers, 0)
+            if refusal is None:
+                return await self._app(scope, receive, send)
+            return await error(*refusal)(scope, receive, send)
         limit = self._limit(scope["path"])
         refusal = self._refusal(scope, headers) or self._oversized(scope, headers, limit) or self._crowded(scope)
         if refusal is not None:
@@ -69,13 +83,15 @@ class Guard:
             self._requests -= 1
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str, dict[str, str]] | None:
-        if self._token is None:
+        if not self._tokens:
+            scope[AUTHOR] = LOCAL
             host = _host_name(headers.get("host", ""))
             if not _is_this_computer(host):
                 return 421, "this service serves localhost only; start it with --host and --token for others", {}
             origin = headers.get("origin")
             foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
-            if scope["method"] not in ("GET", "HEAD") and (
+            # A page of another site may open a WebSocket, and read what comes.
+            if scope.get("method") not in ("GET", "HEAD") and (
                 foreign or (origin is not None and urlsplit(origin).netloc != headers.get("host"))
             ):
                 return 403, "pages of other sites may not use this service", {}
@@ -85,10 +101,12 @@ class Guard:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            given = ""
-            if scope["method"] in ("GET", "HEAD") and path.startswith("/v1/jobs/") and "/files/" in path:
+            given = _offered(scope.get("subprotocols", ()))
+            if scope.get("method") in ("GET", "HEAD") and _BY_COOKIE.fullmatch(path):
                 given = _cookie(headers.get("cookie", ""))
-        if hmac.compare_digest(given.strip().encode(), self._token.encode()):
+        name = name_of(given.strip(), self._tokens)
+        if name is not None:
+            scope[AUTHOR] = name
             return None
         return 401, "a token is needed: send it as Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
 
@@ -174,6 +192,16 @@ def _host_name(host: str) -> str:
 
 def _is_this_computer(host: str) -> bool:
     return host == "localhost" or is_loopback(host)
+
+
+def _offered(protocols: Sequence[str]) -> str:
+    """The token that a WebSocket offers as a protocol."""
+    for one in protocols:
+        if one.startswith(BEARER):
+            given = one.removeprefix(BEARER)
+            with suppress(ValueError):
+                return base64.urlsafe_b64decode(given + "=" * (-len(given) % 4)).decode("latin-1")
+    return ""
 
 
 def _cookie(header: str) -> str:

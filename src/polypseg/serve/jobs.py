@@ -85,11 +85,11 @@ class Jobs:
         decoders: Decoders,
         counted: Callable[[], object] = lambda: None,
     ) -> None:
-        self._segmenter, self._settings = segmenter, settings
+        self._settings = settings
+        self.use(segmenter)
         self._table, self._decoders = table, decoders
         self._counted = counted
         self._folder = settings.state / "jobs"
-        self._made_with = {**segmenter.settings, "polypseg": __version__}
         self._changed = threading.Condition()
         self._stopping = False
         self._current: str | None = None  # the job in work
@@ -125,6 +125,10 @@ class Jobs:
         self._thread.join(seconds)
         if not self._thread.is_alive():
             self._table.close()
+
+    def use(self, segmenter: Segmenter) -> None:
+        """Take another model for the jobs after the present one."""
+        self._model = segmenter, {**segmenter.settings, "polypseg": __version__}  # at once: another thread reads it
 
     @property
     def alive(self) -> bool:
@@ -381,7 +385,7 @@ class _Work:
     def __init__(self, jobs: Jobs, job: Job) -> None:
         self._jobs, self._job = jobs, job
         self._table, self._decoders = jobs._table, jobs._decoders
-        self._segmenter = jobs._segmenter
+        self._segmenter, self._made_with = jobs._model
         self._folder = jobs._folder / job.id
         self._files: dict[str, str] = dict(job.files)
         self._records: list[dict[str, Any]] = []
@@ -393,10 +397,10 @@ class _Work:
 
     def through(self) -> tuple[str, str | None]:
         """The state and the line in which it ends."""
-        if self._job.settings != self._jobs._made_with:  # another model has begun it
+        if self._job.settings != self._made_with:  # another model has begun it
             shutil.rmtree(self._folder / "out", ignore_errors=True)
             self._files = {}
-            self._table.change(self._job.id, settings=self._jobs._made_with, files={}, done=0)
+            self._table.change(self._job.id, settings=self._made_with, files={}, done=0)
         for number, name in enumerate(self._job.names):
             self._check()
             source, out = self._folder / "in" / str(number) / name, self._folder / "out" / str(number)

@@ -44,8 +44,24 @@ class Metrics:
             "polypseg_frames_together", "Frames that waited when computing began", registry=registry,
             buckets=(1, 2, 4, 8, 16),
         )  # fmt: skip
+        self.inference = Histogram(
+            "polypseg_inference_seconds", "The network's time for a frame", ["model"], registry=registry,
+            buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5),
+        )  # fmt: skip
+        self.streams = Gauge("polypseg_streams", "Live streams", registry=registry)
+        self.stream_frames = Counter(
+            "polypseg_stream_frames", "Frames of streams by what became of them", ["outcome"], registry=registry
+        )
+        self.stream_seconds = Histogram(
+            "polypseg_stream_seconds", "From a frame's capture to its prediction", registry=registry,
+            buckets=(0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1),
+        )  # fmt: skip
         self.job_frames = Counter("polypseg_job_frames", "Frames of jobs computed", registry=registry)
         self.jobs = Gauge("polypseg_jobs", "Jobs by their state", ["state"], registry=registry)
+
+    def computed(self, model: str, seconds: float) -> None:
+        """Count a frame that a model computed."""
+        self.inference.labels(model).observe(seconds)
 
 
 class _Broken(Exception):

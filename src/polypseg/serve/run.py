@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import gc
 import logging
@@ -10,18 +11,21 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.serve.settings import Settings, is_loopback
+from polypseg.serve.settings import Settings, is_loopback, named
+from polypseg.zoo import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
 NEEDED = {
     "fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus-client",
+    "prometheus_client": "prometheus-client", "websockets": "websockets",
 }  # fmt: skip
 HEAD_SECONDS = 20.0  # that a connection may take to send them
 MOST_CONNECTIONS = 512  # of more, the one that has been silent for longest is closed
@@ -31,7 +35,7 @@ def serve(
     settings: Settings,
     host: str,
     port: int,
-    model: str | None = None,
+    model: Sequence[str] = (),
     runtime: str = "auto",
     device: str = "auto",
     precision: str = "auto",
@@ -44,7 +48,7 @@ def serve(
         settings: limits and the state folder.
         host: address to listen on.
         port: TCP port; 0 takes a free one.
-        model: as ``polypseg.load`` takes it.
+        model: each as ``polypseg.load`` takes it, perhaps with ``NAME=`` before it; none is the model that ships.
         runtime: likewise.
         device: likewise.
         precision: likewise.
@@ -61,21 +65,41 @@ def serve(
     from polypseg.inference.segmenter import Segmenter
     from polypseg.serve.app import create_app
     from polypseg.serve.log import log_as_json
+    from polypseg.serve.models import Models
+    from polypseg.serve.observe import Metrics
     from polypseg.serve.state import keep_temporary_files_in, open_state
 
+    wanted: dict[str, str | None] = {**named(model)} or {DEFAULT_MODEL: None}
     listening = _bind(host, port, settings)
     with listening:
         table = open_state(settings.state)
         keep_temporary_files_in(settings.state / "temporary")
         log_as_json()
-        segmenter = Segmenter(model, runtime, device, precision, threads, tta)
-        app = create_app(segmenter, settings, table)
+        metrics = Metrics()
+        sources = {
+            name: partial(Segmenter, one, runtime, device, precision, threads, tta) for name, one in wanted.items()
+        }
+        models = Models(sources, settings.batch_size, metrics.together.observe, metrics.computed)
+        _handle_signals_on_the_usual_stack()
+        app = create_app(models, settings, table, metrics)
         # What is loaded by now stays for good: going through it again and again would delay requests.
         gc.collect()
         gc.freeze()
         address, port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        _run(app, listening, settings, f"http://{shown}:{port}  {segmenter.bundle.name}: {segmenter.reason}")
+        opened = "; ".join(f"{one.segmenter.bundle.name}: {one.segmenter.reason}" for one in models.all)
+        _run(app, listening, settings, f"http://{shown}:{port}  {opened}")
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def _handle_signals_on_the_usual_stack() -> None:
+    """OpenVINO gives this thread another one, and frees it with the model: the next signal would end the process."""
+    if sys.platform == "linux":
+        disable = 2
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, disable, 0)), None)
 
 
 def _bind(host: str, port: int, settings: Settings) -> socket.socket:
@@ -86,7 +110,7 @@ def _bind(host: str, port: int, settings: Settings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError) as error:
         raise UsageError(f"--host {host}: is no address of this computer ({error})") from error
-    if not is_loopback(str(address[0])) and settings.token is None:
+    if not is_loopback(str(address[0])) and not settings.locked:
         raise UsageError(f"--host {host}: others can reach it, so a --token (or POLYPSEG_TOKEN) is needed")
     listening = socket.socket(family, kind, protocol)
     try:
@@ -108,16 +132,40 @@ def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) 
     import uvicorn
 
     from polypseg.serve.guard import LONGEST_HEAD
+    from polypseg.serve.local import listen
+    from polypseg.serve.websocket import protocol
+
+    models, streams = app.state.models, app.state.streams
+    reloads: set[asyncio.Task[None]] = set()  # which nobody else keeps
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(models.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
 
     class Server(uvicorn.Server):
+        _beside: asyncio.Server | None = None
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            if settings.socket is not None:
+                self._beside = await listen(settings.socket, streams)
             await super().startup(sockets)
             if self.started:
+                if hasattr(signal, "SIGHUP"):
+                    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
                 print(greeting, flush=True)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if self._beside is not None and settings.socket is not None:
+                self._beside.close()
+                settings.socket.unlink(missing_ok=True)
+            await streams.end()
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
-        app, http=_protocol(), ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        app, http=_protocol(), lifespan="on", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, h11_max_incomplete_event_size=LONGEST_HEAD,
+        ws=protocol(), ws_max_size=settings.max_bytes, ws_per_message_deflate=False,
         timeout_graceful_shutdown=int(settings.timeout) + 30,
     )  # fmt: skip
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

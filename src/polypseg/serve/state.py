@@ -26,7 +26,9 @@ COLUMNS = {
     "starts": "INTEGER", "ended": "TEXT",
 }  # fmt: skip
 LONGEST_FOLDER = 70  # bytes of its path, in which a socket can be: the system takes 107
-_OURS = {"jobs.sqlite", "jobs", "corrections", "temporary", "lost+found"}
+_OURS = {
+    "jobs.sqlite", "jobs", "corrections", "temporary", "lost+found", "annotations.sqlite", "projects", "training",
+}  # fmt: skip
 # What the computer refuses, whatever is asked: full, broken, read-only, not permitted, too much open.
 TROUBLE = {
     getattr(errno, name)
