@@ -291,7 +291,8 @@ class Prompting:
         if known is None:
             assert file is not None
             pixels = await asyncio.to_thread(self._reading.read, file, None)
-            known = _Known(model, pixels, *pixels.shape[:2], await self._probability(pixels))
+            height, width = pixels.shape[:2]
+            known = _Known(model, pixels, height, width, await self._probability(pixels))
             self._known[name] = known
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
