@@ -1,7 +1,7 @@
 # make demo            everything once, on phantom frames   (make demo DATA=path/to/Kvasir-SEG: on real ones)
 # make test            the whole test suite                  (real-data tests run where ../shared/data is)
 # make test-fast       the quick ones of them
-# make lint            ruff and mypy
+# make lint            ruff and mypy; Biome for the page's JavaScript, where npm is
 # make docs            the documentation as a site in site/
 # make bench           speed of training, evaluation and inference, against other ways of doing the same
 
@@ -13,6 +13,7 @@ BIN := .venv/bin
 PIP := -m pip install -qq --no-compile
 # What the metrics are tested against; without their dependencies, whose pins are older than ours.
 REFERENCES := pysodmetrics==1.6.2 monai==1.6.1 surface-distance-based-measures==0.1
+BIOME := 2.6.8
 DATA ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -42,6 +43,8 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@if npx --yes @biomejs/biome@$(BIOME) --version >/dev/null 2>&1; then npx --yes @biomejs/biome@$(BIOME) lint --error-on-warnings; \
+		else echo "Biome is not here and cannot be fetched by npx: the page's JavaScript was not linted"; fi
 
 docs: install
 	@test -x $(BIN)/mkdocs || $(BIN)/python $(PIP) -e '.[docs]'

@@ -30,7 +30,7 @@ LAYERS = (
     ("evaluation",),
     ("benchmark", "export"),
     ("training",),
-    ("api",),
+    ("api", "client"),
     ("serve",),
     ("cli",),
     ("__main__",),

@@ -908,6 +908,48 @@ def test_the_validator_has_nothing_to_say(written: tuple[Dataset, NDArray[np.boo
     assert (pair.returncode, pair.stdout + pair.stderr) == (0, "")
 
 
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed (Debian: dicom3tools)")
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_segmentation_can_be_placed_in_a_plane_for_viewers_that_ask_for_one(tmp_path: Path, count: int) -> None:
+    source, out = save(endoscopy(count), tmp_path / "source.dcm"), tmp_path / "source.seg.dcm"
+    write_segmentation(source, MASKS[:count], MADE_BY, out, uid.generate_uid(), plane=True)
+    assert subprocess.run(["dciodvfy", str(out)], capture_output=True, text=True).stderr == "Segmentation\n"
+    found = dcmread(out)
+    (shared,) = found.SharedFunctionalGroupsSequence
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == [1, 1] and found.FrameOfReferenceUID
+    assert "SourceImageSequence" not in found and "DerivationImageSequence" in found.PerFrameFunctionalGroupsSequence[0]
+    assert all(
+        frame.PlanePositionSequence[0].ImagePositionPatient == [0, 0, 0]
+        for frame in found.PerFrameFunctionalGroupsSequence
+    )
+
+
+def test_a_segmentation_has_the_frame_of_reference_and_the_region_of_its_source(tmp_path: Path) -> None:
+    frame = uid.generate_uid()
+    region = Dataset()
+    region.CodeValue, region.CodingSchemeDesignator, region.CodeMeaning = "", "SCT", "Colon"  # of no use
+    data = endoscopy(1, FrameOfReferenceUID=frame, PositionReferenceIndicator="")
+    write_segmentation(save(data, tmp_path / "a.dcm"), MASKS[:1], MADE_BY, tmp_path / "a.seg.dcm")
+    found = dcmread(tmp_path / "a.seg.dcm")
+    assert found.FrameOfReferenceUID == frame
+    assert found.SegmentSequence[0].AnatomicRegionSequence[0].CodeValue == "71854001"
+    data = endoscopy(1, AnatomicRegionSequence=[region])
+    write_segmentation(save(data, tmp_path / "b.dcm"), MASKS[:1], MADE_BY, tmp_path / "b.seg.dcm")
+    found = dcmread(tmp_path / "b.seg.dcm")
+    assert "FrameOfReferenceUID" not in found and "AnatomicRegionSequence" not in found.SegmentSequence[0]
+
+
+def test_a_long_videos_masks_are_kept_in_a_file_and_come_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save(endoscopy(4), tmp_path / "source.dcm")
+    monkeypatch.setattr("polypseg.io.dicom_seg._IN_MEMORY", 100)  # bytes
+    write_segmentation(source, MASKS, MADE_BY, tmp_path / "out.dcm", "1.2.3")
+    found = dcmread(tmp_path / "out.dcm")
+    assert found.SOPInstanceUID == "1.2.3" and np.array_equal(found.pixel_array.astype(bool), MASKS)
+
+
 def test_segmentations_of_one_series_and_model_stand_in_one_series(tmp_path: Path) -> None:
     series = uid.generate_uid()
     other = replace(MADE_BY, name="other", hash="1" * 64)

@@ -29,7 +29,9 @@ class Service:
 
     def __init__(self, model: Path, state: Path, *options: str) -> None:
         self.state, self.log = state, state.parent / f"{state.name}.log"
-        command = [sys.executable, "-c", SERVE, "serve", "--model", str(model), "--state", str(state), "--port", "0"]
+        command = [sys.executable, "-c", SERVE, "serve", "--state", str(state), "--port", "0"]
+        if "--model" not in options:
+            command += ["--model", str(model)]
         with self.log.open("a") as log:
             self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None

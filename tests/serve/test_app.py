@@ -195,7 +195,7 @@ def test_what_is_not_declared_is_refused_by_name(server: Any, frames: list[Path]
         422,
         "^page: is no parameter of this route; known: after, limit",
     )
-    refused(server.web.get("/v1/model?x"), 422, "^x: is no parameter of this route; there are none here")
+    refused(server.web.get("/v1/corrections?x"), 422, "^x: is no parameter of this route; there are none here")
     refused(server.web.post("/v1/jobs", files=two, data={"smooth": "0.5"}), 422, "^smooth: .*known: file, smoothing")
     refused(server.web.post("/v1/jobs", data={"file": "x", "a\nb": "1"}), 422, "^a_b: is no field")
 
@@ -529,4 +529,6 @@ def test_the_description_is_complete(server: Any) -> None:
     for methods in found["paths"].values():
         for route in methods.values():
             assert route["summary"] and route["description"]
-    assert server.web.get("/docs").status_code == server.web.get("/redoc").status_code == 404
+    bodies = found["paths"]["/v1/segment"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"multipart/form-data", "image/jpeg", "image/png", "application/dicom"}
+    assert server.web.get("/redoc").status_code == 404

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -181,3 +182,56 @@ def test_what_follows_an_early_refusal_is_taken_in() -> None:
     scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": [(b"host", b"localhost")]}
     asyncio.run(Guard(refuse, None, lambda path: 1000)(scope, receive, send))
     assert sent == [("http.response.start", 0), ("http.response.body", 0)]
+
+
+def offer(token: str | None, headers: dict[str, str], *protocols: str) -> int:
+    """Status of a WebSocket's opening, 101 where the application gets it."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sent.append({"status": 101})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    pairs = [(name.encode(), value.encode()) for name, value in {**MEMORY, **headers}.items()]
+    scope = {"type": "websocket", "path": "/v1/stream", "headers": pairs, "subprotocols": list(protocols)}
+    asyncio.run(Guard(app, token, lambda path: 1000)(scope, None, send))  # type: ignore[arg-type]
+    return int(sent[0]["status"])
+
+
+def bearer(token: str) -> str:
+    return guard.BEARER + base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    ("headers", "protocols", "status"),
+    [
+        ({}, (), 401),
+        ({"authorization": f"Bearer {TOKEN}"}, (), 101),
+        ({"origin": "http://evil.example"}, ("polypseg.stream", bearer(TOKEN)), 101),  # who knows it may
+        ({}, ("polypseg.stream", bearer(TOKEN)), 101),
+        ({}, ("polypseg.stream", bearer(f"{TOKEN}0")), 401),
+        ({}, ("polypseg.stream", f"{guard.BEARER}{TOKEN}"), 401),
+        ({}, (f"{guard.BEARER}é!",), 401),
+        ({"cookie": f"polypseg_token={TOKEN}"}, (), 401),
+    ],
+)
+def test_a_stream_needs_the_token(headers: dict[str, str], protocols: tuple[str, ...], status: int) -> None:
+    assert offer(TOKEN, headers, *protocols) == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 101),
+        ({"origin": "http://127.0.0.1:8000"}, 101),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"host": "evil.example"}, 421),
+        ({"x": "y" * 40_000}, 431),
+    ],
+)
+def test_without_a_token_no_page_of_another_site_may_stream(headers: dict[str, str], status: int) -> None:
+    assert offer(None, headers) == status

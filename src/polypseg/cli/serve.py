@@ -12,7 +12,7 @@ from polypseg.names import Precision, Runtime
 
 
 def serve(  # noqa: PLR0913  (an option each)
-    model: str | None = None,
+    model: list[str] | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     state: str = "polypseg-state",
@@ -32,13 +32,17 @@ def serve(  # noqa: PLR0913  (an option each)
     max_job_mib: int = 4096,
     max_video_seconds: float = 14400.0,
     keep_days: float | None = None,
+    streams: int = 8,
+    socket: str | None = None,
 ) -> None:
     """Serve a model to programs and, as a page, to people, on this computer; needs the extra polypseg[serve].
 
     Prints its address. Ctrl-C ends it.
 
     Args:
-        model: a bundle's or a run's folder; the model that ships by default.
+        model: a bundle's or a run's folder; given several times, several models, each called as its folder is, or NAME
+            in NAME=FOLDER; requests that name none get the first; the model that ships by default. SIGHUP opens them
+            anew.
         host: address to listen on; any other than this computer's own needs a token.
         port: TCP port; 0 takes a free one.
         state: folder for jobs, their files, and corrections.
@@ -60,19 +64,23 @@ def serve(  # noqa: PLR0913  (an option each)
         max_job_mib: most that the files of one job may contain, MiB.
         max_video_seconds: longest video, seconds.
         keep_days: days after which a job that has ended is removed, with its results; kept by default.
+        streams: live streams at once; more are refused.
+        socket: path of a Unix socket for live streams of programs on this computer.
     """
-    check_models((model,))
+    from polypseg.serve.settings import MIB, Settings, named
+
+    check_models(named(model or ()).values())
     from polypseg.serve.annotations.labels import Labels, read_labels
     from polypseg.serve.people import read_tokens
     from polypseg.serve.run import serve as run
-    from polypseg.serve.settings import MIB, Settings
 
     settings = Settings(
         Path(state), token or os.environ.get("POLYPSEG_TOKEN") or None, queue, batch_size, timeout, max_mib * MIB,
-        max_pixels, max_job_mib * MIB, max_video_seconds, keep_days,
+        max_pixels, max_job_mib * MIB, max_video_seconds, keep_days, streams,
+        None if socket is None else Path(socket),
         {} if tokens is None else read_tokens(Path(tokens)), Labels() if labels is None else read_labels(Path(labels)),
     )  # fmt: skip
-    run(settings, host, port, model, runtime, device, precision, threads, tta)
+    run(settings, host, port, model or (), runtime, device, precision, threads, tta)
 
 
 VERB = Verb(

@@ -9,6 +9,7 @@ from polypseg.cli import (
     compare,
     data,
     demo,
+    dicom,
     evaluate,
     export,
     models,
@@ -24,6 +25,7 @@ VERBS = {
     for verb in (
         predict.VERB,
         serve.VERB,
+        dicom.VERB,
         models.VERB,
         *data.VERBS,
         train.VERB,

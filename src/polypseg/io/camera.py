@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -15,7 +17,13 @@ from numpy.typing import NDArray
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.io.kinds import DICOM_SUFFIXES, IMAGE_SUFFIXES
 
+log = logging.getLogger("polypseg")
+
 Pixels = NDArray[np.uint8]
+PATIENCE = 30.0  # seconds for which a stream that was cut is opened again
+SHORTEST, LONGEST = 0.25, 5.0  # seconds between two tries
+# Milliseconds after which a network that is silent counts as cut.
+_SILENCES = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 5000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 5000]
 _URLS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
 # Files on the web whose names say so: what plays for ever has other endings (.m3u8, .mjpg, .ts, .flv) or none.
 _FILES_ON_THE_WEB = {*IMAGE_SUFFIXES, *DICOM_SUFFIXES, ".gif", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".wmv"}
@@ -25,30 +33,55 @@ class CameraGone(PolypsegError):
     """The camera sends no more frames."""
 
 
-def camera_frames(camera: int | str) -> Iterator[Pixels]:
+def camera_frames(camera: int | str, patience: float = PATIENCE) -> Iterator[Pixels]:
     """H×W×3 uint8 RGB frames of a camera or a stream, as they arrive, without an end.
+
+    A stream of a network that stops is opened anew, again and again; a camera by its number is not, as its number may
+    be another's by then.
 
     Args:
         camera: its number, or its URL.
+        patience: seconds for which a URL that stopped is tried.
 
     Raises:
-        CameraGone: it cannot be opened, or sends no more.
+        CameraGone: it cannot be opened, sends no more, or sends frames of another size after a cut.
     """
+    name = camera_name(camera)
     is_index = isinstance(camera, int) or camera.isdecimal()
+    size: tuple[int, ...] | None = None
+    stopped: float | None = None  # when, ``time.monotonic``
+    pause = SHORTEST
+    while True:
+        for pixels in _frames_until_cut(camera, is_index):
+            if size is not None and pixels.shape != size:
+                raise CameraGone(f"{name}: now sends frames of another size; start again")
+            size, stopped, pause = pixels.shape, None, SHORTEST
+            yield pixels
+        if size is None:
+            raise CameraGone(f"{name}: cannot be opened; check its number or URL, and that it is connected")
+        now = time.monotonic()
+        if stopped is None:
+            stopped = now
+            if not is_index and patience > 0:
+                log.warning("%s: stopped sending frames; opened again for %g s", name, patience)
+        if is_index or now + pause > stopped + patience:
+            raise CameraGone(f"{name}: stopped sending frames; check its cable or its network")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST)
+
+
+def _frames_until_cut(camera: int | str, is_index: bool) -> Iterator[Pixels]:
+    """What it sends until it stops; nothing where it cannot be opened."""
     # The one line that matters is ours, not OpenCV's or its FFmpeg's.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     chatter = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    capture = cv2.VideoCapture(int(camera)) if is_index else cv2.VideoCapture(str(camera), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(int(camera)) if is_index else cv2.VideoCapture(str(camera), cv2.CAP_FFMPEG, _SILENCES)
     try:
-        if not capture.isOpened():
-            raise CameraGone(
-                f"{camera_name(camera)}: cannot be opened; check its number or URL, and that it is connected"
-            )
-        while True:
+        while capture.isOpened():
             whole, frame = capture.read()
             if not whole:
-                raise CameraGone(f"{camera_name(camera)}: stopped sending frames; check its cable or its network")
+                return
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
     finally:
         capture.release()

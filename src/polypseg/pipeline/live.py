@@ -25,7 +25,7 @@ import numpy as np
 from polypseg.bundle import INTENDED_USE
 from polypseg.inference.quality import Quality, QualityMeter
 from polypseg.inference.tracking import Tracker
-from polypseg.io.camera import CameraGone, camera_frames, camera_name
+from polypseg.io.camera import PATIENCE, CameraGone, camera_frames, camera_name
 from polypseg.io.video import VideoInfo, VideoReader
 from polypseg.io.video_outputs import VideoOutputs
 from polypseg.pipeline.flow import Pixels, segmentation
@@ -37,7 +37,7 @@ from polypseg.segmentation import Segmentation
 if TYPE_CHECKING:
     from polypseg.inference.segmenter import Segmenter
 
-_SILENCE = 10.0  # seconds without a frame after which a camera is taken for gone
+_SILENCE = 10.0  # seconds without a frame after which a camera is taken for gone, besides a stream's PATIENCE
 _REPORT_EVERY = 1.0  # seconds
 _JOIN = 2.0  # seconds that a driver gets to let go
 
@@ -90,7 +90,8 @@ def run_live(
     if first is None:
         raise CameraGone(f"{name}: sends no frame; check its cable, and that no other program uses it")
     height, width = first.shape[:2]
-    tracker, meter, mailbox = Tracker.at(segmenter.operating_point), _Meter(), _Mailbox(name)
+    silence = _SILENCE + (PATIENCE if isinstance(camera, str) and "://" in camera else 0)
+    tracker, meter, mailbox = Tracker.at(segmenter.operating_point), _Meter(), _Mailbox(name, silence)
     settings = {"source": name, **made_with(segmenter, tracker), "smoothing": options.smoothing}
     outputs = None
     if out_dir is not None:
@@ -175,13 +176,17 @@ def _predicted(segmenter: Segmenter, smoother: Smoother, mailbox: _Mailbox) -> G
 class _Mailbox:
     """One slot between a camera and the network: whoever takes gets the newest frame, whatever was put before.
 
+    Args:
+        name: of the camera, for errors.
+        silence: seconds without a frame after which the camera is taken for gone.
+
     Attributes:
         dropped: frames that were replaced before anyone took them.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, silence: float) -> None:
         self.dropped = 0
-        self._name = name
+        self._name, self._silence = name, silence
         self._changed = threading.Condition()
         self._slot: tuple[float, Pixels] | None = None
         self._ended = False
@@ -206,8 +211,8 @@ class _Mailbox:
             PolypsegError: whatever the camera raised.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._slot is not None or self._ended, _SILENCE):
-                raise CameraGone(f"{self._name}: sent no frame for {_SILENCE:.0f} s; check its cable")
+            if not self._changed.wait_for(lambda: self._slot is not None or self._ended, self._silence):
+                raise CameraGone(f"{self._name}: sent no frame for {self._silence:.0f} s; check its cable")
             taken, self._slot = self._slot, None
             if taken is None and self._error is not None:
                 raise self._error

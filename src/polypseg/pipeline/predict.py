@@ -222,7 +222,7 @@ class _Run:
         shape = frames.height, frames.width
         unpacked = (np.unpackbits(mask, count=shape[0] * shape[1]).reshape(shape).view(bool) for mask in masks)
         try:
-            write_segmentation(frames.path, unpacked, _made_by(self.outputs.segmenter), file)
+            write_segmentation(frames.path, unpacked, made_by(self.outputs.segmenter), file)
         except PolypsegError as error:  # as of a file without the identifiers to refer to
             raise Unreadable(error) from error
 
@@ -254,7 +254,8 @@ def _reads(frames: DicomFrames, stills: Sequence[Still], digest: str) -> Iterato
         raise Unreadable(error) from error
 
 
-def _made_by(segmenter: Segmenter) -> MadeBy:
+def made_by(segmenter: Segmenter) -> MadeBy:
+    """What a DICOM Segmentation says of what made it."""
     from polypseg.io.dicom_seg import MadeBy
 
     return MadeBy(

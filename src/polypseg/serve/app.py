@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import math
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import cv2
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -41,18 +40,22 @@ from polypseg.operating_point import OperatingPoint
 from polypseg.serve import responses
 from polypseg.serve.annotations.routes import Annotating, add_routes, author_of
 from polypseg.serve.annotations.store import content_hash
+from polypseg.serve.compressed import Compressed
 from polypseg.serve.decoding import Decoders
-from polypseg.serve.engine import Engine
 from polypseg.serve.forms import StrictRoute, open_to_head
 from polypseg.serve.guard import Guard
-from polypseg.serve.jobs import Jobs, is_full
-from polypseg.serve.observe import Metrics, Observed, without_values
+from polypseg.serve.jobs import Jobs
+from polypseg.serve.log import without_values
+from polypseg.serve.models import Models, Served
+from polypseg.serve.observe import Metrics, Observed
 from polypseg.serve.prompts import Prompting
 from polypseg.serve.prompts import add_routes as add_prompts
-from polypseg.serve.responses import BINARY, BODY, refusals
+from polypseg.serve.responses import BINARY, BODY, encoded, encoded_maps, refusals
 from polypseg.serve.settings import MIB, Settings
-from polypseg.serve.state import STATES, Table
+from polypseg.serve.state import STATES, Table, is_full
+from polypseg.serve.stream import Streams
 from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
+from polypseg.serve.websocket import add_stream
 from polypseg.version import __version__
 
 log = logging.getLogger("polypseg.serve")
@@ -70,42 +73,52 @@ STOP_WAIT = 10.0  # seconds for the present frame of a job, when the service sto
 T = TypeVar("T")
 
 
-def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAPI:  # noqa: C901  (a function a route)
-    """The application around a model; it starts and ends with the server's lifespan.
+def create_app(  # noqa: C901  (a function a route)
+    models: Models, settings: Settings, table: Table, metrics: Metrics
+) -> FastAPI:
+    """The application around models; it starts and ends with the server's lifespan.
 
     Args:
-        segmenter: the model.
+        models: what computes; jobs are the first one's.
         settings: limits, and the state folder.
         table: of jobs, as ``open_state`` gives it for that folder.
+        metrics: what is counted.
     """
-    metrics = Metrics()
     decoders = Decoders(settings.decode_seconds, settings.decode_memory)
-    jobs = Jobs(segmenter, settings, table, decoders, counted=metrics.job_frames.inc)
-    engine = Engine(segmenter, settings.batch_size, observe=metrics.together.observe)
-    annotating = Annotating(segmenter, settings, decoders)
+    jobs = Jobs(models.default.segmenter, settings, table, decoders, counted=metrics.job_frames.inc)
+    annotating = Annotating(models.default.segmenter, settings, decoders)
+
+    def replaced(new: Served) -> None:
+        if new is models.default:
+            jobs.use(new.segmenter)
+            annotating.use(new.segmenter)
+
+    models.changed = replaced
+    streams = Streams(models, settings, metrics)
     corrections = annotating.store.corrections
     temporary = settings.state / "temporary"
     # None of these waits for another: for what is decoded, for what comes in, and for a query of the table.
     working = ThreadPoolExecutor(2 * settings.batch_size, "polypseg-frames")
     intake = ThreadPoolExecutor(INTAKES, "polypseg-intake")
     looking = ThreadPoolExecutor(2, "polypseg-table")
-    frames = Frames(segmenter, engine, working, settings, metrics, temporary, decoders)
+    frames = Frames(working, settings, temporary, decoders)
     for state in STATES:
         metrics.jobs.labels(state).set_function(partial(jobs.count, state))
     metrics.admitted.set_function(lambda: frames.admitted)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        models.start()
         await asyncio.to_thread(decoders.call, "nothing", min, (0, 1))  # which starts what the others are forked from
         jobs.start()
         await asyncio.to_thread(annotating.start)
         yield
         # No request is open any more.
-        engine.close()
+        models.close()
         await asyncio.to_thread(annotating.stop, STOP_WAIT)
         await asyncio.to_thread(jobs.stop, STOP_WAIT)
         decoders.close()
+        streams.close()
         for pool in (working, intake, looking):
             pool.shutdown()
 
@@ -114,6 +127,7 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         description=f"Polyp segmentation in colonoscopy frames and videos. {INTENDED_USE}",
     )  # fmt: skip
 
+    app.state.models, app.state.streams = models, streams
     app.router.route_class = StrictRoute
 
     @app.exception_handler(HTTPException)
@@ -148,6 +162,10 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
             raise HTTPException(404, "this service has no page; see /openapi.json")
         return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
+    @app.get("/docs", include_in_schema=False)
+    async def routes() -> Response:
+        return FileResponse(PAGE / "routes.html", headers={"cache-control": "no-cache"})
+
     theme = ("polypseg.visualization", "theme")
     app.mount("/static", StaticFiles(directory=PAGE, packages=[theme], check_dir=False), name="static")
 
@@ -159,16 +177,20 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
     @app.get("/health/ready", tags=["service"], responses={503: {"model": responses.Status}})
     async def ready() -> Response:
         """Whether frames and jobs are worked on."""
-        if not (engine.alive and jobs.alive):
+        if not (models.alive and jobs.alive):
             return JSONResponse({"status": "starting or stopping"}, 503)
         if jobs.trouble:
             return JSONResponse({"status": "jobs wait: the disk refuses"}, 503)
         return JSONResponse({"status": "ok"})
 
     @app.get("/v1/model", tags=["service"], responses=refusals())
-    async def model() -> responses.Model:
-        """The model, what computes it, and what is taken in."""
+    async def model(model: Annotated[str | None, Query(description=MODEL)] = None) -> responses.Model:
+        """A model, what computes it, and what is taken in."""
+        served = models.get(model)
+        segmenter = served.segmenter
         return responses.Model(
+            served_as=served.name,
+            models=[one.name for one in models.all],
             name=segmenter.bundle.name,
             hash=segmenter.hash,
             threshold=segmenter.threshold,
@@ -206,30 +228,42 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
                 "model": responses.Frame,
                 "content": {"image/png": {"schema": BINARY}, "image/jpeg": {"schema": BINARY}},
                 "description": "As Accept asks: JSON, the mask (PNG, 0 and 255) or the overlay (JPEG)",
+                "headers": HEADERS,
             },
             **refusals(*BODY, 406, 429, 504, 507),
         },
+        openapi_extra={"requestBody": {"content": {kind: {"schema": BINARY} for kind in RAW}}},
     )  # fmt: skip
-    async def segment(
+    async def segment(  # noqa: PLR0913  (a parameter each)
         request: Request,
         file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, or DICOM of one frame")],
         probability: Annotated[bool, Query(description="Add the probability map to the JSON")] = False,
         threshold: Annotated[float | None, Query(**SHARE, description=THRESHOLD)] = None,
         min_confidence: Annotated[float | None, Query(**SHARE, description=MIN_CONFIDENCE)] = None,
+        min_area: Annotated[float | None, Query(**BELOW_ONE, description=MIN_AREA)] = None,
+        model: Annotated[str | None, Query(description=MODEL)] = None,
         threshold_field: Annotated[float | None, Form(alias="threshold", **SHARE, description=THRESHOLD)] = None,
         min_confidence_field: Annotated[
             float | None, Form(alias="min_confidence", **SHARE, description=MIN_CONFIDENCE)
         ] = None,
+        min_area_field: Annotated[float | None, Form(alias="min_area", **BELOW_ONE, description=MIN_AREA)] = None,
+        model_field: Annotated[str | None, Form(alias="model", description=MODEL)] = None,
     ) -> Response:
-        """Segment one frame. Threshold and min_confidence may stand in the URL or in the form, which goes before."""
+        """Segment one frame: a form, or the picture alone as the body.
+
+        Threshold, min_confidence, min_area and model may stand in the URL or in the form, which goes before.
+        """
         media_type = preferred(request.headers.get("accept", "*/*"))
         if media_type is None:
             raise HTTPException(406, f"the response can be {', '.join(TYPES)}; name one in Accept")
-        point = segmenter.operating_point.override(
+        served = models.get(model if model_field is None else model_field)
+        point = served.segmenter.operating_point.override(
             threshold=threshold if threshold_field is None else threshold_field,
             min_confidence=min_confidence if min_confidence_field is None else min_confidence_field,
+            min_area=min_area if min_area_field is None else min_area_field,
         )
-        return Response(await frames.answer(file, media_type, probability, point), media_type=media_type)
+        with served.used():
+            return await frames.answer(file, media_type, probability, served, point)
 
     # ---- videos and batches ------------------------------------------------------------------------------
 
@@ -328,7 +362,7 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         )  # fmt: skip
 
     add_routes(app, annotating, frames, temporary)
-    add_prompts(app, Prompting(frames, engine.probability, segmenter.operating_point, settings))
+    add_prompts(app, Prompting(frames, models, settings))
 
     def limit(path: str) -> int:
         bodies = {
@@ -339,14 +373,25 @@ def create_app(segmenter: Segmenter, settings: Settings, table: Table) -> FastAP
         }
         return bodies.get(path.rpartition("/")[2], settings.max_bytes) + OVERHEAD
 
+    add_stream(app, streams)
     open_to_head(app)
+    app.add_middleware(Compressed)
     app.add_middleware(Guard, token=settings.token, limit=limit, named=settings.tokens)
     app.add_middleware(Observed, metrics=metrics)
     return app
 
 
+RAW = ("image/jpeg", "image/png", "application/dicom")  # examples of what a body may be instead of a form
+HEADERS = {
+    "Server-Timing": {"description": "Milliseconds: decode, wait, inference, render", "schema": {"type": "string"}},
+    "Polypseg-Model": {"description": "Name and hash of the model", "schema": {"type": "string"}},
+    "Polypseg-Version": {"description": "Of polypseg", "schema": {"type": "string"}},
+}
 SHARE: dict[str, Any] = {"ge": 0, "le": 1}
+BELOW_ONE: dict[str, Any] = {"ge": 0, "lt": 1}
 THRESHOLD = "A pixel belongs to a region if its probability is at least this; the model's own by default"
+MIN_AREA = "A region smaller than this share of the frame is removed; the model's own by default"
+MODEL = "Name of a model, as /v1/model lists them; the first by default"
 MIN_CONFIDENCE = "A region is a polyp if its confidence is at least this; the model's own by default"
 
 
@@ -359,40 +404,43 @@ class Frames:
 
     def __init__(
         self,
-        segmenter: Segmenter,
-        engine: Engine,
         pool: ThreadPoolExecutor,
         settings: Settings,
-        metrics: Metrics,
         temporary: Path,
         decoders: Decoders,
     ) -> None:
-        self._segmenter, self._engine, self._pool, self._decoders = segmenter, engine, pool, decoders
-        self._settings, self._metrics, self._temporary = settings, metrics, temporary
+        self._pool, self._decoders = pool, decoders
+        self._settings, self._temporary = settings, temporary
         self._decoded = asyncio.Semaphore(2 * settings.batch_size)  # frames that are in memory at once
         self._pace = 0.1  # seconds a frame lately
         self.admitted = 0
 
-    async def answer(self, upload: UploadFile, media_type: str, probability: bool, point: OperatingPoint) -> bytes:
+    async def answer(
+        self, upload: UploadFile, media_type: str, probability: bool, served: Served, point: OperatingPoint
+    ) -> Response:
         """The response about a frame, as one of ``TYPES``.
 
         Raises:
             HTTPException: as ``read_still``; 429 too many wait, 504 it took too long.
         """
         if self.admitted >= self._settings.queue:
-            seconds = max(1, math.ceil(self.admitted * self._pace))
-            raise HTTPException(429, f"too many frames wait; come again in {seconds} s", {"retry-after": str(seconds)})
+            later = max(1, math.ceil(self.admitted * self._pace))
+            raise HTTPException(429, f"too many frames wait; come again in {later} s", {"retry-after": str(later)})
         self.admitted += 1
+        arrived = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._settings.timeout):
                 async with self._decoded:
-                    started = time.monotonic()
+                    times = [time.monotonic()]
                     frame = await loop.run_in_executor(self._pool, self.read, upload, None)
-                    found = await self._engine.probability(frame)
-                    response = await loop.run_in_executor(
+                    times.append(time.monotonic())
+                    found, seconds = await served.engine.timed(frame)
+                    times.append(time.monotonic())
+                    content = await loop.run_in_executor(
                         self._pool,
                         self._render,
+                        served.segmenter,
                         frame,
                         found,
                         own_name(upload.filename),
@@ -400,8 +448,12 @@ class Frames:
                         probability,
                         point,
                     )
-                    self._pace += 0.1 * ((time.monotonic() - started) / self._settings.batch_size - self._pace)
-                    return response
+                    times.append(time.monotonic())
+                    self._pace += 0.1 * ((times[3] - times[0]) / self._settings.batch_size - self._pace)
+                    decode, compute, render = (later - earlier for earlier, later in pairwise(times))
+                    wait = times[0] - arrived + compute - seconds
+                    timing = {"decode": decode, "wait": wait, "inference": seconds, "render": render}
+                    return Response(content, media_type=media_type, headers=_headers(served, timing))
         except TimeoutError:
             raise HTTPException(504, f"it took more than {self._settings.timeout:g} s; come again later") from None
         finally:
@@ -424,6 +476,7 @@ class Frames:
 
     def _render(
         self,
+        segmenter: Segmenter,
         frame: NDArray[np.uint8],
         found: NDArray[np.float32],
         name: str,
@@ -432,30 +485,28 @@ class Frames:
         point: OperatingPoint,
     ) -> bytes:
         outside = outside_of(frame)
-        predicted = self._segmenter.segmentation(found, *frame.shape[:2], outside=outside, point=point)
+        predicted = segmenter.segmentation(found, *frame.shape[:2], outside=outside, point=point)
         if media_type == "image/png":
-            return _encoded(".png", predicted.mask.astype(np.uint8) * 255)
+            return encoded(".png", predicted.mask.astype(np.uint8) * 255)
         if media_type == "image/jpeg":
             boxes = [polyp.box for polyp in predicted.polyps]
-            return _encoded(".jpg", overlay(frame, predicted.mask, boxes=boxes)[..., ::-1])
-        record = frame_record(predicted, source=name, model=self._segmenter.hash)
+            return encoded(".jpg", overlay(frame, predicted.mask, boxes=boxes)[..., ::-1])
+        record = frame_record(predicted, source=name, model=segmenter.hash)
         record["operating_point"] = asdict(predicted.point)
         record["quality"] = judge(frame).to_dict()
         if probability:
             record["hash"] = content_hash(frame)
-            levels = np.rint(found * np.float32(255)).astype(np.uint8)
-            record["probability"] = base64.b64encode(_encoded(".png", levels)).decode()
-            if outside is not None:
-                beyond = _encoded(".png", outside.astype(np.uint8) * 255)
-                record["outside"] = base64.b64encode(beyond).decode()
+            record |= encoded_maps(found, outside)
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _encoded(suffix: str, pixels: NDArray[np.uint8]) -> bytes:
-    done, content = cv2.imencode(suffix, np.ascontiguousarray(pixels))
-    if not done:
-        raise HTTPException(422, "the frame has too many rows or columns for this format; ask for application/json")
-    return content.tobytes()
+def _headers(served: Served, seconds: Mapping[str, float]) -> dict[str, str]:
+    """What computed a frame, and how long each step took."""
+    return {
+        "server-timing": ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in seconds.items()),
+        "polypseg-model": f"{served.name} {served.segmenter.hash}",
+        "polypseg-version": __version__,
+    }
 
 
 def preferred(accept: str) -> str | None:

@@ -18,19 +18,17 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from starlette.exceptions import HTTPException
-
 from polypseg.errors import PolypsegError
-from polypseg.serve.observe import without_values
+from polypseg.serve.log import LOGGER, without_values
 
-log = logging.getLogger("polypseg.serve")
+log = logging.getLogger(LOGGER)
 
-MOST_IDLE = 4  # processes that are kept
-MOST_WORK = 200  # pieces after which a process is replaced
+MOST_IDLE = 4
+MOST_WORK = 200
 LOOK = 0.2  # seconds after which who waits looks whether it should stop
 _ITEM, _END, _REFUSED, _CRASHED, _TOO_LARGE = range(5)
 
@@ -41,27 +39,50 @@ class Decoders:
     Args:
         seconds: that an item may take: a frame, or a look at a file.
         memory: bytes that a process may take for it, where the system limits processes (Linux).
+        most_work: pieces after which a process is replaced.
+        most_idle: processes that are kept.
+        refusal: what is raised, of an HTTP status and a line; by default Starlette's ``HTTPException``.
+        preload: modules that the processes need, and find loaded.
     """
 
-    def __init__(self, seconds: float, memory: int) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        memory: int,
+        most_work: int = MOST_WORK,
+        most_idle: int = MOST_IDLE,
+        refusal: Callable[[int, str], Exception] | None = None,
+        preload: Sequence[str] = ("polypseg.serve.uploads", "av", "pydicom.pixels"),
+    ) -> None:
         self._seconds, self._memory = seconds, memory
+        self._most_work, self._most_idle = most_work, most_idle
+        if refusal is None:
+            from starlette.exceptions import HTTPException
+
+            refusal = HTTPException
+        self._refusal = refusal
         forks = "forkserver" in multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
-            self._context.set_forkserver_preload(["polypseg.serve.uploads", "av", "pydicom.pixels", __name__])
+            self._context.set_forkserver_preload([*preload, __name__])
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._open = True
         atexit.register(self.close)  # before multiprocessing waits for its processes
 
-    def call(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, name: str, work: Callable[..., Any], *arguments: Any, seconds: float | None = None) -> Any:
         """What ``work`` returns; raises as ``stream``."""
-        (value,) = self.stream(name, work, *arguments)
+        (value,) = self.stream(name, work, *arguments, seconds=seconds)
         return value
 
     def stream(
-        self, name: str, work: Callable[..., Any], *arguments: Any, check: Callable[[], object] = lambda: None
+        self,
+        name: str,
+        work: Callable[..., Any],
+        *arguments: Any,
+        check: Callable[[], object] = lambda: None,
+        seconds: float | None = None,
     ) -> Generator[Any, None, None]:
         """The items that the generator ``work`` yields, a little ahead; of another function the one that it returns.
 
@@ -70,9 +91,10 @@ class Decoders:
             work: a function of a module; what it takes and gives must be picklable.
             arguments: of ``work``.
             check: called now and then while an item is waited for; what it raises ends the work.
+            seconds: that an item may take, where it is not what all may.
 
         Raises:
-            HTTPException: as ``work``; 413 it took too long or too much memory, 422 it brought the process down, 503
+            refusal: as ``work``; 413 it took too long or too much memory, 422 it brought the process down, 503
                 the decoders are closed.
             PolypsegError: as ``work``.
         """
@@ -81,7 +103,7 @@ class Decoders:
         try:
             process.ask(work, arguments)
             while True:
-                kind, value = self._wait(process, name, check)
+                kind, value = self._wait(process, name, check, seconds or self._seconds)
                 if kind == _ITEM:
                     yield value
                     continue
@@ -91,11 +113,11 @@ class Decoders:
                 if kind == _REFUSED:
                     raise value
                 if kind == _TOO_LARGE:
-                    raise HTTPException(
+                    raise self._refusal(
                         413, f"{name}: takes more memory to decode than a frame may; send a smaller one"
                     )
                 log.warning("decoder failed", extra={"fields": value})
-                raise HTTPException(422, f"{name}: is damaged and cannot be decoded")
+                raise self._refusal(422, f"{name}: is damaged and cannot be decoded")
         finally:
             self._give_back(process, whole)
 
@@ -112,26 +134,26 @@ class Decoders:
         for process in idle:
             process.end()
 
-    def _wait(self, process: _Process, name: str, check: Callable[[], object]) -> tuple[int, Any]:
-        end = time.monotonic() + self._seconds
+    def _wait(self, process: _Process, name: str, check: Callable[[], object], seconds: float) -> tuple[int, Any]:
+        end = time.monotonic() + seconds
         try:
             while not process.pipe.poll(LOOK):
                 check()
                 if time.monotonic() > end:
-                    line = f"{name}: takes more than {self._seconds:g} s to decode; save it anew, or send a smaller one"
-                    raise HTTPException(413, line)
+                    line = f"{name}: takes more than {seconds:g} s to decode; save it anew, or send a smaller one"
+                    raise self._refusal(413, line)
             return process.answer()
         except (EOFError, OSError) as error:
             check()
             if not self._open:
-                raise HTTPException(503, "the service is stopping") from error
+                raise self._refusal(503, "the service is stopping") from error
             log.warning("decoder died")
-            raise HTTPException(422, f"{name}: brings its decoder down; it is damaged") from error
+            raise self._refusal(422, f"{name}: brings its decoder down; it is damaged") from error
 
     def _take(self) -> _Process:
         with self._lock:
             if not self._open:
-                raise HTTPException(503, "the service is stopping")
+                raise self._refusal(503, "the service is stopping")
             while self._idle:
                 process = self._idle.pop()
                 if process.alive:
@@ -144,7 +166,7 @@ class Decoders:
 
     def _give_back(self, process: _Process, whole: bool) -> None:
         with self._lock:
-            if whole and self._open and process.worked < MOST_WORK and len(self._idle) < MOST_IDLE:
+            if whole and self._open and process.worked < self._most_work and len(self._idle) < self._most_idle:
                 self._idle.append(process)
                 return
             self._all.discard(process)
@@ -221,7 +243,7 @@ def _answers(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[t
     except Exception as error:  # noqa: BLE001  (any: the process that asked reports it)
         if _for_want_of_memory(error):
             yield _TOO_LARGE, None
-        elif isinstance(error, PolypsegError | HTTPException):
+        elif isinstance(error, PolypsegError) or hasattr(error, "status_code"):
             yield _REFUSED, error
         else:
             yield _CRASHED, without_values(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,15 +31,20 @@ class Engine:
         segmenter: the model.
         batch_size: frames that are computed at once, for the most.
         observe: called with the number of frames that waited, whenever some are taken up.
+        timed: called with the seconds that computing a frame took.
     """
 
     def __init__(
-        self, segmenter: Segmenter, batch_size: int, observe: Callable[[int], object] = lambda _: None
+        self,
+        segmenter: Segmenter,
+        batch_size: int,
+        observe: Callable[[int], object] = lambda _: None,
+        timed: Callable[[float], object] = lambda _: None,
     ) -> None:
-        self._segmenter = segmenter
+        self._segmenter, self._timed = segmenter, timed
         lanes, self._together = (batch_size, 1) if segmenter.side_by_side else (1, batch_size)
         self._observe = observe
-        self._waiting: deque[tuple[Frame, Future[Map]]] = deque()
+        self._waiting: deque[tuple[Frame, Future[tuple[Map, float]]]] = deque()
         self._computing = 0
         self._changed = threading.Condition()
         self._open = True
@@ -65,7 +71,11 @@ class Engine:
 
         Cancelled while it waits, the frame is not computed.
         """
-        future: Future[Map] = Future()
+        return (await self.timed(frame))[0]
+
+    async def timed(self, frame: Frame) -> tuple[Map, float]:
+        """As ``probability``, and the seconds that computing it took."""
+        future: Future[tuple[Map, float]] = Future()
         with self._changed:
             if not self._open:
                 raise RuntimeError("the engine is closed")
@@ -90,8 +100,11 @@ class Engine:
                     alone = self._computing == 1 == len(taken) and not self._waiting
                 # A batch size above 1 asks for the way for many, also where these are fewer.
                 together = 1 if alone else max(2, len(taken))
+                began = time.perf_counter()
                 for future, probability in zip(futures, self._segmenter.probabilities(frames, together), strict=True):
-                    future.set_result(probability)
+                    seconds = time.perf_counter() - began
+                    self._timed(seconds)
+                    future.set_result((probability, seconds))
             except Exception as error:  # noqa: BLE001  (raised again by the Futures)
                 for future in futures:
                     if not future.done():
@@ -99,7 +112,7 @@ class Engine:
             with self._changed:
                 self._computing -= 1
 
-    def _take(self) -> list[tuple[Frame, Future[Map]]]:
+    def _take(self) -> list[tuple[Frame, Future[tuple[Map, float]]]]:
         """Frames to compute now; none when the engine is closed and all is done."""
         while True:
             with self._changed:

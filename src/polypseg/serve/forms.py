@@ -7,15 +7,16 @@ import email.header
 import email.message
 import email.utils
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Any, get_origin
+from typing import Any, BinaryIO, cast, get_origin
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -96,7 +97,9 @@ async def _read_form(request: Request) -> FormData:
     limits = {"max_fields": MOST_FIELDS, "max_part_size": LARGEST_FIELD}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        if kind == "multipart/form-data":
+        if _is_frame(kind):
+            form = FormData([("file", await _read_file(request))])
+        elif kind == "multipart/form-data":
             form = await _Parser(request.headers, request.stream(), max_files=MOST_FILES, **limits).parse()
         elif kind == "application/x-www-form-urlencoded":
             form = await _UrlencodedParser(request.headers, request.stream(), **limits).parse()
@@ -110,6 +113,34 @@ async def _read_form(request: Request) -> FormData:
         raise HTTPException(400, "the body is no form that can be read") from problem
     except ClientDisconnect as problem:
         raise HTTPException(400, "the request broke off") from problem
+
+
+def _is_frame(kind: str) -> bool:
+    """Whether a body of that type is a file itself, and no form."""
+    return kind.startswith(("image/", "video/")) or kind == "application/dicom"
+
+
+async def _read_file(request: Request) -> UploadFile:
+    """A body that is a file, under the name that Content-Disposition gives it."""
+    file: tempfile.SpooledTemporaryFile[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  (the form closes it)
+    upload = UploadFile(cast(BinaryIO, file), filename=_file_name(request.headers.get("content-disposition", "")))
+    try:
+        async for part in request.stream():
+            await upload.write(part)
+        await upload.seek(0)
+    except BaseException:
+        await upload.close()
+        raise
+    return upload
+
+
+def _file_name(disposition: str) -> str:
+    """What ``Content-Disposition`` says that a body is called."""
+    message = email.message.Message()
+    message["content-disposition"] = disposition
+    extended = _extended_name(disposition.encode("latin-1"))
+    name = message.get_param("filename", "", "content-disposition") if extended is None else extended
+    return _without_encoded_words(str(name)) or "frame"
 
 
 class _Parser(MultiPartParser):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -15,11 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polypseg.serve.people import LOCAL, SHARED, name_of
 from polypseg.serve.responses import error
+from polypseg.serve.settings import is_loopback
 
-OPEN = ("/", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
+OPEN = ("/", "/docs", "/health/live", "/health/ready")  # without a token, as is /static/: nothing there is anybody's
 HEALTH = ("/health/live", "/health/ready")  # answered however many requests there are
 MOST_REQUESTS = 256  # at once
 LONGEST_HEAD = 32 << 10  # bytes of a request's first line and headers
+STREAM_PROTOCOL = "polypseg.stream"  # that a WebSocket may offer, and beside it
+BEARER = "polypseg.token."  # and the token in base64url, as a browser's WebSocket can send no header
 COOKIE = "polypseg_token"  # for <video> and <img>, which cannot send a header; read for these files only
 _BY_COOKIE = re.compile(r"/v1/(jobs/.*/files/.*|projects/[^/]+/frames/[^/]+/(image|thumbnail|mask))")
 AUTHOR = "polypseg.author"  # in a request's scope: who sent it
@@ -52,9 +55,14 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request that is refused; hand every other one on."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            refusal = self._refusal(scope, headers) or self._oversized(scope, headers, 0)
+            if refusal is None:
+                return await self._app(scope, receive, send)
+            return await error(*refusal)(scope, receive, send)
         limit = self._limit(scope["path"])
         refusal = self._refusal(scope, headers) or self._oversized(scope, headers, limit) or self._crowded(scope)
         if refusal is not None:
@@ -82,7 +90,8 @@ class Guard:
                 return 421, "this service serves localhost only; start it with --host and --token for others", {}
             origin = headers.get("origin")
             foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
-            if scope["method"] not in ("GET", "HEAD") and (
+            # A page of another site may open a WebSocket, and read what comes.
+            if scope.get("method") not in ("GET", "HEAD") and (
                 foreign or (origin is not None and urlsplit(origin).netloc != headers.get("host"))
             ):
                 return 403, "pages of other sites may not use this service", {}
@@ -92,8 +101,8 @@ class Guard:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            given = ""
-            if scope["method"] in ("GET", "HEAD") and _BY_COOKIE.fullmatch(path):
+            given = _offered(scope.get("subprotocols", ()))
+            if scope.get("method") in ("GET", "HEAD") and _BY_COOKIE.fullmatch(path):
                 given = _cookie(headers.get("cookie", ""))
         name = name_of(given.strip(), self._tokens)
         if name is not None:
@@ -185,11 +194,14 @@ def _is_this_computer(host: str) -> bool:
     return host == "localhost" or is_loopback(host)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address is this computer's own, which others cannot reach."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
+def _offered(protocols: Sequence[str]) -> str:
+    """The token that a WebSocket offers as a protocol."""
+    for one in protocols:
+        if one.startswith(BEARER):
+            given = one.removeprefix(BEARER)
+            with suppress(ValueError):
+                return base64.urlsafe_b64decode(given + "=" * (-len(given) % 4)).decode("latin-1")
+    return ""
 
 
 def _cookie(header: str) -> str:

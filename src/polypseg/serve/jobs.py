@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import logging
 import math
 import os
@@ -42,9 +41,9 @@ from polypseg.pipeline.plan import VIDEO_SUFFIXES
 from polypseg.pipeline.stills import Still, StillOutputs, stills_of
 from polypseg.pipeline.threads import Inline
 from polypseg.serve.decoding import Decoders
-from polypseg.serve.observe import without_values
+from polypseg.serve.log import without_values
 from polypseg.serve.settings import Settings
-from polypseg.serve.state import ENDED, Job, Table
+from polypseg.serve.state import ENDED, Job, Table, is_full, is_trouble
 from polypseg.serve.uploads import READABLE, count_frames, own_name, still_frames, told, told_apart, video_frames
 from polypseg.version import __version__
 
@@ -61,41 +60,6 @@ LONGEST_WAIT = 600.0  # seconds, of that
 STORE_EVERY = 0.5  # seconds between two entries of a job's progress
 RETRY, LONGEST_RETRY = 5.0, 60.0  # seconds, where the disk or the table refuses: at first, and for the most
 EXPIRE_EVERY = 600.0  # seconds
-# What the computer refuses, whatever is asked: full, broken, read-only, not permitted, too much open.
-TROUBLE = {
-    getattr(errno, name)
-    for name in (
-        "ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "EPERM", "ENOMEM", "EAGAIN", "EMFILE", "ENFILE",
-        "ESTALE", "ENODEV",
-    )
-    if hasattr(errno, name)
-}  # fmt: skip
-
-
-def is_trouble(error: BaseException) -> bool:
-    """Whether it is the disk, the table or the system that refuses, so that the same may succeed later."""
-    return any(
-        isinstance(one, sqlite3.OperationalError) or (isinstance(one, OSError) and one.errno in TROUBLE)
-        for one in _with_causes(error)
-    )
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether it is a full disk."""
-    return any(
-        one.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-        if isinstance(one, OSError)
-        else isinstance(one, sqlite3.OperationalError) and "is full" in str(one)
-        for one in _with_causes(error)
-    )
-
-
-def _with_causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__
-    return found
 
 
 class Stopped(Exception):
@@ -121,11 +85,11 @@ class Jobs:
         decoders: Decoders,
         counted: Callable[[], object] = lambda: None,
     ) -> None:
-        self._segmenter, self._settings = segmenter, settings
+        self._settings = settings
+        self.use(segmenter)
         self._table, self._decoders = table, decoders
         self._counted = counted
         self._folder = settings.state / "jobs"
-        self._made_with = {**segmenter.settings, "polypseg": __version__}
         self._changed = threading.Condition()
         self._stopping = False
         self._current: str | None = None  # the job in work
@@ -161,6 +125,10 @@ class Jobs:
         self._thread.join(seconds)
         if not self._thread.is_alive():
             self._table.close()
+
+    def use(self, segmenter: Segmenter) -> None:
+        """Take another model for the jobs after the present one."""
+        self._model = segmenter, {**segmenter.settings, "polypseg": __version__}  # at once: another thread reads it
 
     @property
     def alive(self) -> bool:
@@ -417,7 +385,7 @@ class _Work:
     def __init__(self, jobs: Jobs, job: Job) -> None:
         self._jobs, self._job = jobs, job
         self._table, self._decoders = jobs._table, jobs._decoders
-        self._segmenter = jobs._segmenter
+        self._segmenter, self._made_with = jobs._model
         self._folder = jobs._folder / job.id
         self._files: dict[str, str] = dict(job.files)
         self._records: list[dict[str, Any]] = []
@@ -429,10 +397,10 @@ class _Work:
 
     def through(self) -> tuple[str, str | None]:
         """The state and the line in which it ends."""
-        if self._job.settings != self._jobs._made_with:  # another model has begun it
+        if self._job.settings != self._made_with:  # another model has begun it
             shutil.rmtree(self._folder / "out", ignore_errors=True)
             self._files = {}
-            self._table.change(self._job.id, settings=self._jobs._made_with, files={}, done=0)
+            self._table.change(self._job.id, settings=self._made_with, files={}, done=0)
         for number, name in enumerate(self._job.names):
             self._check()
             source, out = self._folder / "in" / str(number) / name, self._folder / "out" / str(number)

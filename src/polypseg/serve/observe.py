@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import secrets
 import time
-import traceback
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polypseg.serve.log import LOGGER, without_values
 from polypseg.serve.responses import error
 
-log = logging.getLogger("polypseg.serve")
+log = logging.getLogger(LOGGER)
 
 # The page has no script, style or font of elsewhere, and may talk to nobody else.
 HEADERS = {
@@ -47,8 +44,24 @@ class Metrics:
             "polypseg_frames_together", "Frames that waited when computing began", registry=registry,
             buckets=(1, 2, 4, 8, 16),
         )  # fmt: skip
+        self.inference = Histogram(
+            "polypseg_inference_seconds", "The network's time for a frame", ["model"], registry=registry,
+            buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5),
+        )  # fmt: skip
+        self.streams = Gauge("polypseg_streams", "Live streams", registry=registry)
+        self.stream_frames = Counter(
+            "polypseg_stream_frames", "Frames of streams by what became of them", ["outcome"], registry=registry
+        )
+        self.stream_seconds = Histogram(
+            "polypseg_stream_seconds", "From a frame's capture to its prediction", registry=registry,
+            buckets=(0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1),
+        )  # fmt: skip
         self.job_frames = Counter("polypseg_job_frames", "Frames of jobs computed", registry=registry)
         self.jobs = Gauge("polypseg_jobs", "Jobs by their state", ["state"], registry=registry)
+
+    def computed(self, model: str, seconds: float) -> None:
+        """Count a frame that a model computed."""
+        self.inference.labels(model).observe(seconds)
 
 
 class _Broken(Exception):
@@ -102,25 +115,3 @@ class Observed:
         self._metrics.seconds.labels(route).observe(seconds)
         fields = {"id": identity, "method": method, "route": route, "status": status, "bytes": sent}
         log.info("request", extra={"fields": {**fields, "ms": round(1000 * seconds, 1)}})
-
-
-def without_values(crash: BaseException) -> dict[str, Any]:
-    """Of an error its kind and where it arose; not its words, which may quote what it worked on."""
-    places = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(crash.__traceback__)]
-    return {"error": type(crash).__name__, "at": places[-8:]}
-
-
-class JsonLines(logging.Formatter):
-    """A record as a line of JSON: ``time``, ``level``, ``event`` and the record's ``fields``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line of a record."""
-        now = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        entry: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
-        # Of others' messages only what stands in their source: what is filled in may be a file's name.
-        own = record.name == log.name
-        entry["event"] = record.getMessage() if own else f"{record.name}: {str(record.msg).partition(chr(10))[0]}"
-        entry |= getattr(record, "fields", {})
-        if record.exc_info and record.exc_info[1] is not None:
-            entry |= without_values(record.exc_info[1])
-        return json.dumps(entry, ensure_ascii=False)

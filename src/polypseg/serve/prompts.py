@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
@@ -28,6 +28,7 @@ from polypseg.inference.propagation import MIN_SURENESS, Propagation
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
 from polypseg.serve.annotations.store import png
+from polypseg.serve.models import Models
 from polypseg.serve.responses import BODY, Polyp, refusals
 from polypseg.serve.settings import Settings
 
@@ -110,6 +111,7 @@ class Carried(BaseModel):
 class _Known:
     """A frame that prompts may name again; of its pixels only what LiteMedSAM may still need is kept."""
 
+    model: str  # its hash
     pixels: NDArray[np.uint8] | None
     height: int
     width: int
@@ -187,20 +189,12 @@ class Prompting:
 
     Args:
         reading: what decodes uploads.
-        probability: the model's probability map of a frame.
-        point: the model's operating point, which says what a region's confidence is.
+        models: the first of them gives the probabilities.
         settings: limits.
     """
 
-    def __init__(
-        self,
-        reading: Reading,
-        probability: Callable[[NDArray[np.uint8]], Awaitable[Map]],
-        point: OperatingPoint,
-        settings: Settings,
-    ) -> None:
-        self._reading, self._probability, self._settings = reading, probability, settings
-        self._point = OperatingPoint(confidence=point.confidence)
+    def __init__(self, reading: Reading, models: Models, settings: Settings) -> None:
+        self._reading, self._models, self._settings = reading, models, settings
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._computing = asyncio.Semaphore(AT_ONCE)
         self._admitted = 0
@@ -277,19 +271,28 @@ class Prompting:
         finally:
             self._admitted -= 1
 
+    async def _probability(self, frame: NDArray[np.uint8]) -> Map:
+        served = self._models.default
+        with served.used():
+            return await served.engine.probability(frame)
+
     async def _frame(self, file: UploadFile | None, name: str | None) -> tuple[str, _Known]:
         if (file is None) == (name is None):
             raise HTTPException(422, "file: send it or, of a frame that was sent already, frame; not both")
         if file is not None:
             name = await asyncio.to_thread(_digest, file)
         assert name is not None
+        model = self._models.default.segmenter.hash
         known = self._known.get(name)
+        if known is not None and known.model != model:  # another has taken its place
+            known = None
         if known is None and file is None:
             raise HTTPException(404, "frame: is not remembered; send the file")
         if known is None:
             assert file is not None
             pixels = await asyncio.to_thread(self._reading.read, file, None)
-            known = _Known(pixels, *pixels.shape[:2], await self._probability(pixels))
+            height, width = pixels.shape[:2]
+            known = _Known(model, pixels, height, width, await self._probability(pixels))
             self._known[name] = known
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
@@ -297,7 +300,8 @@ class Prompting:
         return name, known
 
     def _told(self, mask: Mask, probability: Map) -> tuple[str, list[Polyp]]:
-        found = Segmentation(mask, Enlarged(probability, *mask.shape), self._point)
+        point = OperatingPoint(confidence=self._models.default.segmenter.operating_point.confidence)
+        found = Segmentation(mask, Enlarged(probability, *mask.shape), point)
         return base64.b64encode(png(mask.astype(np.uint8) * 255)).decode(), [
             Polyp(**polyp.to_dict()) for polyp in found.polyps
         ]

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+
+
+def encoded(suffix: str, pixels: NDArray[np.uint8]) -> bytes:
+    """A picture as a file of that ending: H×W, or H×W×3 BGR, uint8.
+
+    Raises:
+        HTTPException: 422 the format takes no picture of its size.
+    """
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(pixels))
+    if not done:
+        raise HTTPException(422, "the frame has too many rows or columns for this format; ask for application/json")
+    return content.tobytes()
+
+
+def encoded_maps(probability: NDArray[np.float32], outside: NDArray[np.bool_] | None) -> dict[str, str]:
+    """A probability map, and where there is such what shows nothing of the patient: PNGs in base64, by their keys."""
+    maps = {"probability": np.rint(probability * np.float32(255)).astype(np.uint8)}
+    if outside is not None:
+        maps["outside"] = outside.astype(np.uint8) * np.uint8(255)
+    return {name: base64.b64encode(encoded(".png", levels)).decode() for name, levels in maps.items()}
 
 
 def error(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -48,9 +73,11 @@ class OperatingPoint(BaseModel):
 
 
 class Model(BaseModel):
-    """The model that the service computes with."""
+    """A model that the service computes with."""
 
     name: str
+    served_as: str = Field(description="What requests call it")
+    models: list[str] = Field(description="What they may call it and the others; the first is the default")
     hash: str = Field(description="SHA-256 over all that decides a prediction")
     threshold: float = Field(description="The operating point's")
     width: int = Field(description="Of the network's input, pixels")

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import gc
 import logging
-import multiprocessing.util
 import os
 import signal
 import socket
 import sys
-import tempfile
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from polypseg.errors import PolypsegError, UsageError
-from polypseg.serve.settings import Settings
+from polypseg.serve.settings import Settings, is_loopback, named
+from polypseg.zoo import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
 NEEDED = {
     "fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus-client",
+    "prometheus_client": "prometheus-client", "websockets": "websockets",
 }  # fmt: skip
-LONGEST_FOLDER = 70  # bytes of its path, in which a socket can be: the system takes 107
 HEAD_SECONDS = 20.0  # that a connection may take to send them
 MOST_CONNECTIONS = 512  # of more, the one that has been silent for longest is closed
 
@@ -35,7 +35,7 @@ def serve(
     settings: Settings,
     host: str,
     port: int,
-    model: str | None = None,
+    model: Sequence[str] = (),
     runtime: str = "auto",
     device: str = "auto",
     precision: str = "auto",
@@ -48,7 +48,7 @@ def serve(
         settings: limits and the state folder.
         host: address to listen on.
         port: TCP port; 0 takes a free one.
-        model: as ``polypseg.load`` takes it.
+        model: each as ``polypseg.load`` takes it, perhaps with ``NAME=`` before it; none is the model that ships.
         runtime: likewise.
         device: likewise.
         precision: likewise.
@@ -64,27 +64,46 @@ def serve(
         raise PolypsegError(f"serve: needs {', '.join(missing)}; install the extra: pip install 'polypseg[serve]'")
     from polypseg.inference.segmenter import Segmenter
     from polypseg.serve.app import create_app
-    from polypseg.serve.state import open_state
+    from polypseg.serve.log import log_as_json
+    from polypseg.serve.models import Models
+    from polypseg.serve.observe import Metrics
+    from polypseg.serve.state import keep_temporary_files_in, open_state
 
+    wanted: dict[str, str | None] = {**named(model)} or {DEFAULT_MODEL: None}
     listening = _bind(host, port, settings)
     with listening:
         table = open_state(settings.state)
-        _keep_temporary_files_in(settings.state / "temporary")
-        _log_as_json()
-        segmenter = Segmenter(model, runtime, device, precision, threads, tta)
-        app = create_app(segmenter, settings, table)
+        keep_temporary_files_in(settings.state / "temporary")
+        log_as_json()
+        metrics = Metrics()
+        sources = {
+            name: partial(Segmenter, one, runtime, device, precision, threads, tta) for name, one in wanted.items()
+        }
+        models = Models(sources, settings.batch_size, metrics.together.observe, metrics.computed)
+        _handle_signals_on_the_usual_stack()
+        app = create_app(models, settings, table, metrics)
         # What is loaded by now stays for good: going through it again and again would delay requests.
         gc.collect()
         gc.freeze()
         address, port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        _run(app, listening, settings, f"http://{shown}:{port}  {segmenter.bundle.name}: {segmenter.reason}")
+        opened = "; ".join(f"{one.segmenter.bundle.name}: {one.segmenter.reason}" for one in models.all)
+        _run(app, listening, settings, f"http://{shown}:{port}  {opened}")
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def _handle_signals_on_the_usual_stack() -> None:
+    """OpenVINO gives this thread another one, and frees it with the model: the next signal would end the process."""
+    if sys.platform == "linux":
+        disable = 2
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, disable, 0)), None)
 
 
 def _bind(host: str, port: int, settings: Settings) -> socket.socket:
     """A socket that has the address, but does not listen before the model is there."""
-    from polypseg.serve.guard import is_loopback
-
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: must be 0 to 65535")
     try:
@@ -108,40 +127,45 @@ def _bind(host: str, port: int, settings: Settings) -> socket.socket:
     return listening
 
 
-def _keep_temporary_files_in(folder: Path) -> None:
-    """Have forms that are being read there too, so that nothing of a patient lies elsewhere."""
-    if len(os.fsencode(folder.absolute())) > LONGEST_FOLDER:
-        multiprocessing.util.get_temp_dir()  # keeps the system's own for its sockets
-    tempfile.tempdir = str(folder.absolute())
-
-
-def _log_as_json() -> None:
-    from polypseg.serve.observe import JsonLines
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("polypseg").setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    for name in ("pydicom", "highdicom", "libav", "py.warnings"):  # which quote what they read
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-
 def _run(app: Any, listening: socket.socket, settings: Settings, greeting: str) -> None:
     """Serve until a signal; prints the greeting when the port listens."""
     import uvicorn
 
     from polypseg.serve.guard import LONGEST_HEAD
+    from polypseg.serve.local import listen
+    from polypseg.serve.websocket import protocol
+
+    models, streams = app.state.models, app.state.streams
+    reloads: set[asyncio.Task[None]] = set()  # which nobody else keeps
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(models.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
 
     class Server(uvicorn.Server):
+        _beside: asyncio.Server | None = None
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            if settings.socket is not None:
+                self._beside = await listen(settings.socket, streams)
             await super().startup(sockets)
             if self.started:
+                if hasattr(signal, "SIGHUP"):
+                    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
                 print(greeting, flush=True)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if self._beside is not None and settings.socket is not None:
+                self._beside.close()
+                settings.socket.unlink(missing_ok=True)
+            await streams.end()
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
-        app, http=_protocol(), ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        app, http=_protocol(), lifespan="on", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, h11_max_incomplete_event_size=LONGEST_HEAD,
+        ws=protocol(), ws_max_size=settings.max_bytes, ws_per_message_deflate=False,
         timeout_graceful_shutdown=int(settings.timeout) + 30,
     )  # fmt: skip
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from polypseg.serve.annotations.labels import Labels
 from polypseg.serve.people import TOKEN
 
 MIB = 1 << 20
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a model: fit for a header and a label
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Settings:
         max_job_bytes: of all files of a job.
         max_video_seconds: of a video.
         keep_days: that a job is kept after it ended, with its results; None keeps it until it is removed.
+        streams: live streams at once.
+        socket: path of a Unix socket for streams of this computer; None for none.
         tokens: the token of each person by name; whoever has one is let in too, and versions bear that name.
         labels: what polyps may be called.
 
@@ -46,11 +51,22 @@ class Settings:
     max_job_bytes: int = 4096 * MIB
     max_video_seconds: float = 4 * 3600
     keep_days: float | None = None
+    streams: int = 8
+    socket: Path | None = None
     tokens: Mapping[str, str] = field(default_factory=dict)
     labels: Labels = field(default_factory=Labels)
 
     def __post_init__(self) -> None:
-        for option in ("queue", "batch_size", "timeout", "max_mib", "max_pixels", "max_job_mib", "max_video_seconds"):
+        for option in (
+            "queue",
+            "batch_size",
+            "timeout",
+            "max_mib",
+            "max_pixels",
+            "max_job_mib",
+            "max_video_seconds",
+            "streams",
+        ):
             if not getattr(self, option.replace("mib", "bytes")) > 0:
                 raise UsageError(f"--{option}: must be above 0")
         if self.keep_days is not None and not 0 < self.keep_days <= 36_500:
@@ -76,3 +92,38 @@ class Settings:
     def decode_memory(self) -> int:
         """Bytes that decoding one frame may take, for the most: of a DICOM frame, two copies of 64-bit RGB and more."""
         return 512 * MIB + 64 * self.max_pixels
+
+
+def named(models: Sequence[str]) -> dict[str, str]:
+    """What ``--model`` names, each ``NAME=MODEL`` or a model that is called as its folder is: models by name.
+
+    Raises:
+        UsageError: a name is given twice, or is no name.
+    """
+    found: dict[str, str] = {}
+    for given in models:
+        name, equals, model = given.partition("=")
+        if not equals or not NAME.fullmatch(name):
+            name, model = _short(given), given
+        if not NAME.fullmatch(name):
+            raise UsageError(f"--model {given}: say what to call it, as --model NAME={given}")
+        if name in found:
+            raise UsageError(
+                f"--model {given}: there is a {name} already; say what to call it, as --model NAME={given}"
+            )
+        found[name] = model
+    return found
+
+
+def _short(model: str) -> str:
+    """The last part of a path or of ``hf://owner/name@revision``; of a run's bundle the run's."""
+    parts = [part for part in re.split(r"[/\\]", model.partition("@")[0]) if part]
+    return parts[-2] if len(parts) > 1 and parts[-1] == "bundle" else parts[-1] if parts else ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this computer's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import multiprocessing.util
 import os
 import shutil
 import sqlite3
 import tempfile
 import threading
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from polypseg.errors import PolypsegError
 
@@ -22,9 +25,45 @@ COLUMNS = {
     "settings": "TEXT", "files": "TEXT", "done": "INTEGER", "total": "INTEGER", "error": "TEXT", "created": "TEXT",
     "starts": "INTEGER", "ended": "TEXT",
 }  # fmt: skip
+LONGEST_FOLDER = 70  # bytes of its path, in which a socket can be: the system takes 107
 _OURS = {
     "jobs.sqlite", "jobs", "corrections", "temporary", "lost+found", "annotations.sqlite", "projects", "training",
 }  # fmt: skip
+# What the computer refuses, whatever is asked: full, broken, read-only, not permitted, too much open.
+TROUBLE = {
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "EPERM", "ENOMEM", "EAGAIN", "EMFILE", "ENFILE",
+        "ESTALE", "ENODEV",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether it is the disk, the table or the system that refuses, so that the same may succeed later."""
+    return any(
+        isinstance(one, sqlite3.OperationalError) or (isinstance(one, OSError) and one.errno in TROUBLE)
+        for one in _with_causes(error)
+    )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it is a full disk."""
+    return any(
+        one.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        if isinstance(one, OSError)
+        else isinstance(one, sqlite3.OperationalError) and "is full" in str(one)
+        for one in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__
+    return found
 
 
 @dataclass
@@ -67,6 +106,13 @@ class Job:
         return {**{key: getattr(self, key) for key in shown}, "files": list(self.files)}
 
 
+class Closable(Protocol):
+    """A table."""
+
+    def close(self) -> None:
+        """Let another process have it."""
+
+
 class Table:
     """The table of jobs in a file that one process at a time may use. Thread-safe.
 
@@ -78,24 +124,14 @@ class Table:
 
     def __init__(self, file: Path) -> None:
         self._lock = threading.RLock()
-        try:
-            self._connection = sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._connection.execute("BEGIN EXCLUSIVE")
+        with taking(file, "serve"):
+            self._connection = connect(file)
             columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
             self._connection.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
             there = {row["name"] for row in self._connection.execute("PRAGMA table_info(jobs)")}
             for name in [name for name in COLUMNS if name not in there]:  # made by an earlier version
                 self._connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {COLUMNS[name]}")
             self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                line = f"{file.parent}: another polypseg serve works in this folder; stop it or choose another --state"
-                raise PolypsegError(line) from error
-            raise PolypsegError(f"{file}: cannot be opened ({error}); choose another --state") from error
-        except sqlite3.DatabaseError as error:
-            raise PolypsegError(f"{file}: is no table of jobs ({error}); move it away") from error
 
     def close(self) -> None:
         """Let another process have it."""
@@ -143,6 +179,29 @@ class Table:
         return json.loads(value) if name in self._AS_JSON else value
 
 
+def connect(file: Path) -> sqlite3.Connection:
+    """A database for this process alone, in a transaction that is to be committed. Raises ``sqlite3.Error``."""
+    connection = sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("BEGIN EXCLUSIVE")
+    return connection
+
+
+@contextlib.contextmanager
+def taking(file: Path, verb: str) -> Iterator[None]:
+    """Turn what SQLite raises while ``polypseg VERB`` opens its table into one line, a ``PolypsegError``."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            line = f"{file.parent}: another polypseg {verb} works in this folder; stop it or choose another --state"
+            raise PolypsegError(line) from error
+        raise PolypsegError(f"{file}: cannot be opened ({error}); choose another --state") from error
+    except sqlite3.DatabaseError as error:
+        raise PolypsegError(f"{file}: is no table of jobs ({error}); move it away") from error
+
+
 def open_state(folder: Path) -> Table:
     """Make the state folder, for this user alone, take it for this process, and only then empty its ``temporary/``.
 
@@ -150,30 +209,46 @@ def open_state(folder: Path) -> Table:
         PolypsegError: another process works in it, others may read it and that cannot be changed, or it cannot be
             written.
     """
+    with making(folder, _OURS):
+        table = Table(folder / "jobs.sqlite")
+    prepare(folder, "jobs", table)
+    return table
+
+
+@contextlib.contextmanager
+def making(folder: Path, ours: Collection[str]) -> Iterator[None]:
+    """Make a state folder, which may contain what is ``ours``, for this user alone. Raises as ``open_state``."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _make_private(folder)
+        _make_private(folder, ours)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        table = Table(folder / "jobs.sqlite")
+        yield
     except OSError as error:
         raise _state_error(folder, error) from error
+
+
+def prepare(folder: Path, kept: str, table: Closable) -> None:
+    """In a folder whose table this process has taken, make the sub-folder ``kept`` and an empty ``temporary``.
+
+    Raises:
+        PolypsegError: it cannot be written; the table is closed.
+    """
     try:
-        (folder / "jobs").mkdir(exist_ok=True)
+        (folder / kept).mkdir(exist_ok=True)
         shutil.rmtree(folder / "temporary", ignore_errors=True)
         (folder / "temporary").mkdir(exist_ok=True)
     except OSError as error:
         table.close()
         raise _state_error(folder, error) from error
-    return table
 
 
-def _make_private(folder: Path) -> None:
+def _make_private(folder: Path, ours: Collection[str]) -> None:
     """Take a folder's rights from everybody else; one that contains other things is not touched but refused."""
     if os.name == "nt" or not folder.stat().st_mode & 0o077:
         return
     advice = f"run chmod 700 '{folder}', or choose another --state"
-    if strangers := sorted({path.name for path in folder.iterdir()} - _OURS):
+    if strangers := sorted({path.name for path in folder.iterdir()} - set(ours)):
         raise PolypsegError(
             f"{folder}: other users may read it, and it contains other files ({strangers[0]}); {advice}"
         )
@@ -185,3 +260,10 @@ def _make_private(folder: Path) -> None:
 
 def _state_error(folder: Path, error: OSError) -> PolypsegError:
     return PolypsegError(f"{folder}: cannot be written ({error.strerror or error}); choose another --state")
+
+
+def keep_temporary_files_in(folder: Path) -> None:
+    """Have the process keep all that it writes for a while there, so that nothing of a patient lies elsewhere."""
+    if len(os.fsencode(folder.absolute())) > LONGEST_FOLDER:
+        multiprocessing.util.get_temp_dir()  # keeps the system's own for its sockets
+    tempfile.tempdir = str(folder.absolute())

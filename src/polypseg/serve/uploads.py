@@ -5,6 +5,7 @@ What opens a file here is run by ``Decoders``, in a process of its own.
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import tempfile
@@ -120,6 +121,26 @@ def read_still(path: Path, name: str, max_pixels: int) -> NDArray[np.uint8]:
         return next(iter(frames))
     except PolypsegError as error:
         raise HTTPException(422, told(error, path, name)) from error
+
+
+def read_jpeg(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """A JPEG that came as bytes: H×W×3 uint8 RGB.
+
+    Raises:
+        HTTPException: 413 it has more than ``max_pixels``, 422 it is something else, or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            pixels = image.width * image.height
+    except Image.DecompressionBombError:
+        pixels = max_pixels + 1
+    except Exception:  # noqa: BLE001  (a format's own code raises whatever it meets)
+        raise HTTPException(422, f"{name}: is no JPEG that can be read") from None
+    _check_pixels(name, pixels, max_pixels)
+    try:
+        return read_frame(name, content)
+    except PolypsegError as error:
+        raise HTTPException(422, told(error, Path(name), name)) from error
 
 
 def read_still_mask(path: Path, name: str, max_pixels: int) -> NDArray[np.bool_]:

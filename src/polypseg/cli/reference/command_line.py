@@ -53,6 +53,7 @@ HEAD = """\
 | `MLFLOW_TRACKING_URI` | where the logger `mlflow` writes; else `mlflow.db` in the run folder |
 | `https_proxy`, `http_proxy` | for `data download` |
 | `POLYPSEG_TOKEN` | the token of `serve` |
+| `POLYPSEG_DICOMWEB_AUTHORIZATION` | what `dicom` sends a DICOMweb server as `Authorization` |
 """
 RECIPE = """\
 Besides these, every field of the recipe is an option: those of [`train`](#polypseg-train)."""

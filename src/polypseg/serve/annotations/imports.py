@@ -29,7 +29,7 @@ from polypseg.serve.annotations.regions import Given
 from polypseg.serve.annotations.store import Save, Store, now, picture_of
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.jobs import Stopped
-from polypseg.serve.observe import without_values
+from polypseg.serve.log import without_values
 from polypseg.serve.settings import Settings
 from polypseg.serve.uploads import own_name, read_still
 

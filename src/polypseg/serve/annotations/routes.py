@@ -96,6 +96,12 @@ class Annotating:
         self.work.start()
         self.training.start()
 
+    def use(self, segmenter: Segmenter) -> None:
+        """Predict and fine-tune with another model from now on."""
+        self.work.segmenter = segmenter
+        self.training.bundle = segmenter.bundle
+        self.work.wake()
+
     def stop(self, seconds: float) -> None:
         """End; what is in work is continued by the next process."""
         self.training.stop()

@@ -30,7 +30,7 @@ from polypseg.extras import MODULES
 from polypseg.files import atomic_write, locked, make_folder, read_json, write_json
 from polypseg.serve.annotations.exports import export
 from polypseg.serve.annotations.store import REVIEWED, Store, now
-from polypseg.serve.observe import without_values
+from polypseg.serve.log import without_values
 
 if TYPE_CHECKING:
     from polypseg.bundle import ModelBundle
@@ -68,7 +68,7 @@ class Training:
     """
 
     def __init__(self, state: Path, store: Store, bundle: ModelBundle) -> None:
-        self._state, self._store, self._bundle = state, store, bundle
+        self._state, self._store, self.bundle = state, store, bundle
         self._folder = state / "training"
         self._file = self._folder / "state.json"
         self._changed = threading.Condition()  # with a lock that its holder may take again
@@ -148,7 +148,7 @@ class Training:
             try:
                 export(self._store, project, "folder", REVIEWED, put)
                 with atomic_write(folder / "recipe.yaml", "w") as file:
-                    file.write(_recipe(self._bundle, epochs, frames))
+                    file.write(_recipe(self.bundle, epochs, frames))
                 made = {"id": identity, "project": project, "frames": frames, "epochs": epochs, "author": author}
                 self._write({**made, "state": "running", "error": None, "created": now(), "ended": None})
             except BaseException:

@@ -14,8 +14,9 @@ from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.uncertainty import mean_entropy
 from polypseg.serve.annotations.imports import Imports
 from polypseg.serve.annotations.store import Prediction, Store
-from polypseg.serve.jobs import LONGEST_RETRY, RETRY, Stopped, is_trouble
-from polypseg.serve.observe import without_values
+from polypseg.serve.jobs import LONGEST_RETRY, RETRY, Stopped
+from polypseg.serve.log import without_values
+from polypseg.serve.state import is_trouble
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class Work:
     """
 
     def __init__(self, store: Store, imports: Imports, segmenter: Segmenter) -> None:
-        self._store, self._imports, self._segmenter = store, imports, segmenter
+        self._store, self._imports, self.segmenter = store, imports, segmenter
         self._changed = threading.Condition()
         self._stopping = False
         self._news = False
@@ -98,7 +99,7 @@ class Work:
         if row is not None:
             self._imports.work(row, self._check)
             return True
-        row = self._store.to_predict(self._segmenter.hash)
+        row = self._store.to_predict(self.segmenter.hash)
         if row is None:
             return False
         self._predict(row)
@@ -106,12 +107,12 @@ class Work:
 
     def _predict(self, row: dict[str, Any]) -> None:
         try:
-            found = predicted(self._segmenter, self._store.pixels(row))
+            found = predicted(self.segmenter, self._store.pixels(row))
         except PolypsegError as error:
             if is_trouble(error):
                 raise
             log.error("frame cannot be predicted", extra={"fields": without_values(error)})
-            self._store.give_up(row, self._segmenter.hash)
+            self._store.give_up(row, self.segmenter.hash)
             return
         self._store.predict(row, found)
 

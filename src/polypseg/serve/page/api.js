@@ -1,17 +1,25 @@
 // The service, as the page calls it. Every failure is a ServiceError with one line for people.
 
+import { encodeGrey } from "./png.js";
+
 const TOKEN = "polypseg-token";
 
 export class ServiceError extends Error {
-  constructor(message, status = 0, retryAfter = 0) {
+  constructor(message, status = 0, retryAfter = 0, body = {}) {
     super(message);
+    this.body = body; // what else the service said
     this.status = status; // 0: no response at all
     this.retryAfter = retryAfter; // seconds
   }
 
   // Whether the same request may succeed later.
   get passing() {
-    return this.status === 0 || this.status === 429 || this.status >= 502;
+    return this.status === 429 || this.outage;
+  }
+
+  // Whether the service, or the way to it, is gone for now.
+  get outage() {
+    return this.status === 0 || this.status === 502 || this.status === 503;
   }
 }
 
@@ -30,9 +38,9 @@ function authorization() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-// <video> and plain links cannot send a header: a cookie for the files of jobs, gone with the tab.
+// <video>, <img> and plain links cannot send a header: a cookie for files of jobs and projects, gone with the tab.
 function lendToken(token) {
-  const path = new URL("v1/jobs", document.baseURI).pathname;
+  const path = new URL("v1/", document.baseURI).pathname;
   document.cookie = `polypseg_token=${token}; path=${path}; SameSite=Strict`;
 }
 addEventListener("pagehide", () => sessionStorage.getItem(TOKEN) && lendToken("; max-age=0"));
@@ -54,19 +62,19 @@ async function renewToken(refused) {
 export const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 function failure(status, statusText, body, retryAfter) {
-  let line = "";
+  let [line, said] = ["", {}];
   try {
-    const { error, detail } = JSON.parse(body);
-    line = error ?? (typeof detail === "string" ? detail : "");
+    said = JSON.parse(body);
+    line = said.error ?? (typeof said.detail === "string" ? said.detail : "");
   } catch {
     // Not from the service itself: a proxy's page, say.
   }
-  return new ServiceError(line || `The service responded ${status} ${statusText}`.trim(), status, Number(retryAfter) || 0);
+  return new ServiceError(line || `The service responded ${status} ${statusText}`.trim(), status, Number(retryAfter) || 0, said);
 }
 
 const unreachable = () => new ServiceError("The service does not respond; is it still running?");
 
-async function call(path, options = {}) {
+export async function call(path, options = {}) {
   for (;;) {
     const token = sessionStorage.getItem(TOKEN);
     let response;
@@ -83,11 +91,14 @@ async function call(path, options = {}) {
   }
 }
 
-const json = async (path, options) => (await call(path, options)).json();
+export const json = async (path, options) => (await call(path, options)).json();
 
-function form(parts) {
+export function form(parts) {
   const body = new FormData();
-  for (const [name, value, filename] of parts) filename ? body.append(name, value, filename) : body.append(name, value);
+  for (const [name, value, filename] of parts) {
+    if (filename) body.append(name, value, filename);
+    else body.append(name, value);
+  }
   return body;
 }
 
@@ -108,6 +119,34 @@ export async function segment(blob, name, { accept = "application/json", patient
       signal?.throwIfAborted();
     }
   }
+}
+
+// --- masks from prompts and from neighbours ---
+
+export const promptMethods = async () => (await json("v1/prompt")).methods;
+
+// A region for a box or for points [[x, y, 1 or 0], …]. known: {frame} of an earlier response, which saves the upload.
+export async function prompt(file, { method, box, points, known }) {
+  const parts = [["method", method]];
+  if (box) parts.push(["box", JSON.stringify(box.map(Math.round))]);
+  if (points?.length) parts.push(["points", JSON.stringify(points)]);
+  for (let frame = known; ; ) {
+    try {
+      const which = frame ? ["frame", frame] : ["file", file, file.name];
+      return await json("v1/prompt", { method: "POST", body: form([which, ...parts]) });
+    } catch (error) {
+      if (error.status === 404 && frame) frame = null;
+      else if (error.status === 503 && error.retryAfter) await pause(error.retryAfter);
+      else throw error;
+    }
+  }
+}
+
+// The mask (Uint8Array of 0 and 1) of files[at], carried to the others.
+export async function propagate(files, mask, { width, height }, at) {
+  const blob = await encodeGrey(mask.map((value) => 255 * value), width, height);
+  const parts = files.map((file) => ["file", file, file.name]);
+  return json("v1/propagate", { method: "POST", body: form([...parts, ["mask", blob, "mask.png"], ["at", at]]) });
 }
 
 // --- jobs ---
@@ -160,17 +199,3 @@ export async function submitJob(file, { onProgress, signal }) {
     }
   }
 }
-
-// --- corrections ---
-
-export const corrections = () => json("v1/corrections");
-export const correctionsZip = "v1/corrections.zip";
-export const saveCorrection = (frame, mask, name) =>
-  json("v1/corrections", {
-    method: "POST",
-    body: form([
-      ["frame", frame, "frame.png"],
-      ["mask", mask, "mask.png"],
-      ["name", name],
-    ]),
-  });

@@ -1,22 +1,26 @@
-// The panel of the editor: a frame's mask corrected by hand and saved with the frame, for training.
+// The panel of the editor: a frame's mask corrected by hand and saved with the frame.
 
-import * as api from "./api.js";
-import { $, announce, counted, on, tell } from "./dom.js";
-import { maskBlob, save, stem } from "./download.js";
+import { $, announce, on, percent, tell } from "./dom.js";
 import { Editor } from "./editor.js";
+import { saveReview, told } from "./saving.js";
+import { smooth } from "./tools.js";
 
-export class Correction {
-  // onToggle() when it begins and ends; onSaved(item, mask).
-  constructor(viewer, onToggle, onSaved) {
-    [this.viewer, this.onToggle, this.onSaved] = [viewer, onToggle, onSaved];
+// Tells "toggle" when it begins and ends, "change" when the regions are others, "saved" (detail: {item, mode}).
+export class Correction extends EventTarget {
+  constructor(viewer) {
+    super();
+    this.viewer = viewer;
     this.editor = null;
     on("undo", "click", () => this.editor.undo());
     on("redo", "click", () => this.editor.redo());
+    on("smooth", "click", () => smooth(this.editor));
     on("size", "input", () => this.resize($("size").valueAsNumber));
+    on("reach", "input", () => this.editor.tools.grow.reach($("reach").valueAsNumber));
+    on("takes-away", "change", () => (this.editor.takesAway = $("takes-away").checked));
     on("save-edit", "click", () => this.save());
+    on("save-next", "click", () => this.save(true));
     on("cancel-edit", "click", () => this.leave());
     for (const radio of document.querySelectorAll("[name=tool]")) radio.addEventListener("change", () => this.choose(radio.value));
-    on("corrections-zip", "click", download);
     addEventListener("beforeunload", (event) => this.editor?.changed && event.preventDefault());
   }
 
@@ -24,13 +28,18 @@ export class Correction {
     return this.editor !== null;
   }
 
-  begin(item, scene) {
-    [this.item, this.scene] = [item, scene];
-    this.editor = new Editor(this.viewer, scene.mask, scene.width, scene.height);
+  begin(item, scene, point) {
+    [this.item, this.scene, this.basedOn] = [item, scene, item.frame?.version ?? 0];
+    this.editor = new Editor(this.viewer, scene, point);
     this.editor.addEventListener("change", () => this.buttons());
+    this.editor.addEventListener("say", ({ detail }) => {
+      tell(detail);
+      announce(detail);
+    });
     this.viewer.tool = this.editor;
     $("size").max = Math.round(Math.max(scene.width, scene.height) / 3);
     this.resize(this.editor.size);
+    $("takes-away").checked = false;
     this.choose("brush");
     this.toggle();
     $("canvas").focus();
@@ -54,23 +63,31 @@ export class Correction {
 
   toggle() {
     $("editing").hidden = !this.active;
-    $("looking").hidden = this.active;
+    for (const id of ["compare-label", "edit"]) $(id).classList.toggle("absent", this.active);
     $("canvas").classList.toggle("edited", this.active);
     $("canvas").setAttribute("role", this.active ? "application" : "img");
+    this.dispatchEvent(new Event("toggle"));
     this.buttons();
     this.viewer.draw();
-    this.onToggle();
   }
 
   buttons() {
+    const grow = this.editor?.tools.grow;
     $("undo").disabled = !this.editor?.past.length;
     $("redo").disabled = !this.editor?.future.length;
+    $("reach").disabled = !grow?.open;
+    if (grow?.open) $("reach").value = grow.level;
+    $("reach-value").textContent = grow?.open ? percent(grow.level) : "";
+    this.dispatchEvent(new Event("change"));
   }
 
   choose(tool) {
-    this.editor.erases = tool === "eraser";
-    document.querySelector(`[name=tool][value=${tool}]`).checked = true;
-    this.viewer.draw();
+    const radio = document.querySelector(`[name=tool][value=${tool}]`);
+    if (radio.disabled) return;
+    radio.checked = true;
+    this.editor.choose(tool);
+    for (const part of document.querySelectorAll("#editing [data-tools]")) part.hidden = !part.dataset.tools.split(" ").includes(tool);
+    $("canvas").classList.toggle("moved", tool === "move");
   }
 
   resize(pixels) {
@@ -80,42 +97,15 @@ export class Correction {
     this.viewer.draw();
   }
 
-  async save() {
-    const { item, scene } = this;
-    const { mask, width, height } = this.editor;
-    $("save-edit").disabled = true;
-    try {
-      // As it came, where the service reads it as the browser does; else as a PNG of what is shown.
-      const frame = ["image/jpeg", "image/png"].includes(item.file.type) ? item.file : await asPng(scene);
-      const { name } = await api.saveCorrection(frame, await maskBlob(mask, width, height), stem(item.name));
-      this.end();
-      this.onSaved(item, mask);
-      tell(`Saved as correction ${name}`);
-      await countCorrections();
-    } catch (error) {
-      tell(error.message, true);
-    } finally {
-      $("save-edit").disabled = false;
-    }
-  }
-}
-
-function asPng({ picture, width, height }) {
-  const canvas = new OffscreenCanvas(width, height);
-  canvas.getContext("2d").drawImage(picture, 0, 0);
-  return canvas.convertToBlob({ type: "image/png" });
-}
-
-export async function countCorrections() {
-  const { count } = await api.corrections();
-  $("corrections").hidden = !count;
-  $("corrections-text").textContent = `${counted(count, "correction")} saved, as a data set to train on`;
-}
-
-async function download() {
-  try {
-    save(await api.download(api.correctionsZip), "corrections.zip");
-  } catch (error) {
-    tell(error.message, true);
+  async save(onwards = false) {
+    const { item, scene, editor, basedOn } = this;
+    editor.cancel();
+    const buttons = ["save-edit", "save-next"];
+    for (const id of buttons) $(id).disabled = true;
+    const saved = await told(() => saveReview(item, "corrected", { ...scene, mask: editor.mask, polyps: editor.polyps }, basedOn));
+    for (const id of buttons) $(id).disabled = false;
+    if (!saved) return;
+    this.end();
+    this.dispatchEvent(new CustomEvent("saved", { detail: { item, onwards: onwards && saved !== "theirs" } }));
   }
 }

@@ -4,10 +4,10 @@ import { clock, number, percent } from "./dom.js";
 
 // scene: as `analyse` gives it; chosen: index of the polyp that is zoomed to; run(index) on a click.
 export const polypEntries = (scene, chosen, run) =>
-  scene.polyps.map(({ box: [left, top, right, bottom], area, confidence }, index) => ({
+  scene.polyps.map(({ box: [left, top, right, bottom], area, confidence, label }, index) => ({
     number: index + 1,
     first: `${number(area)} px, ${percent(area / (scene.width * scene.height), 1)} of frame`,
-    second: `confidence ${percent(confidence)}\nx ${left}–${right}, y ${top}–${bottom}`,
+    second: `${label ? `${label}\n` : ""}confidence ${percent(confidence)}\nx ${left}–${right}, y ${top}–${bottom}`,
     pressed: index === chosen,
     run: () => run(index),
   }));

@@ -2,7 +2,7 @@
 
 import { encodeGrey } from "./png.js";
 import { paintPolyps } from "./paint.js";
-import { isHole } from "./polyps.js";
+import { isHole } from "./outline.js";
 
 export const stem = (name) => name.replace(/\.[^.]*$/, "");
 
@@ -36,6 +36,7 @@ export function record(answer, { polyps, point, corrected }) {
   const rounded = (value) => Math.round(value * 1e6) / 1e6;
   return {
     source, frame, time, width, height, threshold: point.threshold, model, operating_point: point,
+    ...(answer.quality && { quality: answer.quality }),
     ...(corrected && { corrected }),
     polyps: polyps.map(({ box, area, confidence, contour }) => ({ box, area, confidence: rounded(confidence), contour })),
   };

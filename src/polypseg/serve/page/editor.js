@@ -1,56 +1,76 @@
-// A mask corrected by hand: brush, eraser, undo and redo, by pointer or by keys. A Viewer's tool.
+// A mask that is corrected by hand, with undo and redo over all that was done. A Viewer's tool; what a click or a drag
+// does is the business of the tools (tools.js).
 
-import { COLOUR } from "./paint.js";
+import { COLOUR, paintHeat, paintOutline, pathOf } from "./paint.js";
+import { difference, flip } from "./pixels.js";
+import { polypsOf } from "./polyps.js";
+import { makeTools } from "./tools.js";
 
-const OPACITY = 0.45;
+const MOST_STEPS = 200;
+const INK = new Uint32Array(new Uint8Array([...COLOUR, 255]).buffer)[0];
 
-// Tells "change" after each stroke, undo and redo.
+// Tells "change" after each edit, undo and redo, and "say" (detail: one line) where a tool could do nothing.
 export class Editor extends EventTarget {
-  // mask: Uint8Array of 0 and 1, which is copied.
-  constructor(viewer, mask, width, height) {
+  // scene: of the viewer; its mask is copied. point: whose `confidence` the regions have.
+  constructor(viewer, scene, point) {
     super();
-    this.viewer = viewer;
-    this.mask = mask.slice();
-    [this.width, this.height] = [width, height];
-    this.erases = false;
-    this.size = Math.max(3, Math.round(Math.max(width, height) / 25)); // diameter, pixels of the frame
-    this.place = null; // of the brush, pixels of the frame
-    this.past = [];
+    Object.assign(this, { viewer, point, surface: scene.surface, heat: scene.heat, width: scene.width, height: scene.height });
+    this.mask = scene.mask.slice();
+    this.size = Math.max(3, Math.round(Math.max(scene.width, scene.height) / 25)); // diameter, pixels of the frame
+    this.takesAway = false; // what polygon and lasso do
+    this.place = null; // of the pointer, pixels of the frame
+    this.past = []; // {box, pairs}
     this.future = [];
-    this.before = null; // the mask as it was when the stroke began
-    this.layer = new OffscreenCanvas(width, height);
+    this.before = null; // the mask as it was when an edit began
+    this.layer = new OffscreenCanvas(scene.width, scene.height);
     this.ink = this.layer.getContext("2d");
-    this.refresh([0, 0, width, height]);
+    this.tools = makeTools(this, scene.item);
+    this.tool = this.tools.brush;
+    this.refresh([0, 0, scene.width, scene.height]);
+    this.measure();
   }
 
   get changed() {
     return this.past.length > 0;
   }
 
-  // --- strokes; places are [x, y] in pixels of the frame ---
+  say(line) {
+    this.dispatchEvent(new CustomEvent("say", { detail: line }));
+  }
 
-  down(place) {
-    this.before = this.mask.slice();
-    this.touched = [this.width, this.height, 0, 0];
+  choose(name) {
+    this.tool.cancel();
+    this.tool = this.tools[name];
+    this.viewer.draw();
+  }
+
+  // --- what the viewer calls; places are [x, y] in pixels of the frame ---
+
+  get pans() {
+    return this.tool.pans;
+  }
+
+  down(place, event) {
     this.place = place;
-    this.drag(place, place);
+    this.tool.down(place, event);
   }
 
   move(place) {
-    if (this.before) this.drag(this.place, place);
+    this.tool.move(place, this.place);
     this.place = place;
     this.viewer.draw();
   }
 
-  up() {
-    if (!this.before) return;
-    const [left, top, right, bottom] = this.touched;
-    const edit = { box: this.touched, before: this.cut(this.before, this.touched), after: this.cut(this.mask, this.touched) };
-    this.before = null;
-    if (left >= right || top >= bottom || edit.before.every((value, at) => value === edit.after[at])) return;
-    this.past.push(edit);
-    this.future = [];
-    this.dispatchEvent(new Event("change"));
+  up(event) {
+    this.tool.up(this.place, event);
+  }
+
+  cancel() {
+    this.tool.cancel();
+  }
+
+  finish() {
+    this.tool.finish();
   }
 
   leave() {
@@ -58,7 +78,7 @@ export class Editor extends EventTarget {
     this.viewer.draw();
   }
 
-  // By keys: the brush begins in the middle.
+  // By keys: the pointer begins in the middle.
   step(x, y) {
     const [fromX, fromY] = this.place ?? [this.width / 2, this.height / 2];
     this.place = [Math.min(Math.max(fromX + x, 0), this.width), Math.min(Math.max(fromY + y, 0), this.height)];
@@ -67,89 +87,101 @@ export class Editor extends EventTarget {
 
   dab() {
     this.step(0, 0);
-    this.down(this.place);
-    this.up();
+    this.down(this.place, {});
+    this.up({});
   }
 
-  undo() {
-    this.replay(this.past, this.future, "before");
+  // --- edits ---
+
+  begin() {
+    this.before = this.mask.slice();
+    this.touched = [this.width, this.height, 0, 0];
   }
 
-  redo() {
-    this.replay(this.future, this.past, "after");
-  }
-
-  replay(from, to, which) {
-    const edit = from.pop();
-    if (!edit) return;
-    const [left, top, right, bottom] = edit.box;
-    const width = right - left;
-    for (let y = top; y < bottom; y++) {
-      this.mask.set(edit[which].subarray((y - top) * width, (y - top + 1) * width), y * this.width + left);
-    }
-    to.push(edit);
-    this.refresh(edit.box);
-    this.dispatchEvent(new Event("change"));
-  }
-
-  // --- pixels ---
-
-  // Every pixel whose centre is within half the brush's size of the way.
-  drag([fromX, fromY], [toX, toY]) {
-    const radius = this.size / 2;
-    const box = [
-      Math.max(0, Math.floor(Math.min(fromX, toX) - radius)),
-      Math.max(0, Math.floor(Math.min(fromY, toY) - radius)),
-      Math.min(this.width, Math.ceil(Math.max(fromX, toX) + radius)),
-      Math.min(this.height, Math.ceil(Math.max(fromY, toY) + radius)),
-    ];
-    const [alongX, alongY] = [toX - fromX, toY - fromY];
-    const length = alongX ** 2 + alongY ** 2;
-    for (let y = box[1]; y < box[3]; y++) {
-      for (let x = box[0]; x < box[2]; x++) {
-        const [offX, offY] = [x + 0.5 - fromX, y + 0.5 - fromY];
-        const part = length ? Math.min(Math.max((offX * alongX + offY * alongY) / length, 0), 1) : 0;
-        if ((offX - part * alongX) ** 2 + (offY - part * alongY) ** 2 <= radius ** 2) {
-          this.mask[y * this.width + x] = this.erases ? 0 : 1;
-        }
-      }
-    }
+  touch(box) {
     const [left, top, right, bottom] = this.touched;
     this.touched = [Math.min(left, box[0]), Math.min(top, box[1]), Math.max(right, box[2]), Math.max(bottom, box[3])];
     this.refresh(box);
   }
 
-  cut(mask, [left, top, right, bottom]) {
-    const part = new Uint8Array(Math.max(right - left, 0) * Math.max(bottom - top, 0));
-    for (let y = top; y < bottom; y++) {
-      part.set(mask.subarray(y * this.width + left, y * this.width + right), (y - top) * (right - left));
-    }
-    return part;
+  // Whether anything is another.
+  commit() {
+    const edit = { box: this.touched, pairs: difference(this.before, this.mask, this.width, this.touched) };
+    this.before = null;
+    if (!edit.pairs.length) return false;
+    this.past.push(edit);
+    if (this.past.length > MOST_STEPS) this.past.shift();
+    this.future = [];
+    this.told();
+    return true;
   }
 
-  refresh(box) {
-    const [left, top, right, bottom] = box;
+  // The edit in progress never was.
+  abandon() {
+    if (!this.before) return;
+    flip(this.mask, difference(this.before, this.mask, this.width, this.touched));
+    this.before = null;
+    this.refresh(this.touched);
+  }
+
+  // run(mask) changes the mask and gives the box that it touched.
+  apply(run) {
+    this.begin();
+    this.touch(run(this.mask));
+    return this.commit();
+  }
+
+  undo() {
+    this.replay(this.past, this.future);
+  }
+
+  redo() {
+    this.replay(this.future, this.past);
+  }
+
+  replay(from, to) {
+    this.tool.cancel();
+    const edit = from.pop();
+    if (!edit) return;
+    flip(this.mask, edit.pairs);
+    to.push(edit);
+    this.refresh(edit.box);
+    this.told();
+  }
+
+  told() {
+    this.measure();
+    this.dispatchEvent(new Event("change"));
+  }
+
+  // The regions as they are now.
+  measure() {
+    this.polyps = polypsOf(this.mask, this.surface, this.point.confidence);
+    this.path = pathOf(this.polyps);
+  }
+
+  // --- drawing ---
+
+  refresh([left, top, right, bottom]) {
     if (left >= right || top >= bottom) return;
     const image = new ImageData(right - left, bottom - top);
-    this.cut(this.mask, box).forEach((value, at) => value && image.data.set([...COLOUR, 255], 4 * at));
+    const colours = new Uint32Array(image.data.buffer);
+    for (let y = top, to = 0; y < bottom; y++) {
+      for (let at = y * this.width + left, end = y * this.width + right; at < end; at++, to++) if (this.mask[at]) colours[to] = INK;
+    }
     this.ink.putImageData(image, left, top);
     this.viewer.draw();
   }
 
-  paint(context, pixel) {
-    context.globalAlpha = OPACITY;
-    context.imageSmoothingEnabled = false;
-    context.drawImage(this.layer, 0, 0);
-    context.globalAlpha = 1;
-    if (!this.place) return;
-    for (const [colour, line] of [["black", 3], ["white", 1.5]]) {
-      context.beginPath();
-      context.arc(...this.place, this.size / 2, 0, 2 * Math.PI);
-      context.strokeStyle = colour;
-      context.lineWidth = line * pixel;
-      context.setLineDash(this.erases ? [4 * pixel, 4 * pixel] : []);
-      context.stroke();
+  paint(context, pixel, { mode, opacity }) {
+    if (mode === "heat") paintHeat(context, this, opacity);
+    if (mode === "fill" || (this.before && mode !== "off")) {
+      context.globalAlpha = mode === "fill" ? opacity : 0.35;
+      context.imageSmoothingEnabled = false;
+      context.drawImage(this.layer, 0, 0);
+      context.globalAlpha = 1;
     }
-    context.setLineDash([]);
+    if (!this.before && (mode === "contour" || mode === "heat")) paintOutline(context, this.path, mode === "heat" ? 1 : opacity, pixel);
+    this.tool.paint(context, pixel);
   }
 }

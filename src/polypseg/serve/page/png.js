@@ -29,19 +29,32 @@ export async function decodeGrey(bytes) {
 // Each row is told as differences to the pixel on its left (a), above (b) and above left (c).
 function unfilter(rows, width, height) {
   const pixels = new Uint8Array(width * height);
+  const none = new Uint8Array(width);
   for (let y = 0; y < height; y++) {
-    const filter = rows[y * (width + 1)];
-    for (let x = 0; x < width; x++) {
-      const at = y * width + x;
-      const a = x ? pixels[at - 1] : 0;
-      const b = y ? pixels[at - width] : 0;
-      const c = x && y ? pixels[at - width - 1] : 0;
-      const guess = [0, a, b, (a + b) >> 1, filter === 4 ? paeth(a, b, c) : 0][filter];
-      pixels[at] = rows[y * (width + 1) + 1 + x] + guess;
-    }
+    const start = y * (width + 1);
+    const row = pixels.subarray(y * width, (y + 1) * width);
+    row.set(rows.subarray(start + 1, start + 1 + width));
+    const above = y ? pixels.subarray((y - 1) * width, y * width) : none;
+    FILTERS[rows[start]](row, above, width);
   }
   return pixels;
 }
+
+const FILTERS = [
+  () => {},
+  (row, _, width) => {
+    for (let x = 1; x < width; x++) row[x] += row[x - 1];
+  },
+  (row, above, width) => {
+    for (let x = 0; x < width; x++) row[x] += above[x];
+  },
+  (row, above, width) => {
+    for (let x = 0; x < width; x++) row[x] += ((x ? row[x - 1] : 0) + above[x]) >> 1;
+  },
+  (row, above, width) => {
+    for (let x = 0; x < width; x++) row[x] += x ? paeth(row[x - 1], above[x], above[x - 1]) : above[x];
+  },
+];
 
 function paeth(a, b, c) {
   const guess = a + b - c;
@@ -78,7 +91,7 @@ const CRC = Uint32Array.from({ length: 256 }, (_, value) => {
   return value;
 });
 
-function crc(bytes) {
+export function crc(bytes) {
   let sum = 0xffffffff;
   for (const byte of bytes) sum = CRC[(sum ^ byte) & 255] ^ (sum >>> 8);
   return (sum ^ 0xffffffff) >>> 0;

@@ -1,18 +1,20 @@
 // Frames: asking the service about them, and their analysis in the page.
 
 import * as api from "./api.js";
-import { decodeGrey } from "./png.js";
 import { heatOf, pathOf } from "./paint.js";
-import { enlarge, findPolyps, polypsOf } from "./polyps.js";
+import { decodeGrey } from "./png.js";
+import { findPolyps, polypsOf } from "./polyps.js";
+import { Surface } from "./surface.js";
 
 const AT_ONCE = 3; // requests in flight: the service always has one to continue with
-const REMEMBERED = 4; // frames whose pixels are kept, for quick steps back and forth
+const REMEMBERED = 6; // frames whose pixels are kept, for quick steps back and forth
 const THUMBNAIL = 96; // pixels
 
-// Sends the frames that wait, in order; changed(item) after each step.
+// Sends the frames that wait, in order; changed(item) after each step. Where the service does not respond they wait on,
+// and the outage (outage.js) says when to go on.
 export class Queue {
-  constructor(changed) {
-    this.changed = changed;
+  constructor(changed, outage) {
+    [this.changed, this.outage] = [changed, outage];
     this.waiting = [];
     this.running = 0;
   }
@@ -25,26 +27,37 @@ export class Queue {
   async work() {
     this.running++;
     for (let item = this.waiting.shift(); item; item = this.waiting.shift()) {
-      if (item.signal.aborted) continue;
-      await ask(item, this.changed);
+      if (!item.signal.aborted) await this.ask(item);
     }
     this.running--;
   }
-}
 
-async function ask(item, changed) {
-  item.state = "working";
-  changed(item);
-  try {
-    takeAnswer(item, await api.segment(item.file, item.name, { signal: item.signal }));
-    await illustrate(item);
-    item.state = "done";
-  } catch (error) {
-    if (item.signal.aborted) return;
-    item.state = "failed";
-    item.error = error.message;
+  async ask(item) {
+    item.state = "working";
+    item.error = null;
+    this.changed(item);
+    while (!item.signal.aborted) {
+      try {
+        takeAnswer(item, await api.segment(item.file, item.name, { signal: item.signal }));
+        await illustrate(item);
+        item.state = "done";
+        item.error = null;
+        return this.changed(item);
+      } catch (error) {
+        if (item.signal.aborted) return;
+        item.error = error.message;
+        if (!error.outage) {
+          item.state = "failed";
+          item.final = [406, 413, 415, 422].includes(error.status); // the same file fails again
+          return this.changed(item);
+        }
+        item.state = "waiting";
+        item.error += " (trying again)";
+        this.changed(item);
+        await this.outage.over(item.signal);
+      }
+    }
   }
-  changed(item);
 }
 
 // The maps are kept as the PNGs that they came as: small, so that thousands of frames fit into memory.
@@ -57,23 +70,32 @@ export function takeAnswer(item, { probability, outside, ...answer }) {
 
 const decoded = async (item) => [await decodeGrey(item.map), item.outside ? await decodeGrey(item.outside) : null];
 
-// Gives the item its thumbnail. What the browser cannot decode (TIFF, DICOM) is shown by the service's overlay.
-export async function illustrate(item) {
-  item.shown = item.file;
+// The frame as the browser or, where that cannot decode it (TIFF, DICOM), the service's overlay shows it: item.shown.
+export async function picture(item) {
   const { width, height } = item.answer;
-  let picture = await createImageBitmap(item.file).catch(() => null);
-  if (picture?.width !== width || picture.height !== height) {
-    item.foreign = true;
-    item.shown = await api.segment(item.file, item.name, { accept: "image/jpeg", signal: item.signal });
-    picture = await createImageBitmap(item.shown);
-  }
+  item.shown = item.file;
+  const found = await createImageBitmap(item.file).catch(() => null);
+  if (found?.width === width && found.height === height) return found;
+  item.foreign = true;
+  item.shown = await api.segment(item.file, item.name, { accept: "image/jpeg", signal: item.signal });
+  return createImageBitmap(item.shown);
+}
+
+// Gives the item its thumbnail.
+export async function illustrate(item) {
+  const found = await picture(item);
+  item.thumbnail = await thumbnailOf(found, found.width, found.height);
+  found.close();
+}
+
+// A URL of a small JPEG.
+export async function thumbnailOf(source, width, height) {
   const scale = THUMBNAIL / Math.max(width, height);
   const canvas = new OffscreenCanvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
-  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-  picture.close();
-  item.thumbnail = URL.createObjectURL(await canvas.convertToBlob({ type: "image/jpeg", quality: 0.8 }));
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  return URL.createObjectURL(await canvas.convertToBlob({ type: "image/jpeg", quality: 0.8 }));
 }
 
 // What the viewer needs of a frame. picture: what to draw it from.
@@ -81,48 +103,69 @@ export async function open(item, picture = null) {
   const { width, height } = item.answer;
   const [map, outside] = await decoded(item);
   picture ??= await createImageBitmap(item.shown);
-  return { item, picture, map, outside, width, height, probability: enlarge(map, width, height), heat: heatOf(map) };
+  return { item, picture, map, outside, width, height, surface: new Surface(map, width, height), heat: heatOf(map) };
 }
 
-// The last frames that were opened.
+// The last frames that were opened. forget(item) when one of them goes.
 export class Shelf {
-  constructor() {
+  constructor(forget) {
+    this.forget = forget;
     this.opened = new Map();
   }
 
-  async take(item) {
-    const opened = this.opened.get(item) ?? open(item);
+  // load(item) gives what `open` gives.
+  async take(item, load) {
+    const opened = this.opened.get(item) ?? load(item);
     this.opened.delete(item);
     this.opened.set(item, opened);
-    for (const [old, pending] of this.opened) {
+    for (const old of this.opened.keys()) {
       if (this.opened.size <= REMEMBERED) break;
-      this.opened.delete(old);
-      pending.then(({ picture }) => picture.close(), () => {});
+      this.opened.get(old).then(({ picture }) => picture.close(), () => {}); // long off the screen
+      this.drop(old);
     }
     return opened;
   }
 
+  // Opens it ahead, so that a step to it is quick.
+  prepare(item, load) {
+    if (this.opened.has(item)) return;
+    const opened = load(item);
+    opened.catch(() => this.drop(item));
+    this.opened = new Map([[item, opened], ...this.opened]); // the first to go
+  }
+
   drop(item) {
     this.opened.delete(item);
+    this.forget(item);
   }
 }
 
-// What is found at an operating point. A mask corrected by hand goes before it.
-function found({ item, probability, outside, width, height }, point) {
-  if (!item.correction) return findPolyps(probability, width, height, point, outside);
-  const polyps = polypsOf(item.correction, probability, width, height, point.confidence);
-  return { mask: item.correction, polyps, faint: [] };
+// What is found at an operating point. A mask that people made goes before it. In a frame that cannot be judged all that
+// the model sees is faint.
+function found({ item, surface, outside }, point) {
+  if (item.mask) return { mask: item.mask, polyps: polypsOf(item.mask, surface, point.confidence), faint: [] };
+  const all = findPolyps(surface, point, outside);
+  if (isJudged(item)) return all;
+  return { mask: new Uint8Array(surface.width * surface.height), polyps: [], faint: [...all.polyps, ...all.faint] };
 }
+
+export const isJudged = ({ answer, anyway }) => anyway || answer.quality?.judgeable !== false;
 
 // The viewer's scene: the opened frame with its mask and polyps.
 export function analyse(opened, point) {
-  const { mask, polyps, faint } = found(opened, point);
-  return { ...opened, mask, polyps, faint, path: pathOf(polyps), faintPath: pathOf(faint) };
+  const all = found(opened, point);
+  const { polyps, faint } = all;
+  return {
+    ...opened, polyps, faint, path: pathOf(polyps), faintPath: pathOf(faint),
+    get mask() {
+      return all.mask;
+    },
+  };
 }
 
 // The polyps of a frame, without its picture.
 export async function polypsAt(item, point) {
   const { width, height } = item.answer;
   const [map, outside] = await decoded(item);
-  return found({ item, probability: enlarge(map, width, height), outside, width, height }, point).polyps;
+  return found({ item, surface: new Surface(map, width, height), outside }, point).polyps;
 }

@@ -1,29 +1,20 @@
 // Videos: uploaded as jobs of the service, followed until they are done, and played with the timeline of their polyps.
 
 import * as api from "./api.js";
-import { clock } from "./dom.js";
+import { thumbnailOf } from "./stills.js";
 
 const POLL = 0.7; // seconds
 
 const ending = (names, suffix) => names.find((name) => name.toLowerCase().endsWith(suffix));
 
 // Uploads item.file, or takes up item.job of an earlier visit, and follows it; changed(item) after each step.
-export async function follow(item, changed) {
+export async function follow(item, changed, outage) {
   try {
-    if (!item.job) {
-      item.state = "uploading";
-      item.progress = 0;
-      const onProgress = (share) => {
-        item.progress = share;
-        changed(item);
-      };
-      changed(item);
-      item.job = await api.submitJob(item.file, { onProgress, signal: item.signal });
-    }
+    while (!item.job) await send(item, changed, outage);
     while (!item.signal.aborted) {
       take(item);
       changed(item);
-      if (["done", "failed", "cancelled"].includes(item.job.state)) return;
+      if (["done", "failed", "cancelled"].includes(item.job.state)) return await picture(item, changed);
       await api.pause(POLL);
       await update(item, changed);
     }
@@ -32,6 +23,27 @@ export async function follow(item, changed) {
     item.state = "failed";
     item.error = error.message;
     changed(item);
+  }
+}
+
+// Uploads the file; where the service does not respond, waits until it does.
+async function send(item, changed, outage) {
+  item.state = "uploading";
+  item.progress = 0;
+  const onProgress = (share) => {
+    item.progress = share;
+    changed(item);
+  };
+  changed(item);
+  try {
+    item.job = await api.submitJob(item.file, { onProgress, signal: item.signal });
+    item.error = null;
+  } catch (error) {
+    if (!error.outage) throw error;
+    Object.assign(item, { state: "waiting", error: `${error.message} (trying again)` });
+    changed(item);
+    await outage.over(item.signal);
+    item.signal.throwIfAborted();
   }
 }
 
@@ -54,86 +66,45 @@ function take(item) {
   if (error) item.error = error;
 }
 
-// The player and its timeline.
-export class Player {
-  constructor(video, timeline) {
-    [this.video, this.timeline] = [video, timeline];
-    this.item = null;
-    this.tracks = [];
-    video.addEventListener("timeupdate", () => this.follow());
-    video.addEventListener("seeking", () => this.follow());
-    timeline.addEventListener("click", (event) => {
-      if (event.target.closest("button")) return;
-      const { left, width } = timeline.getBoundingClientRect();
-      this.jump((this.seconds * (event.clientX - left)) / width);
+// A video is known by its largest polyp; without any, by its middle.
+async function picture(item, changed) {
+  if (item.job.state !== "done" || item.thumbnail) return;
+  try {
+    const { film, tracks, seconds } = await results(item.job);
+    const largest = [...tracks].sort((one, other) => other.largest_view.area - one.largest_view.area)[0];
+    const draw = (video) => thumbnailOf(video, video.videoWidth, video.videoHeight);
+    item.thumbnail = await frameOf(film, largest?.largest_view.time ?? seconds / 2, draw);
+    changed(item);
+  } catch {
+    // A video without a picture can be watched all the same.
+  }
+}
+
+// The outputs of a job that has ended: {film, tracks, seconds, width, height, records}. records: of each frame, in order.
+export async function results({ id, files }) {
+  const text = async (suffix) => (await api.download(api.jobFile(id, ending(files, suffix)))).text();
+  const [timeline, lines] = [await text(".timeline.json"), await text(".jsonl")];
+  const records = lines.split("\n").filter(Boolean).map((one) => JSON.parse(one));
+  return { ...JSON.parse(timeline), film: api.jobFile(id, ending(files, ".mp4")), records };
+}
+
+// A picture of a video file at a time, as `draw(video)` makes it.
+export async function frameOf(url, seconds, draw) {
+  const video = document.createElement("video");
+  Object.assign(video, { muted: true, preload: "auto", src: url });
+  const happened = (type) =>
+    new Promise((resolve, reject) => {
+      video.addEventListener(type, resolve, { once: true });
+      video.addEventListener("error", () => reject(new Error("the browser cannot play this file")), { once: true });
     });
-  }
-
-  // The tracks of timeline.json, or null where the item was changed meanwhile. Throws a ServiceError.
-  async show(item) {
-    this.clear();
-    this.item = item;
-    const { id, files } = item.job;
-    const [film, timeline] = [ending(files, ".mp4"), ending(files, ".timeline.json")];
-    const found = JSON.parse(await (await api.download(api.jobFile(id, timeline))).text());
-    if (this.item !== item) return null;
-    this.video.src = api.jobFile(id, film);
-    this.seconds = found.seconds;
-    this.tracks = found.tracks;
-    this.lay();
-    return found;
-  }
-
-  clear() {
-    this.item = null;
-    this.tracks = [];
-    this.video.pause();
-    this.video.removeAttribute("src");
-    this.video.load();
-    this.timeline.replaceChildren();
-  }
-
-  // Tracks that overlap in time lie below each other.
-  lay() {
-    const ends = [];
-    this.marks = this.tracks.map((track) => {
-      let lane = ends.findIndex((end) => end < track.start);
-      if (lane < 0) lane = ends.length;
-      ends[lane] = track.end;
-      const mark = document.createElement("button");
-      mark.type = "button";
-      mark.textContent = track.id;
-      mark.setAttribute("aria-label", `Polyp ${track.id}, ${clock(track.start)} to ${clock(track.end)}`);
-      mark.style.left = `${(100 * track.start) / this.seconds}%`;
-      mark.style.width = `${(100 * (track.end - track.start)) / this.seconds}%`;
-      mark.style.top = `calc(${lane} * var(--lane))`;
-      mark.addEventListener("click", () => this.jump(track.start));
-      return mark;
-    });
-    this.needle = document.createElement("div");
-    this.needle.className = "needle";
-    // As high as all lanes together, also where it has to be scrolled.
-    this.needle.style.height = `calc(${Math.max(ends.length, 1)} * var(--lane))`;
-    this.timeline.replaceChildren(...this.marks, this.needle);
-    this.follow();
-  }
-
-  jump(seconds) {
-    this.video.currentTime = seconds;
-  }
-
-  // To the next polyp's beginning (way 1) or the one's before (-1).
-  leap(way) {
-    const now = this.video.currentTime;
-    const starts = this.tracks.map((track) => track.start).sort((one, other) => one - other);
-    const next = way > 0 ? starts.find((start) => start > now + 0.05) : starts.findLast((start) => start < now - 0.05);
-    if (next !== undefined) this.jump(next);
-  }
-
-  follow() {
-    if (!this.needle) return;
-    const now = this.video.currentTime;
-    this.needle.style.left = `${(100 * now) / this.seconds}%`;
-    this.tracks.forEach((track, index) => this.marks[index].classList.toggle("now", track.start <= now && now <= track.end));
+  try {
+    await happened("loadeddata");
+    const there = happened("seeked");
+    video.currentTime = seconds;
+    await there;
+    return await draw(video);
+  } finally {
+    video.removeAttribute("src");
+    video.load();
   }
 }

@@ -1,5 +1,6 @@
 // The canvas: a frame, its polyps over it, zoom and pan, the comparing line, and a tool that draws.
 
+import { listen } from "./gestures.js";
 import { paintBox, paintPolyps, pathOf } from "./paint.js";
 
 const CLOSEST = 40; // screen pixels a frame's pixel may take
@@ -11,13 +12,13 @@ export class Viewer extends EventTarget {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.scene = null; // {picture, width, height, polyps, path, heat}
-    this.options = { mode: "contour", opacity: 1, compare: 0 }; // compare: share of the canvas that shows the frame alone
+    this.options = { mode: "contour", opacity: 1, compare: 0, faint: true }; // compare: share that shows the frame alone
     this.selected = -1;
     this.tool = null; // an Editor while a mask is corrected
     this.fitted = true;
     this.view = { scale: 1, x: 0, y: 0 }; // where the frame's corner lies, and its scale, in CSS pixels
     new ResizeObserver(() => this.resize()).observe(canvas);
-    this.listen();
+    listen(this);
   }
 
   // scene null clears. keep: the zoom stays, as for the next frame of a camera.
@@ -79,9 +80,24 @@ export class Viewer extends EventTarget {
     this.moved();
   }
 
+  panBy(x, y) {
+    this.fitted = false;
+    this.view = { ...this.view, x: this.view.x + x, y: this.view.y + y };
+    this.moved();
+  }
+
   moved() {
+    this.canvas.classList.toggle("zoomed", !this.fitted);
     this.dispatchEvent(new Event("view"));
     this.draw();
+  }
+
+  // Where labels are seen: the part of the frame that is on the canvas.
+  labelBounds() {
+    const [left, top] = this.toFrame(0, 0);
+    const [right, bottom] = this.toFrame(this.canvas.clientWidth, this.canvas.clientHeight);
+    const { width, height } = this.scene;
+    return [Math.max(left, 0), Math.max(top, 0), Math.min(right, width), Math.min(bottom, height)];
   }
 
   // From CSS pixels of the canvas to pixels of the frame.
@@ -111,7 +127,7 @@ export class Viewer extends EventTarget {
     context.imageSmoothingEnabled = true;
     const pixel = 1 / view.scale;
     if (this.tool) {
-      this.tool.paint(context, pixel);
+      this.tool.paint(context, pixel, options);
       return;
     }
     context.save();
@@ -123,7 +139,7 @@ export class Viewer extends EventTarget {
       context.rect(left, top, right - left, bottom - top);
       context.clip();
     }
-    paintPolyps(context, scene, options, pixel);
+    paintPolyps(context, scene, options, pixel, this.labelBounds());
     if (scene.polyps[this.selected] && options.mode !== "off") paintBox(context, scene.polyps[this.selected].box, pixel);
     context.restore();
     if (options.compare) {
@@ -133,50 +149,6 @@ export class Viewer extends EventTarget {
       context.fillStyle = "white";
       context.fillRect(line - 0.5, 0, 1, canvas.clientHeight);
     }
-  }
-
-  // --- mouse, pen and finger ---
-
-  listen() {
-    const { canvas } = this;
-    let grip = null; // where a drag is
-    canvas.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0 || !this.scene) return;
-      canvas.setPointerCapture(event.pointerId);
-      grip = { x: event.offsetX, y: event.offsetY, far: 0 };
-      this.tool?.down(this.toFrame(event.offsetX, event.offsetY));
-    });
-    canvas.addEventListener("pointermove", (event) => {
-      this.tool?.move(this.toFrame(event.offsetX, event.offsetY));
-      if (!grip || this.tool) return;
-      const [x, y] = [event.offsetX - grip.x, event.offsetY - grip.y];
-      grip = { x: event.offsetX, y: event.offsetY, far: grip.far + Math.hypot(x, y) };
-      if (grip.far < 4) return;
-      this.fitted = false;
-      this.view = { ...this.view, x: this.view.x + x, y: this.view.y + y };
-      this.moved();
-    });
-    canvas.addEventListener("pointerup", (event) => {
-      if (this.tool) this.tool.up();
-      else if (grip && grip.far < 4) this.pick(this.toFrame(event.offsetX, event.offsetY));
-      grip = null;
-    });
-    canvas.addEventListener("pointercancel", () => {
-      this.tool?.up();
-      grip = null;
-    });
-    canvas.addEventListener("pointerleave", () => this.tool?.leave());
-    canvas.addEventListener(
-      "wheel",
-      (event) => {
-        // Where the page itself scrolls, the wheel is its own.
-        const scrolls = document.documentElement.scrollHeight > document.documentElement.clientHeight + 1;
-        if (scrolls && !event.ctrlKey) return;
-        event.preventDefault();
-        this.zoomBy(Math.exp(-event.deltaY / 400), event.offsetX, event.offsetY);
-      },
-      { passive: false },
-    );
   }
 
   pick([x, y]) {
