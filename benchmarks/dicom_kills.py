@@ -4,7 +4,7 @@ Needs Orthanc (Debian: ``orthanc``) and the extra ``polypseg[dicom]``. Images of
 C-STORE, again and again until each is answered with success, as a PACS does. Meanwhile the node is killed (SIGKILL) at
 random moments, and the archive is stopped for a while now and then. In the end each image must have one segmentation.
 
-    python benchmarks/dicom_kills.py --kills 20 --images 60
+    python benchmarks/dicom_kills.py --kills 20 --images 160
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Sender(threading.Thread):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--model")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -228,7 +228,7 @@ def decoders() -> Iterator[Any]:
     from polypseg.serve.dicom_network.run import PRELOAD
     from polypseg.serve.dicom_network.segment import refusal
 
-    made = Decoders(15, 2 << 30, refusal, PRELOAD)
+    made = Decoders(15, 2 << 30, refusal=refusal, preload=PRELOAD)
     yield made
     made.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -203,3 +204,21 @@ def test_nothing_is_lost_or_doubled_when_the_node_is_killed_and_the_archive_is_a
 def test_another_node_cannot_work_in_the_same_folder(node: Node, run_dicom: Callable[..., tuple[int, str]]) -> None:
     status, told = run_dicom("--to", "PACS@127.0.0.1:1", "--state", node.state, "--port", "0")
     assert status == 1 and "another polypseg dicom works in this folder" in told
+
+
+def test_the_route_in_the_documents_brings_segmentations_back_by_the_web(
+    model: Path, needs_orthanc: None, tmp_path: Path
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "dicom-network.md"
+    (lua,) = re.findall(r"```lua\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    port = free_port()
+    archive = Orthanc(tmp_path / "orthanc", {"polypseg": port}, lua)
+    data = picture(70)
+    data.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+    with Node(model, tmp_path / "state", archive.dicomweb, port=port) as node:
+        assert archive.web.post("/instances", content=(tmp_path / "image.dcm").read_bytes()).is_success
+        assert valid(segmentation_of(archive, data, tmp_path))
+        wait_for(lambda: node.events("segmentation sent"))
+        assert len(node.events("object received")) == 1  # what came back is not forwarded
+        assert node.end() == 0
+    archive.stop()

@@ -79,9 +79,10 @@ def dicom(  # noqa: PLR0913  (an option each)
     from polypseg.serve.dicom_network.run import serve
     from polypseg.serve.dicom_network.settings import MIB, DicomSettings
 
+    cert, key, authority = (None if file is None else Path(file) for file in (tls_cert, tls_key, tls_ca))
     settings = DicomSettings(
-        Path(state), to, ae_title, tuple(allow or ()), tls_cert and Path(tls_cert), tls_key and Path(tls_key),
-        tls_ca and Path(tls_ca), to_tls, os.environ.get("POLYPSEG_DICOMWEB_AUTHORIZATION") or None, plane, associations,
+        Path(state), to, ae_title, tuple(allow or ()), cert, key, authority, to_tls,
+        os.environ.get("POLYPSEG_DICOMWEB_AUTHORIZATION") or None, plane, associations,
         max_mib * MIB, max_pixels, keep_days,
     )  # fmt: skip
     options = PredictOptions(

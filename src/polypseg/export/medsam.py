@@ -126,7 +126,7 @@ def _box_decoder(network: Any) -> Any:
     """From features and a box's corners, 1×2×2 (x, y) in pixels of the square, to logits, 1×1×256×256."""
     import torch
 
-    class BoxDecoder(torch.nn.Module):  # type: ignore[misc]
+    class BoxDecoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.prompts, self.masks = network.prompt_encoder, network.mask_decoder

@@ -67,9 +67,8 @@ class Propagation:
         self._shape = mask.shape
         scale = min(1.0, SIDE / max(mask.shape))
         self._size = max(16, round(mask.shape[1] * scale)), max(16, round(mask.shape[0] * scale))
-        self._grid = np.dstack(
-            np.meshgrid(np.arange(self._size[0], dtype=np.float32), np.arange(self._size[1], dtype=np.float32))
-        )
+        columns, rows = (np.arange(side, dtype=np.float32) for side in self._size)
+        self._grid: Map = np.dstack(np.meshgrid(columns, rows))
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._grey, self._probability = self._looks(frame), self._resized(probability)
         self._mask = self._resized(mask.astype(np.float32))
@@ -145,9 +144,9 @@ class Propagation:
         """How well the flow from a start explains the region, 0..1; where each pixel was; where that is trusted."""
         begin = np.empty_like(self._grid)
         begin[:] = start
-        backward = self._flow.calc(grey, self._grey, begin.copy())
-        forward = self._flow.calc(self._grey, grey, -begin)
-        positions = self._grid + backward
+        backward = np.asarray(self._flow.calc(grey, self._grey, begin.copy()), np.float32)
+        forward = np.asarray(self._flow.calc(self._grey, grey, -begin), np.float32)
+        positions: Map = self._grid + backward
         apart = np.linalg.norm(backward + _remap(forward, positions), axis=2)
         inside = ((positions >= 0) & (positions <= np.subtract(self._size, 1))).all(axis=2)
         trusted: NDArray[np.bool_] = (apart < APART) & inside

@@ -228,6 +228,9 @@ class Tracker:
                 track.unseen += passed
                 track.missed += 1
                 track.since += 1
+        for track in self._alive:
+            if not self._lives(track):
+                track.shown = []  # a live stream has no end, and confirmed tracks are kept for the timeline
         self._alive = [track for track in self._alive if self._lives(track)]
 
     def _lives(self, track: Track) -> bool:

@@ -101,7 +101,7 @@ def write_segmentation(
         count, height, width = (positive(source, header, name) for name in ("NumberOfFrames", "Rows", "Columns"))
     try:
         make_folder(out.parent)
-        with SpooledTemporaryFile(_IN_MEMORY, dir=out.parent) as packed:
+        with SpooledTemporaryFile(_IN_MEMORY, dir=str(out.parent)) as packed:
             numbers, found = _pack(masks, count, (height, width), packed, out)
             with quiet(source, "its patient or study cannot be carried into a segmentation; export it again"):
                 content = io.BytesIO()

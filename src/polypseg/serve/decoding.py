@@ -49,6 +49,7 @@ class Decoders:
         self,
         seconds: float,
         memory: int,
+        *,
         most_work: int = MOST_WORK,
         most_idle: int = MOST_IDLE,
         refusal: Callable[[int, str], Exception] | None = None,

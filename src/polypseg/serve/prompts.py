@@ -40,6 +40,7 @@ MOST_FRAMES = 33  # that a mask is carried through at once, its own among them
 AT_ONCE = 2  # prompts that are computed side by side
 PREPARING = 10  # seconds after which to ask again
 Method = Literal["model", "sam"]
+State = Literal["ready", "unprepared", "preparing", "missing"]
 Mask = NDArray[np.bool_]
 Map = NDArray[np.float32]
 
@@ -61,7 +62,7 @@ class PromptMethod(BaseModel):
     """One way to answer prompts."""
 
     name: Method
-    state: Literal["ready", "unprepared", "preparing", "missing"]
+    state: State
     reason: str | None = Field(description="One line: why it is missing")
     takes: list[Literal["box", "points"]]
 
@@ -140,6 +141,7 @@ class Sam:
     def state(self) -> PromptMethod:
         """Whether it can be asked."""
         reason = self._failure or (None if self._network else medsam.why_not())
+        state: State
         if reason:
             state = "missing"
         elif self._maker is not None and self._maker.is_alive():
@@ -291,7 +293,8 @@ class Prompting:
         if known is None:
             assert file is not None
             pixels = await asyncio.to_thread(self._reading.read, file, None)
-            known = _Known(model, pixels, *pixels.shape[:2], await self._probability(pixels))
+            height, width = pixels.shape[:2]
+            known = _Known(model, pixels, height, width, await self._probability(pixels))
             self._known[name] = known
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)

@@ -153,7 +153,10 @@ class Streams:
     def __init__(self, models: Models, settings: Settings, metrics: Metrics) -> None:
         self.models, self.settings, self.metrics = models, settings, metrics
         self.decoders = Decoders(
-            min(DECODE_SECONDS, settings.decode_seconds), settings.decode_memory, MOST_WORK, settings.streams
+            min(DECODE_SECONDS, settings.decode_seconds),
+            settings.decode_memory,
+            most_work=MOST_WORK,
+            most_idle=settings.streams,
         )
         # A session decodes one frame while it describes another.
         self.pool = ThreadPoolExecutor(2 * settings.streams, "polypseg-streams")

@@ -618,11 +618,11 @@ def test_a_camera_is_answered_one_newest_frame_at_a_time(visit: Visit, service: 
     first = shown(page)
     page.wait_for_timeout(600)
     assert (shown(page) != first).any()
+    flying = page.evaluate("flying")
+    assert flying["most"] == 1 and flying["sent"] > 2 and bool(requests) == broken
     page.get_by_role("button", name="Keep this frame").click()
     page.locator("#list .name", has_text=".jpg").wait_for()
     page.get_by_role("button", name="Camera", exact=True).click()
-    flying = page.evaluate("flying")
-    assert flying["most"] == 1 and flying["sent"] > 2 and bool(requests) == broken
     page.wait_for_timeout(300)
     stopped = page.evaluate("flying.sent")
     page.wait_for_timeout(600)
@@ -647,6 +647,20 @@ def test_a_camera_that_may_not_be_used_is_told(visit: Visit) -> None:
 # --- the service ---
 
 
+def test_a_cameras_stream_has_the_token(visit: Visit, start: Callable[..., Any], tmp_path: Path) -> None:
+    guarded = start(tmp_path / "state", "--token", TOKEN)
+    page = visit(address=guarded.url)
+    page.get_by_role("textbox", name="Token").fill(TOKEN)
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_text("on cpu").wait_for()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url) if "segment" in request.url else None)
+    page.get_by_role("button", name="Camera").click()
+    page.locator("#list .state", has_text="frames/s").wait_for()
+    page.get_by_role("button", name="Camera", exact=True).click()
+    assert requests == []
+
+
 def test_a_token_is_asked_for_once_and_covers_videos(
     visit: Visit, start: Callable[..., Any], frames: list[Path], film: Path, tmp_path: Path
 ) -> None:
@@ -666,11 +680,6 @@ def test_a_token_is_asked_for_once_and_covers_videos(
     look_at(page, film)
     assert page.locator("#video").evaluate(loaded)
     assert guarded.web.get("/v1/jobs").status_code == 401
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url) if "segment" in request.url else None)
-    page.get_by_role("button", name="Camera").click()
-    page.locator("#list .state", has_text="frames/s").wait_for()
-    assert requests == []  # the stream has the token too
 
     guarded.end(signal.SIGTERM)
     page.set_input_files("#files", [frames[1]])

@@ -14,8 +14,9 @@ from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.uncertainty import mean_entropy
 from polypseg.serve.annotations.imports import Imports
 from polypseg.serve.annotations.store import Prediction, Store
-from polypseg.serve.jobs import LONGEST_RETRY, RETRY, Stopped, is_trouble
+from polypseg.serve.jobs import LONGEST_RETRY, RETRY, Stopped
 from polypseg.serve.log import without_values
+from polypseg.serve.state import is_trouble
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -132,17 +132,19 @@ class _Messages(DIMSEServiceProvider):
         try:
             super().receive_primitive(one)
         except OSError as error:  # no file could be made; the response to it says so
-            if not isinstance(self.message, C_STORE_RQ):
+            begun: Any = self.message
+            if not isinstance(begun, C_STORE_RQ):
                 return self._refuse()
-            self.message._data_set_file = Incoming(None, self._limit, error)
+            begun._data_set_file = Incoming(None, self._limit, error)  # type: ignore[assignment]
         except Exception:  # noqa: BLE001  (pynetdicom raises whatever it meets in a command)
             return self._refuse()
         if self.message is None:
             self._others = 0
             return None
-        file: Any = self.message._data_set_file
+        message: Any = self.message
+        file = message._data_set_file
         if file is not None and not isinstance(file, Incoming):
-            self.message._data_set_file = file = Incoming(file, self._limit)
+            message._data_set_file = file = Incoming(file, self._limit)
         if file is not None and file.size < SLOWEST * (time.monotonic() - file.began - PDU_SECONDS):
             self._refuse()
         return None
@@ -197,7 +199,7 @@ def _end_early(association: Association) -> None:
             idle = idle + 1 if provider.state_machine.current_state == "Sta1" else 0
         return None
 
-    provider.receive_pdu = receive_pdu
+    provider.receive_pdu = receive_pdu  # type: ignore[method-assign]
 
 
 class _Handler(RequestHandler):
@@ -244,7 +246,7 @@ class Server(ThreadedAssociationServer):
         self._connecting = 0  # connections that are not yet associations
         self._counting = threading.Lock()
         self.associations: list[Association] = []  # those whose end has not been seen
-        super().__init__(*args, request_handler=_Handler, **kwargs)
+        super().__init__(*args, **{**kwargs, "request_handler": _Handler})
 
     def get_request(self) -> tuple[Any, Any]:
         """A connection, without TLS as yet."""

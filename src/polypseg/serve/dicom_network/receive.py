@@ -115,12 +115,13 @@ class Receiver:
             (evt.EVT_C_STORE, self._stored),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
         ]
-        self._server = self._ae.make_server(
+        server: Any = self._ae.make_server(
             (host, port), ssl_context=self._tls, evt_handlers=handlers, server_class=Server,
             limit=self._settings.max_bytes, welcome=self._welcome, turned_away=_turned_away,
         )  # fmt: skip
-        threading.Thread(target=self._server.serve_forever, name="polypseg-dicom", daemon=True).start()
-        address: tuple[str, int] = self._server.server_address[:2]
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="polypseg-dicom", daemon=True).start()
+        address: tuple[str, int] = server.server_address[:2]
         return address
 
     def stop(self) -> None:
@@ -138,7 +139,7 @@ class Receiver:
         """Refuse a caller that may not call; pynetdicom looks at the called title and the number."""
         callers = self._settings.callers
         requestor = event.assoc.requestor
-        title = str(requestor.primitive.calling_ae_title).strip()
+        title = str(getattr(requestor.primitive, "calling_ae_title", "")).strip()
         if callers and not any(caller.matches(title, requestor.address) for caller in callers):
             log.warning("caller refused", extra={"fields": {"address": requestor.address, "ae": title}})
             event.assoc.acse.send_reject(0x01, 0x01, 0x03)  # for good, calling AE title not recognised
@@ -179,7 +180,8 @@ class Receiver:
         syntax = event.context.transfer_syntax
         digest = arriving.finish(syntax)
         path = Path(arriving.name)
-        instance = str(event.request.AffectedSOPInstanceUID)
+        request: Any = event.request
+        instance = str(request.AffectedSOPInstanceUID)
         if self._worklist.has(instance, digest):
             return SUCCESS, "known already"
         if shutil.disk_usage(self._worklist.folder).free < SPARE:
@@ -191,7 +193,7 @@ class Receiver:
             return NO_RESOURCES, "stopping; send it again"
         except PolypsegError as refusal:
             return NOT_UNDERSTOOD, str(refusal).replace(f"{path}: ", "").replace("object: ", "")
-        if found != (str(event.request.AffectedSOPClassUID), instance):
+        if found != (str(request.AffectedSOPClassUID), instance):
             return OTHER_OBJECT, "SOP class or instance are not those of the command"
         file = secrets.token_hex(16)
         target = self._worklist.folder / "objects" / f"{file}.dcm"

@@ -82,7 +82,7 @@ class Node:
             threading.excepthook = _log_crash
             segmenter = options.load(model)
             self._greeting = f"{segmenter.bundle.name}: {segmenter.reason}"
-            self._decoders = Decoders(DECODE_SECONDS, settings.decode_memory, refusal, PRELOAD)
+            self._decoders = Decoders(DECODE_SECONDS, settings.decode_memory, refusal=refusal, preload=PRELOAD)
             sending = Sending(settings, worklist)
             self._sending = Loop("sending", sending.step)
             segmenting = Segmenting(

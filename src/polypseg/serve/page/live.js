@@ -1,11 +1,12 @@
 // A camera as an item of the list.
 
+import * as api from "./api.js";
 import { Camera } from "./camera.js";
 import { $, on, tell } from "./dom.js";
 import * as items from "./items.js";
 import { show, showLive } from "./stage.js";
 import { state, when } from "./state.js";
-import { illustrate } from "./stills.js";
+import { illustrate, takeAnswer } from "./stills.js";
 
 let camera = null;
 
@@ -36,10 +37,14 @@ function toggle() {
 }
 
 async function keepFrame() {
-  const { file, answer, map, outside } = state.opened.item;
+  const { file } = state.opened.item;
   const name = `camera-${new Date().toISOString().replace(/[-:]|\..*/g, "").replace("T", "-")}.jpg`;
   const item = items.newItem("image", name, new File([file], name, { type: file.type }));
-  Object.assign(item, { answer: { ...answer, source: name }, map, outside });
+  try {
+    takeAnswer(item, await api.segment(file, name)); // a stream says neither its hash nor whether it can be judged
+  } catch (error) {
+    return tell(error.message, true);
+  }
   await illustrate(item);
   item.state = "done";
   items.add([item]);
