@@ -27,8 +27,8 @@ FRAMES = ("a", "b", "c")
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-20, 120), st.integers(-20, 100)), min_size=3, max_size=9), st.booleans())
 def test_a_polygon_is_filled_as_by_scikit_image(points: list[tuple[int, int]], shifted: bool) -> None:
-    """Corners in eighths of a pixel off the centres, where no centre lies on an edge."""
-    corners = np.array(points) / 1.01 + (0.137 if shifted else 0.061)
+    """Corners off the centres, by another distance in x than in y: no centre lies on an edge."""
+    corners = np.array(points) / 1.01 + ((0.137, 0.0853) if shifted else (0.061, 0.0247))
     expected = polygon2mask((50, 70), corners[:, ::-1] - 0.5)
     found = filled([corners], 70, 50)
     assert (found == expected).mean() > 0.999

@@ -57,7 +57,7 @@ def test_a_project_fine_tunes_the_model_across_a_restart(
     from polypseg.bundle import ModelBundle
 
     bundle = ModelBundle.load(tmp_path / "state" / told["bundle"])
-    origin = ModelBundle.load(Path(service.process.args[5]))
+    origin = ModelBundle.load(Path(service.process.args[service.process.args.index("--model") + 1]))
     assert bundle.architecture == origin.architecture and bundle.hash != origin.hash
 
     assert service.web.post("/v1/projects/p/training").status_code == 202
