@@ -39,7 +39,7 @@ def pytest_runtest_setup() -> None:
 
 # What may be skipped where POLYPSEG_ALL_TESTS is set, as CI does: what the machine or its user decides. All else is
 # installed there, and a test that is skipped all the same would guard nothing.
-EXPECTED_SKIPS = re.compile("root may|real data|file system|no IPv6|network namespaces")
+EXPECTED_SKIPS = re.compile("root may|real data|file system|no IPv6|network namespaces|mono is not")
 
 
 def _unless_expected(report: Any) -> None:

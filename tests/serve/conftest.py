@@ -20,6 +20,15 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra polypseg[serve] is not installed")
 httpx = pytest.importorskip("httpx")
 
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The Node that Playwright brings: new enough for WebSockets and for modules as browsers read them."""
+    import playwright
+
+    return str(Path(playwright.__file__).parent / "driver" / ("node.exe" if os.name == "nt" else "node"))
+
+
 SERVE = "import sys; from polypseg.cli import main; sys.exit(main())"
 LIMITS = ("--max_pixels", "1000000", "--max_mib", "1", "--max_job_mib", "8", "--max_video_seconds", "20")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -24,16 +23,6 @@ def blocks(language: str, server: Any) -> list[str]:
     return [block.replace("localhost:8000", f"127.0.0.1:{server.port}") for block in found]
 
 
-def node() -> str:
-    """Playwright's, which knows WebSockets, or the system's; skips where there is none."""
-    found = importlib.util.find_spec("playwright")
-    places = [Path(place) / "driver" / "node" for place in (found and found.submodule_search_locations) or []]
-    program = next((str(place) for place in places if place.exists()), None) or shutil.which("node")
-    if program is None:
-        pytest.skip("node is not installed")
-    return program
-
-
 def run(folder: Path, frames: list[Path], *command: str) -> str:
     content = cv2.imencode(".jpg", read_frame(frames[1])[..., ::-1])[1].tobytes()
     (folder / "frame.jpg").write_bytes(content)
@@ -42,19 +31,16 @@ def run(folder: Path, frames: list[Path], *command: str) -> str:
     return done.stdout
 
 
-def test_javascript(server: Any, frames: list[Path], tmp_path: Path) -> None:
-    program = node()
+def test_javascript(server: Any, frames: list[Path], tmp_path: Path, node: str) -> None:
     one, stream = blocks("javascript", server)
     (tmp_path / "one.mjs").write_text(one)
-    printed = run(tmp_path, frames, program, "one.mjs")
+    printed = run(tmp_path, frames, node, "one.mjs")
     files = {"file": ("a.jpg", (tmp_path / "frame.jpg").read_bytes())}
     boxes = [polyp["box"] for polyp in server.web.post("/v1/segment", files=files).json()["polyps"]]
     shown = [[int(number) for number in re.findall(r"\d+", line)] for line in re.findall(r"\[(.*?)\]", printed)]
     assert boxes and shown == boxes and "decode;dur=" in printed
     (tmp_path / "stream.mjs").write_text(stream)
-    if "true" not in run(tmp_path, frames, program, "-p", "typeof WebSocket === 'function'"):
-        pytest.skip("this node has no WebSocket")
-    printed = run(tmp_path, frames, program, "stream.mjs")
+    printed = run(tmp_path, frames, node, "stream.mjs")
     assert [line[:2] for line in printed.splitlines() if line[:1].isdigit()] == ["0 ", "1 ", "2 "]
     assert "closed 1000" in printed or "closed 1005" in printed
 
