@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -21,10 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class _SignalStack(ctypes.Structure):
-    _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Signals are handled on the usual stack.
@@ -32,9 +26,9 @@ def pytest_runtest_setup() -> None:
     Libraries that earlier tests loaded set another one for the main thread and leave it behind when it is gone. The
     next signal of a DataLoader's worker would then end the whole process.
     """
-    if sys.platform == "linux":
-        disable = 2
-        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, disable, 0)), None)
+    from polypseg.serve.run import handle_signals_on_the_usual_stack
+
+    handle_signals_on_the_usual_stack()
 
 
 # What may be skipped where POLYPSEG_ALL_TESTS is set, as CI does: what the machine or its user decides. All else is
@@ -177,6 +171,7 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
     from polypseg.models.network import build
 
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as `make test` has it: sums in another order make another network
     architecture = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
     preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -193,6 +188,7 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     split = make_split("random", catalog)
     write_split(split, folder / "split.csv")
     bundle = ModelBundle.save(

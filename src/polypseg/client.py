@@ -176,14 +176,15 @@ class _Service:
             yield _Pause(after)
             pause = min(2 * pause, LONGEST)
 
-    def _segment(self, picture: Picture, options: dict[str, Any]) -> Steps[Found]:
+    def _segment(self, picture: Picture, probability: bool, **options: Any) -> Steps[Found]:
         content = picture if isinstance(picture, bytes) else _content(picture)
         name = "frame" if isinstance(picture, bytes) else Path(picture).name
         headers = {
             "content-type": "image/jpeg" if content.startswith(b"\xff\xd8") else "image/*",
             "content-disposition": f"attachment; filename*=UTF-8''{quote(name)}",
         }
-        response = yield from self._asked(_Request("POST", "/v1/segment", _given(options), headers, content))
+        parameters = _given({**options, "probability": probability or None})
+        response = yield from self._asked(_Request("POST", "/v1/segment", parameters, headers, content))
         record = response.json()
         return Found(
             _polyps(record), record["width"], record["height"], record["model"], record,
@@ -287,11 +288,11 @@ class Client(_Service):
             ServiceError: the service refuses, or cannot be reached.
             PolypsegError: the file cannot be read.
         """
-        options = {
-            "threshold": threshold, "min_confidence": min_confidence, "min_area": min_area, "model": model,
-            "probability": probability or None,
-        }  # fmt: skip
-        return self._run(self._segment(picture, options))
+        return self._run(
+            self._segment(
+                picture, probability, threshold=threshold, min_confidence=min_confidence, min_area=min_area, model=model
+            )
+        )
 
     def submit(self, *sources: str | os.PathLike[str], smoothing: float = 0.0) -> Job:
         """Send a video, or several pictures, to be worked through. Raises as ``segment``."""
@@ -401,11 +402,11 @@ class AsyncClient(_Service):
         probability: bool = False,
     ) -> Found:
         """As ``Client.segment``."""
-        options = {
-            "threshold": threshold, "min_confidence": min_confidence, "min_area": min_area, "model": model,
-            "probability": probability or None,
-        }  # fmt: skip
-        return await self._run(self._segment(picture, options))
+        return await self._run(
+            self._segment(
+                picture, probability, threshold=threshold, min_confidence=min_confidence, min_area=min_area, model=model
+            )
+        )
 
     async def submit(self, *sources: str | os.PathLike[str], smoothing: float = 0.0) -> Job:
         """As ``Client.submit``."""

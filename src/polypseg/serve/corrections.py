@@ -52,10 +52,8 @@ class Corrections:
             HTTPException: 422 the two are not of one size.
             PolypsegError: the disk refuses.
         """
-        if frame.shape[:2] != mask.shape:
-            sizes = " but its frame ".join(f"{one.shape[1]}×{one.shape[0]}" for one in (mask, frame))
-            raise HTTPException(422, f"mask: is {sizes}")
-        picture = _png(frame[..., ::-1])
+        check_size(mask, frame.shape[:2])
+        picture = png(frame[..., ::-1])
         stem = stem_of(own_name(name))
         with self._lock:
             chosen, number = stem, 1
@@ -66,7 +64,7 @@ class Corrections:
             if there is not None:
                 chosen = there.stem
             with atomic_write(self._masks / f"{chosen}.png") as file:
-                file.write(_png(mask.astype(np.uint8) * 255))
+                file.write(png(mask.astype(np.uint8) * 255))
             with atomic_write(self._images / f"{chosen}.png") as file:
                 file.write(picture)
         return chosen
@@ -85,7 +83,7 @@ class Corrections:
             if image is not None:
                 target = self._masks / f"{image.stem}.png"
                 with atomic_write(target) as file:
-                    file.write(_png(mask.astype(np.uint8) * 255))
+                    file.write(png(mask.astype(np.uint8) * 255))
                 for other in masks:
                     if key_of(other.name) != key_of(target.name):
                         other.unlink(missing_ok=True)
@@ -118,6 +116,13 @@ class Corrections:
                     archive.write(file, f"{self.folder.name}/{folder.name}/{file.name}")
 
 
+def check_size(mask: NDArray[np.bool_], frame: tuple[int, ...]) -> None:
+    """Raises ``HTTPException``, 422, where a mask has not the height and width of its frame."""
+    if mask.shape != frame:
+        sizes = " but its frame ".join(f"{width}×{height}" for height, width in (mask.shape, frame))
+        raise HTTPException(422, f"mask: is {sizes}")
+
+
 def stem_of(name: str) -> str:
     """A frame's name without the ending of a picture."""
     return re.sub(r"\.(png|jpe?g|tiff?|bmp|webp)$", "", name, flags=re.IGNORECASE)
@@ -132,5 +137,6 @@ def _whole(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.suffix != ".part"]  # a part was being written at a crash
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of grey values, or of BGR."""
     return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()

@@ -13,7 +13,6 @@ and then the upload is kept until the job is removed.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import math
 import os
@@ -43,7 +42,7 @@ from polypseg.pipeline.threads import Inline
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.log import without_values
 from polypseg.serve.settings import Settings
-from polypseg.serve.state import ENDED, Job, Table, is_full, is_trouble
+from polypseg.serve.state import ENDED, Job, Table, is_full, is_trouble, now
 from polypseg.serve.uploads import READABLE, count_frames, own_name, still_frames, told, told_apart, video_frames
 from polypseg.version import __version__
 
@@ -165,7 +164,7 @@ class Jobs:
             limits = self._settings.max_pixels, self._settings.max_video_seconds
             counts = [self._decoders.call(path.name, count_frames, path, path.name, *limits) for path in paths]
             total = None if None in counts else sum(count or 0 for count in counts)
-            created = _now()
+            created = now()
             kind = "video" if kinds == ["video"] else "batch"
             job = Job(identity, "queued", kind, names, smoothing, None, {}, 0, total, None, created)
             self._table.add(job)
@@ -223,7 +222,7 @@ class Jobs:
             waiting = job.state not in ENDED
             if waiting:
                 self._cancelled |= current
-                self._table.change(identity, state="cancelled", ended=_now())
+                self._table.change(identity, state="cancelled", ended=now())
                 self._changed.notify_all()
             else:
                 self._table.remove(identity)
@@ -277,7 +276,7 @@ class Jobs:
         with self._changed:
             if self._cancelled:
                 state, error = "cancelled", None
-            self._table.change(job.id, state=state, error=error, ended=_now())
+            self._table.change(job.id, state=state, error=error, ended=now())
             self._current = None
         self._tidy(job.id)
         log.info("job ends", extra={"fields": {"job": job.id, "state": state}})
@@ -319,7 +318,7 @@ class Jobs:
         if self._settings.keep_days is None or time.monotonic() - self._expired < EXPIRE_EVERY:
             return
         self._expired = time.monotonic()
-        before = _now(-self._settings.keep_days)
+        before = now(-self._settings.keep_days)
         for job in self._table.select(f"WHERE state IN {ENDED} AND COALESCE(ended, created) < ?", before):
             self._table.remove(job.id)
             self._tidy(job.id)
@@ -550,9 +549,3 @@ def _kind(path: Path) -> str:
     if kind is None:
         raise HTTPException(415, f"{path.name}: is no image, video or DICOM file that can be read; {READABLE}, or MP4")
     return kind
-
-
-def _now(days: float = 0) -> str:
-    """This moment, or so many days from it: ISO 8601, UTC."""
-    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    return moment.isoformat(timespec="seconds")

@@ -27,7 +27,7 @@ from polypseg.inference.prompting import Box, Click, box_of, check_box, grow, gr
 from polypseg.inference.propagation import MIN_SURENESS, Propagation
 from polypseg.operating_point import OperatingPoint
 from polypseg.segmentation import Enlarged, Segmentation
-from polypseg.serve.annotations.store import png
+from polypseg.serve.corrections import png
 from polypseg.serve.models import Models
 from polypseg.serve.responses import BODY, Polyp, refusals
 from polypseg.serve.settings import Settings

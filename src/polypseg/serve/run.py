@@ -80,7 +80,7 @@ def serve(
             name: partial(Segmenter, one, runtime, device, precision, threads, tta) for name, one in wanted.items()
         }
         models = Models(sources, settings.batch_size, metrics.together.observe, metrics.computed)
-        _handle_signals_on_the_usual_stack()
+        handle_signals_on_the_usual_stack()
         app = create_app(models, settings, table, metrics)
         # What is loaded by now stays for good: going through it again and again would delay requests.
         gc.collect()
@@ -95,7 +95,7 @@ class _SignalStack(ctypes.Structure):
     _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 
 
-def _handle_signals_on_the_usual_stack() -> None:
+def handle_signals_on_the_usual_stack() -> None:
     """OpenVINO gives this thread another one, and frees it with the model: the next signal would end the process."""
     if sys.platform == "linux":
         disable = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import json
 import multiprocessing.util
@@ -189,8 +190,8 @@ def connect(file: Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def taking(file: Path, verb: str) -> Iterator[None]:
-    """Turn what SQLite raises while ``polypseg VERB`` opens its table into one line, a ``PolypsegError``."""
+def taking(file: Path, verb: str, rows: str = "jobs") -> Iterator[None]:
+    """Turn what SQLite raises while ``polypseg VERB`` opens its table of ``rows`` into one ``PolypsegError``."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -199,7 +200,13 @@ def taking(file: Path, verb: str) -> Iterator[None]:
             raise PolypsegError(line) from error
         raise PolypsegError(f"{file}: cannot be opened ({error}); choose another --state") from error
     except sqlite3.DatabaseError as error:
-        raise PolypsegError(f"{file}: is no table of jobs ({error}); move it away") from error
+        raise PolypsegError(f"{file}: is no table of {rows} ({error}); move it away") from error
+
+
+def now(days: float = 0) -> str:
+    """This moment, or so many days from it: ISO 8601, UTC."""
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    return moment.isoformat(timespec="seconds")
 
 
 def open_state(folder: Path) -> Table:

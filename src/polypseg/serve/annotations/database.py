@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polypseg.errors import PolypsegError
+from polypseg.serve.state import connect, taking
 
 FILE = "annotations.sqlite"
 # A frame's row contains what its newest version says, so that a list needs one query; changed: the project's revision.
@@ -49,21 +48,11 @@ class Database:
     def __init__(self, file: Path) -> None:
         self._lock = threading.RLock()
         self._depth = 0
-        try:
-            self._connection = sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._connection.execute("BEGIN EXCLUSIVE")
+        with taking(file, "serve", "annotations"):
+            self._connection = connect(file)
             for statement in TABLES.split(";"):
                 self._connection.execute(statement)
             self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                line = f"{file.parent}: another polypseg serve works in this folder; stop it or choose another --state"
-                raise PolypsegError(line) from error
-            raise PolypsegError(f"{file}: cannot be opened ({error}); choose another --state") from error
-        except sqlite3.DatabaseError as error:
-            raise PolypsegError(f"{file}: is no table of annotations ({error}); move it away") from error
 
     def close(self) -> None:
         """Let another process have it."""

@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from polypseg.bundle import INTENDED_USE
 from polypseg.io.outputs import coco_shape, outlines
 from polypseg.io.polygons import joined
-from polypseg.serve.annotations.store import Store, png
-from polypseg.serve.corrections import stem_of
+from polypseg.serve.annotations.store import Store
+from polypseg.serve.corrections import png, stem_of
 
 Format = Literal["folder", "coco", "yolo"]
 Put = Callable[[str, bytes | Path], None]  # a file's name within the data set, and its content

@@ -26,11 +26,12 @@ from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
 from polypseg.serve.annotations.labels import Labels
 from polypseg.serve.annotations.regions import Given
-from polypseg.serve.annotations.store import Save, Store, now, picture_of
+from polypseg.serve.annotations.store import Save, Store, picture_of
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.jobs import Stopped
 from polypseg.serve.log import without_values
 from polypseg.serve.settings import Settings
+from polypseg.serve.state import now
 from polypseg.serve.uploads import own_name, read_still
 
 log = logging.getLogger("polypseg.serve")

@@ -34,17 +34,17 @@ from polypseg.serve.annotations.store import (
     Save,
     State,
     Store,
-    now,
     picture_of,
-    png,
 )
 from polypseg.serve.annotations.training import MOST_EPOCHS, Training
 from polypseg.serve.annotations.work import Work
+from polypseg.serve.corrections import png
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.guard import AUTHOR
 from polypseg.serve.people import LOCAL
 from polypseg.serve.responses import BINARY, BODY, refusals
 from polypseg.serve.settings import Settings
+from polypseg.serve.state import now
 from polypseg.serve.uploads import read_still, read_still_mask
 
 Share = Annotated[float | None, Query(ge=0, le=1)]

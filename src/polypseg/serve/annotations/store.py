@@ -9,7 +9,6 @@ project lie in ``projects/<project>/``: ``frames/<hash>.*`` as they were sent, `
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
 import re
@@ -31,7 +30,8 @@ from polypseg.files import atomic_write
 from polypseg.serve.annotations.database import FILE, Database
 from polypseg.serve.annotations.labels import Labels
 from polypseg.serve.annotations.regions import Given, Regions
-from polypseg.serve.corrections import Corrections, key_of, stem_of
+from polypseg.serve.corrections import Corrections, check_size, key_of, png, stem_of
+from polypseg.serve.state import now
 from polypseg.serve.uploads import own_name
 
 CORRECTIONS = "corrections"  # the project that is always there
@@ -115,11 +115,6 @@ def picture_of(name: str, pixels: Frame, content: bytes) -> Picture:
     if known is None and content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         known = ".webp"
     return Picture(name, pixels, content, known) if known else Picture(name, pixels)
-
-
-def now() -> str:
-    """This moment: ISO 8601, UTC."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class Store:
@@ -366,9 +361,7 @@ class Store:
             HTTPException: 422 the two are not of one size.
             PolypsegError: the disk refuses.
         """
-        if frame.shape[:2] != mask.shape:
-            sizes = " but its frame ".join(f"{one.shape[1]}×{one.shape[0]}" for one in (mask, frame))
-            raise HTTPException(422, f"mask: is {sizes}")
+        check_size(mask, frame.shape[:2])
         with self._lock:
             row, _ = self.add(CORRECTIONS, Picture(name, frame))
             self.restore(CORRECTIONS, row["hash"])
@@ -544,9 +537,8 @@ class Store:
         """The mask and the polyps of a version; the mask is None where it is the prediction's."""
         before = self._read(row["project"], row["hash"], self._mask_file(row))
         mask = save.mask
-        if mask is not None and mask.shape != (row["height"], row["width"]):
-            size = f"{mask.shape[1]}×{mask.shape[0]}"
-            raise HTTPException(422, f"mask: is {size} but its frame {row['width']}×{row['height']}")
+        if mask is not None:
+            check_size(mask, (row["height"], row["width"]))
         if save.state == "no_polyp":
             if mask is not None and mask.any():
                 raise HTTPException(422, "mask: shows a polyp, but the state is no_polyp; choose another state")
@@ -637,8 +629,3 @@ def _small(frame: Frame) -> Frame:
 
 def _jpeg(frame: Frame) -> bytes:
     return cv2.imencode(".jpg", np.ascontiguousarray(frame[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG of grey values, or of BGR."""
-    return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()

@@ -29,8 +29,9 @@ from polypseg.errors import PolypsegError
 from polypseg.extras import MODULES
 from polypseg.files import atomic_write, locked, make_folder, read_json, write_json
 from polypseg.serve.annotations.exports import export
-from polypseg.serve.annotations.store import REVIEWED, Store, now
+from polypseg.serve.annotations.store import REVIEWED, Store
 from polypseg.serve.log import without_values
+from polypseg.serve.state import now
 
 if TYPE_CHECKING:
     from polypseg.bundle import ModelBundle

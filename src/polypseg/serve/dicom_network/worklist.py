@@ -8,14 +8,13 @@ written before its row, and removed after its row says that it has ended: what h
 from __future__ import annotations
 
 import contextlib
-import datetime
 import sqlite3
 import threading
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from polypseg.serve.state import connect, making, prepare, taking
+from polypseg.serve.state import connect, making, now, prepare, taking
 
 # received: to be segmented; segmented: to be sent. The others have ended, but ``undelivered`` is tried anew at a start.
 State = Literal["received", "segmented", "sent", "failed", "undelivered"]
@@ -145,9 +144,3 @@ class Worklist:
     def _execute(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
-
-
-def now(days: float = 0) -> str:
-    """This moment, or so many days from it: ISO 8601, UTC."""
-    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    return moment.isoformat(timespec="seconds")
