@@ -36,6 +36,11 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
+@pytest.fixture(autouse=True)
+def plain(without_pictures: None) -> None:
+    """Runs without their pictures, but for those of fixtures that several tests share."""
+
+
 # Writes what is printed into files, and goes on to the program, in the folder in which the tests run.
 BEFORE = """
 import os, sys
