@@ -114,8 +114,13 @@ def trained(variant: str, seed: int, left_out: str, split: Path, catalog: Catalo
     if variant == START and not (run / "bundle").exists():
         start = run.with_name(f"{run.name}-start")
         shutil.copytree(zoo.open(options.start).folder, start, dirs_exist_ok=True)
-        shutil.rmtree(start / "openvino", ignore_errors=True)
-        calibrate(start, options.data, split_file=split, tta="none")
+        zoo.open(start).update(exports=[])  # the network itself is compared
+        # Its operating point is chosen on data sets that it has not met: which of the others' frames it saw is unknown.
+        table, met = read_split(split), zoo.open(start).metadata["data"]["datasets"]
+        unmet = run.with_name(f"{run.name}.csv")
+        write_split(table[~table["dataset"].isin(met)], unmet)
+        sets = [one for one in options.data if read_all([one]).frames["dataset"].iloc[0] not in met]
+        calibrate(start, sets, split_file=unmet, tta="none")
         run.mkdir(parents=True, exist_ok=True)
         start.rename(run / "bundle")
     if (run / "bundle").exists():
