@@ -324,7 +324,7 @@ WITH_BLOCKS = [page for page in PAGES if blocks(page) and name_of(page) not in B
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
-@pytest.mark.usefixtures("quiet")
+@pytest.mark.usefixtures("quiet", "without_pictures")
 def test_what_a_page_tells_to_type_works(
     page: Path, world: Path, trained: Callable[[], Path], light: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
