@@ -345,6 +345,16 @@ def broken_rules(page: Any) -> list[Any]:
     return [(one["id"], [node["html"][:150] for node in one["nodes"]]) for one in found]
 
 
+def names_are(page: Any, names: list[str]) -> None:
+    """Wait until the list has these frames, in this order."""
+    page.wait_for_function(
+        """(names) => {
+            const shown = [...document.querySelectorAll("#list .name")];
+            return String(shown.map((one) => one.textContent)) === String(names);
+        }""", arg=names,
+    )  # fmt: skip
+
+
 def open_set(page: Any, name: str, folder: Path | None = None) -> None:
     page.get_by_role("button", name="Sets…").click()
     if folder is None:
@@ -357,6 +367,10 @@ def open_set(page: Any, name: str, folder: Path | None = None) -> None:
         page.locator("#import-text", has_text="added").wait_for()
         page.keyboard.press("Escape")
     page.locator("#stage-facts", has_text="pixels").wait_for()
+    assert page.locator("#order").input_value() == "confidence"
+    page.locator("#order").select_option("name")
+    names_are(page, sorted(page.locator("#list .name").all_inner_texts()))
+    page.locator("#list .item").first.click()
 
 
 def at(page: Any, name: str) -> None:
@@ -418,10 +432,11 @@ def test_a_set_is_imported_reviewed_filtered_and_exported(
     page.locator("#list li", has_text="frame-0").wait_for(state="detached")
     assert page.locator("#list .name").all_inner_texts() == ["frame-1.png"]
     page.locator("#filter-states").get_by_label("No polyp").uncheck()
-    page.locator("#order").select_option("uncertainty")
     page.locator("#list li").nth(2).wait_for()
-    order = service.web.get("/v1/projects/first-exam/frames?order=uncertainty").json()["frames"]
-    assert page.locator("#list .name").all_inner_texts() == [frame["name"] for frame in order]
+    for chosen in ("uncertainty", "confidence"):
+        page.locator("#order").select_option(chosen)
+        order = service.web.get(f"/v1/projects/first-exam/frames?order={chosen}").json()["frames"]
+        names_are(page, [frame["name"] for frame in order])
 
     page.get_by_role("button", name="Manage…").click()
     assert broken_rules(page) == []
@@ -436,6 +451,54 @@ def test_a_set_is_imported_reviewed_filtered_and_exported(
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Close set").click()
     page.locator("#welcome").wait_for()
+
+
+def test_labels_are_undone_too_while_a_mask_is_corrected_and_before_they_are_saved(
+    enter: Visit, service: Any, frames: list[Path], tmp_path: Path
+) -> None:
+    page = enter()
+    open_set(page, "Labels", data_set(tmp_path / "set", frames[:2]))
+    at(page, "frame-0")
+    row, form = page.locator("#polyps button").first, page.locator("#label-form")
+    hand = correct(page)
+    row.click()
+    page.locator("[name=class]").select_option("adenoma")
+    page.keyboard.press("0")
+    choose(page, "lasso")
+    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+    page.locator("[name='attribute:paris']").select_option("Is")  # the region stays chosen
+    assert "adenoma, Is" in page.locator("#polyps").inner_text()
+    for expected, count in (("adenoma", 2), ("adenoma", 1), ("", 1)):
+        page.keyboard.press("Control+z")
+        text = page.locator("#polyps").inner_text()
+        assert "Is" not in text and ("adenoma" in text) == bool(expected) and len(areas(page)) == count
+    assert page.locator("[name=class]").input_value() == "polyp" and page.locator("#undo").is_disabled()
+    for _ in range(3):
+        page.keyboard.press("Control+y")
+    page.get_by_role("button", name="Save correction").click()
+    page.get_by_text("Saved as correction frame-0").wait_for()
+    found = service.web.get("/v1/projects/labels/frames?name=frame-0").json()["frames"][0]
+    labels = {polyp["area"]: (polyp["class"], polyp["attributes"]) for polyp in found["polyps"]}
+    assert labels.pop(1600) == ("adenoma", {"paris": "Is"}) and list(labels.values()) == [("polyp", {})]
+
+    # Without a correction they wait until they are saved.
+    page.locator("#polyps button", has_text="adenoma").click()
+    page.locator("[name=class]").select_option("polyp")
+    remark = page.locator("[name='attribute:remark']")
+    remark.press_sequentially("a yummy one")  # whose letters are no keys of the page
+    remark.blur()
+    page.locator("#polyps", has_text="a yummy one").wait_for()
+    at(page, "frame-0")
+    page.keyboard.press("Control+z")
+    assert "yummy" not in page.locator("#polyps").inner_text() and remark.input_value() == ""
+    form.get_by_role("button", name="Undo").click()
+    assert "adenoma, Is" in page.locator("#polyps").inner_text()
+    assert form.get_by_role("button", name="Save labels").is_hidden()
+    page.keyboard.press("Control+y")
+    form.get_by_role("button", name="Save labels").click()
+    form.get_by_role("button", name="Save labels").wait_for(state="hidden")
+    found = service.web.get("/v1/projects/labels/frames?name=frame-0").json()["frames"][0]
+    assert {polyp["class"] for polyp in found["polyps"]} == {"polyp"} and found["version"] == 3
 
 
 def test_an_older_version_can_be_taken_back_and_a_removed_frame_restored(
@@ -626,6 +689,61 @@ def test_a_video_is_stepped_through_corrected_and_its_mask_carried_to_neighbours
     kinds = {one["name"]: (one["state"], one["polyps"][0]["area"]) for one in found}
     assert kinds["exam-00001.png"] == ("accepted", 1200) and kinds["exam-00002.png"][0] == "corrected"
     assert len(kinds) == 2  # what was not accepted was not saved
+
+
+def test_the_threshold_acts_on_the_frame_of_a_video_that_stands_still(enter: Visit, service: Any, film: Path) -> None:
+    page = enter()
+    page.set_input_files("#files", [film])
+    page.locator("#film").wait_for(timeout=60_000)
+    page.locator("#film-time", has_text="0:00.0 of 0:03.0").wait_for()
+    page.get_by_role("button", name="One frame on").click()
+    page.locator("#film-time", has_text="0:00.1 of").wait_for()
+    page.locator("#confidence").fill("0")
+    own, sent = float(page.locator("#threshold").input_value()), []
+
+    def passed(route: Any) -> None:
+        sent.append(route.request.post_data_buffer)
+        route.continue_()
+
+    page.route("**/v1/segment?probability=true", passed)
+
+    def outlines(threshold: float) -> list[list[int]]:
+        """Where the service has them in the frame that the page sent."""
+        picture = sent[0][sent[0].index(b"\x89PNG") : sent[0].index(b"IEND") + 8]
+        fields = {"threshold": str(threshold), "min_confidence": "0"}
+        told = service.web.post("/v1/segment", files={"file": picture}, data=fields).json()
+        points = [point for polyp in told["polyps"] for point in polyp["contour"]]
+        assert len(points) > 10
+        return points
+
+    page.evaluate(
+        """() => {
+          window.areDrawn = (points) => {
+            const canvas = document.getElementById("film-canvas");
+            const scale = Math.min(canvas.width / 176, canvas.height / 144);
+            const [left, top] = [(canvas.width - scale * 176) / 2, (canvas.height - scale * 144) / 2];
+            const context = canvas.getContext("2d");
+            const isDrawn = ([x, y]) => {  // the line runs along the edges of the pixels
+                const corner = [left + scale * (x + 0.1), top + scale * (y + 0.1)];
+                const near = context.getImageData(...corner, scale * 0.8, scale * 0.8);
+                return near.data.some((value, at) => at % 4 === 3 && value > 0);
+            };
+            return points.filter(isDrawn).length > 0.95 * points.length;
+          };
+        }"""
+    )
+    with page.expect_response("**/v1/segment?probability=true"):
+        page.locator("#threshold").fill(f"{own - 0.03:.2f}")
+    for lower, before in ((0.03, 0.0), (0.05, 0.03)):
+        page.locator("#threshold").fill(f"{own - lower:.2f}")
+        page.wait_for_function("(points) => areDrawn(points)", arg=outlines(own - lower))
+        assert not page.evaluate("(points) => areDrawn(points)", outlines(own - before))
+    assert len(sent) == 1  # the frame is asked for once
+    page.get_by_role("button", name="Back to the model's").click()
+    page.wait_for_function("(points) => !areDrawn(points)", arg=outlines(own - 0.05))
+    page.get_by_role("button", name="One frame on").click()
+    page.locator("#film-time", has_text="0:00.2 of").wait_for()
+    assert len(sent) == 1
 
 
 def test_without_its_file_a_video_is_shown_as_the_service_drew_it(enter: Visit, film: Path) -> None:

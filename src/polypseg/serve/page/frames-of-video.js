@@ -10,7 +10,7 @@ import { told } from "./saving.js";
 import { player, show } from "./stage.js";
 import { state, when } from "./state.js";
 import { illustrate, takeAnswer, thumbnailOf } from "./stills.js";
-import { frameOf } from "./video.js";
+import { frameOf, pngOf } from "./video.js";
 
 const REACH = 8; // frames carried to, before and after
 
@@ -20,10 +20,8 @@ async function still(film, index) {
   const url = URL.createObjectURL(video.file);
   try {
     const { blob, thumbnail } = await frameOf(url, times[index], async (source) => {
-      const canvas = new OffscreenCanvas(source.videoWidth, source.videoHeight);
-      canvas.getContext("2d").drawImage(source, 0, 0);
-      const blob = await canvas.convertToBlob({ type: "image/png" });
-      return { blob, thumbnail: await thumbnailOf(canvas, canvas.width, canvas.height) };
+      const thumbnail = await thumbnailOf(source, source.videoWidth, source.videoHeight);
+      return { blob: await pngOf(source), thumbnail };
     });
     const name = `${stem(video.name)}-${String(index).padStart(5, "0")}.png`;
     const item = items.newItem("image", name, new File([blob], name, { type: "image/png" }));
