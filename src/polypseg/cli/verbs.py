@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polypseg.cli import (
+    annotations,
     average,
     benchmark,
     calibrate,
@@ -26,6 +27,7 @@ VERBS = {
         predict.VERB,
         serve.VERB,
         dicom.VERB,
+        *annotations.VERBS,
         models.VERB,
         *data.VERBS,
         train.VERB,
