@@ -5,6 +5,7 @@ import { correction, edit } from "./correcting.js";
 import { $, counted, on, tell } from "./dom.js";
 import { stem } from "./download.js";
 import * as items from "./items.js";
+import { recall } from "./known.js";
 import { decodeGrey } from "./png.js";
 import { told } from "./saving.js";
 import { player, show } from "./stage.js";
@@ -42,6 +43,8 @@ async function take() {
   const item = await still(film, index);
   takeAnswer(item, await api.segment(item.file, item.name));
   await illustrate(item);
+  item.asked = true;
+  await recall([item]);
   item.state = "done";
   items.add([item], film.item);
   items.changed(item);
