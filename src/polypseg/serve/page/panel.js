@@ -58,7 +58,7 @@ function tellVerdict() {
 }
 
 on("verdict-anyway", "click", () => {
-  state.scene.item.anyway = true;
+  for (const one of [state.scene.item, state.current]) one.anyway = true; // a camera's next frames too
   refresh(true);
 });
 on("faint", "change", fillDetails);
