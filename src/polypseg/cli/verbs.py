@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polypseg.cli import (
-    annotations,
+    annotating,
     average,
     benchmark,
     calibrate,
@@ -27,7 +27,7 @@ VERBS = {
         predict.VERB,
         serve.VERB,
         dicom.VERB,
-        *annotations.VERBS,
+        *annotating.VERBS,
         models.VERB,
         *data.VERBS,
         train.VERB,
