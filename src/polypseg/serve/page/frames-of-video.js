@@ -11,25 +11,21 @@ import { told } from "./saving.js";
 import { player, show } from "./stage.js";
 import { state, when } from "./state.js";
 import { illustrate, takeAnswer, thumbnailOf } from "./stills.js";
-import { frameOf, pngOf } from "./video.js";
+import { frameOf, pngOf, withSource } from "./video.js";
 
 const REACH = 8; // frames carried to, before and after
 
 // A frame of a video as an item; film: {item, times}, index: its number.
 async function still(film, index) {
   const { item: video, times } = film;
-  const url = URL.createObjectURL(video.file);
-  try {
-    const { blob, thumbnail } = await frameOf(url, times[index], async (source) => {
-      const thumbnail = await thumbnailOf(source, source.videoWidth, source.videoHeight);
-      return { blob: await pngOf(source), thumbnail };
-    });
-    const name = `${stem(video.name)}-${String(index).padStart(5, "0")}.png`;
-    const item = items.newItem("image", name, new File([blob], name, { type: "image/png" }));
-    return Object.assign(item, { film, index, thumbnail });
-  } finally {
-    URL.revokeObjectURL(url);
-  }
+  const draw = async (source) => {
+    const thumbnail = await thumbnailOf(source, source.videoWidth, source.videoHeight);
+    return { blob: await pngOf(source), thumbnail };
+  };
+  const { blob, thumbnail } = await withSource(video, (url) => frameOf(url, times[index], draw));
+  const name = `${stem(video.name)}-${String(index).padStart(5, "0")}.png`;
+  const item = items.newItem("image", name, new File([blob], name, { type: "image/png" }));
+  return Object.assign(item, { film, index, thumbnail });
 }
 
 const filmOf = () => ({ item: player.item, times: player.records.map((_, index) => player.timeOf(index)) });

@@ -1,6 +1,7 @@
-// A video: played, stepped through frame by frame, with the timeline of its polyps below. From the user's own file the
+// A video: played, stepped through frame by frame, with the timeline of its polyps below. From the video's own file the
 // polyps are drawn here and follow threshold and least confidence; without it, the service's drawn video is shown.
 
+import * as api from "./api.js";
 import { $, clock, on } from "./dom.js";
 import { FilmMaps } from "./film-maps.js";
 import { pathOf, paintOutline, paintPolyps } from "./paint.js";
@@ -63,19 +64,21 @@ export class Player {
 
   // --- which video ---
 
-  // Whether the user's own file is shown.
+  // Whether the video's own file is shown.
   get plain() {
-    return Boolean(this.url) && this.source === this.url;
+    return Boolean(this.source) && this.source === this.own();
   }
 
   get overlay() {
     return $("film-overlay").checked;
   }
 
-  // The address of the user's own file, or null.
+  // The address of the video's own file, the user's or the one that the service keeps; or null.
   own() {
-    if (!this.item?.file || this.item.unplayable) return null;
-    this.url ??= URL.createObjectURL(this.item.file);
+    const { item } = this;
+    if (!item || item.unplayable) return null;
+    if (!item.file) return item.job.upload ? api.jobUpload(item.job.id) : null;
+    this.url ??= URL.createObjectURL(item.file);
     return this.url;
   }
 
@@ -84,7 +87,9 @@ export class Player {
     $("film-file").hidden = Boolean(own);
     for (const id of ["film-look", "film-correct"]) $(id).disabled = !own;
     $("film-text").textContent = own
-      ? ""
+      ? this.item.job.upload
+        ? "The service keeps the video's file until the video is removed."
+        : ""
       : this.item?.unplayable
         ? "The browser cannot play the video's own file; what the service drew is shown."
         : "To look at a frame without polyps or to correct it, choose the video's file: the service does not keep it.";
@@ -207,7 +212,7 @@ export class Player {
     this.draw();
   }
 
-  // --- the polyps over the user's own file ---
+  // --- the polyps over the video's own file ---
 
   draw() {
     const { canvas, video } = this;

@@ -88,6 +88,17 @@ export async function results({ id, files }) {
   return { ...JSON.parse(timeline), film: api.jobFile(id, ending(files, ".mp4")), records };
 }
 
+// Runs with the address of a video's own file: the user's, or the one that the service keeps.
+export async function withSource({ file, job }, run) {
+  if (!file) return run(api.jobUpload(job.id));
+  const url = URL.createObjectURL(file);
+  try {
+    return await run(url);
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
 // The frame that a <video> shows, as a PNG.
 export function pngOf(video) {
   const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
