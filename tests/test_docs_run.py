@@ -265,6 +265,8 @@ class Page:
         for option, value in SMALLER.get(words[0], {}).items():
             if option in words or words[0] in ("tune", "benchmark", "export"):
                 words = [*words, option, value]
+        if words[0] == "annotations":  # while the service does not run
+            self.end()
         if words[0] == "benchmark":  # one way: OpenVINO, or a small network as it is
             named = len(words) > 1 and not words[1].startswith("-")
             words = [*words, "--runtimes", "torch"] if named else [*words, str(self.light), "--runtimes", "openvino"]

@@ -325,8 +325,9 @@ def test_a_data_set_comes_in_and_goes_out_in_every_format(
     said = [{"at": at, "class": "serrated", "attributes": {"nice": "2"}}]
     assert save(service.web, frame, 2, "corrected", polyps=json.dumps(said)).status_code == 201
     truths = {
-        Path(row["name"]).stem: (service.web.get(f"{project}/frames/{row['hash']}/mask").content, row["polyps"])
-        for row in service.web.get(f"{project}/frames").json()["frames"] if row["state"] != "predicted"
+        Path(row["name"]).stem: (
+            service.web.get(f"{project}/frames/{row['hash']}/mask").content, row["polyps"], row["state"]
+        ) for row in service.web.get(f"{project}/frames").json()["frames"] if row["state"] != "predicted"
     }  # fmt: skip
     for kind in ("folder", "coco", "yolo"):
         root = exported(service.web, project, tmp_path / kind, format=kind)
@@ -346,14 +347,84 @@ def test_a_data_set_comes_in_and_goes_out_in_every_format(
         }  # fmt: skip
         found = taken_in(service.web, again, [("file", one) for one in files["file"]])
         assert (found["state"], found["added"], found["problems"]) == ("done", 7, [])
-        if kind == "folder":
-            continue  # which knows no classes
-        back = {Path(row["name"]).stem: row["polyps"] for row in predicted(service.web, again)["frames"]}
-        named = {"class", "area"} | ({"attributes"} if kind == "coco" else set())
-        for stem, (_, polyps) in truths.items():
-            assert [[one[key] for key in named] for one in back[stem]] == [
-                [one[key] for key in named] for one in polyps
-            ]
+        back = {Path(row["name"]).stem: row for row in predicted(service.web, again)["frames"]}
+        for stem, (_, polyps, state) in truths.items():
+            assert (back[stem]["polyps"], back[stem]["state"]) == (polyps, state), (kind, stem)
+        check_told(root, kind, truths)
+
+
+def check_told(root: Path, kind: str, truths: dict[str, tuple[bytes, list[dict[str, Any]], str]]) -> None:
+    """What anybody reads in the files of an export, without polypseg."""
+    told = {Path(one["image"]).stem: one for one in json.loads((root / "frames.json").read_text())}
+    assert {stem: (one["polyps"], one["state"]) for stem, one in told.items()} == {
+        stem: (polyps, state) for stem, (_, polyps, state) in truths.items()
+    }
+    if kind != "coco":
+        return
+    coco = json.loads((root / "annotations.json").read_text())
+    stems = {one["id"]: Path(one["file_name"]).stem for one in coco["images"]}
+    classes = {one["id"]: one["name"] for one in coco["categories"]}
+    found = sorted(
+        (stems[one["image_id"]], one["area"], classes[one["category_id"]], one["attributes"])
+        for one in coco["annotations"]
+    )
+    assert found == sorted(
+        (stem, one["area"], one["class"], one["attributes"])
+        for stem, (_, polyps, _) in truths.items() for one in polyps
+    )  # fmt: skip
+
+
+def labelled_set(frames: list[Path], records: Any) -> dict[str, bytes]:
+    """Two frames, the same mask of two polyps for each, and ``frames.json``."""
+    shape = read_frame(frames[0]).shape
+    mask = picture(two_polyps(shape).astype(np.uint8) * 255)
+    files = {f"images/{path.name}": path.read_bytes() for path in frames[:2]}
+    files |= {f"masks/{path.stem}.png": mask for path in frames[:2]}
+    return {**files, "frames.json": records if isinstance(records, bytes) else json.dumps(records).encode()}
+
+
+def record(path: Path, *polyps: dict[str, Any], state: str = "unsure", **more: Any) -> dict[str, Any]:
+    return {"image": path.name, "hash": content_hash(read_frame(path)), "state": state, "polyps": polyps, **more}
+
+
+def test_what_a_mask_cannot_say_is_read_from_frames_json(service: Any, project: str, frames: list[Path]) -> None:
+    bar = {"at": [60, 55], "class": "serrated", "attributes": {"paris": "Is"}}
+    away = {"at": [0, 0], "class": "serrated", "attributes": {}}
+    records = [record(frames[0], bar, away), record(frames[1], bar, hash="0" * 64), record(frames[2], state="accepted")]
+    found = taken_in(service.web, project, {"file": ("s.zip", zipped(labelled_set(frames, records)))})
+    assert (found["state"], found["added"]) == ("done", 2)
+    for says in (
+        f"frames.json: names {frames[2].name}, which is not in images/",
+        f"{frames[0].stem}.png: has no polyp at 0, 0", f"{frames[1].name}: is another picture than in frames.json",
+    ):  # fmt: skip
+        assert sum(says in line for line in found["problems"]) == 1, found["problems"]
+    assert len(found["problems"]) == 3
+    first, second = service.web.get(f"{project}/frames").json()["frames"]
+    labels = {one["area"]: (one["class"], one["attributes"]) for one in first["polyps"]}
+    assert labels.pop(400) == ("serrated", {"paris": "Is"}) and list(labels.values()) == [("adenoma", {})]
+    assert {one["class"] for one in second["polyps"]} == {"adenoma"}
+    assert (first["state"], second["state"]) == ("unsure", "accepted")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (b"{", "frames.json: is not valid JSON"),
+        (b'{"a": 1}', "frames.json: is no list of frames"),
+        ({"state": "done"}, "done is no state"),
+        ({"polyps": [{"at": [1.5, 2], "class": "adenoma", "attributes": {}}]}, "is no pixel"),
+        ({"polyps": [{"at": [1, 2]}]}, "frames.json: is no list of frames"),
+        ({"polyps": [{"at": [60, 55], "class": "lipoma", "attributes": {}}]}, "frames.json: lipoma is no class"),
+        ({"polyps": [{"at": [60, 55], "class": "adenoma", "attributes": {"kudo": "V"}}]}, "kudo is no attribute"),
+    ],
+)
+def test_a_frames_json_that_does_not_fit_is_told_and_nothing_is_taken(
+    service: Any, project: str, frames: list[Path], change: Any, says: str
+) -> None:
+    records = change if isinstance(change, bytes) else [{**record(frames[0]), **change}]
+    found = taken_in(service.web, project, {"file": ("s.zip", zipped(labelled_set(frames, records)))})
+    assert found["state"] == "failed" and says in found["error"] and "incoming" not in found["error"], found
+    assert service.web.get(project).json()["total"] == 0
 
 
 def test_what_is_wrong_with_an_import_is_told_and_the_rest_is_taken(

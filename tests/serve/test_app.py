@@ -510,7 +510,8 @@ def test_the_description_is_complete(server: Any) -> None:
     expected = {
         "/health/live": {"get"}, "/health/ready": {"get"}, "/metrics": {"get"}, "/v1/model": {"get"},
         "/v1/segment": {"post"}, "/v1/jobs": {"get", "post"}, "/v1/jobs/{id}": {"get", "delete"},
-        "/v1/jobs/{id}/files/{name}": {"get"}, "/v1/corrections": {"get", "post"}, "/v1/corrections.zip": {"get"},
+        "/v1/jobs/{id}/files/{name}": {"get"}, "/v1/jobs/{id}/upload": {"get"},
+        "/v1/corrections": {"get", "post"}, "/v1/corrections.zip": {"get"},
         "/v1/me": {"get"}, "/v1/labels": {"get"}, "/v1/training": {"get", "delete"}, "/v1/projects": {"get", "post"},
         "/v1/projects/{project}": {"get", "delete"}, "/v1/projects/{project}/restore": {"post"},
         "/v1/projects/{project}/imports": {"post"}, "/v1/projects/{project}/imports/{id}": {"get"},

@@ -374,6 +374,22 @@ def test_jobs_expire_and_come_in_pages(segmenter: Any, frames: list[Path], tmp_p
         assert not (tmp_path / "state" / "jobs" / known[0]).exists()
 
 
+def test_a_video_is_kept_where_the_settings_say_so(segmenter: Any, clip: Path, tmp_path: Path) -> None:
+    size = clip.stat().st_size
+    for most in (0, size - 1, size):
+        with working(segmenter, tmp_path / "state", keep_video_bytes=most) as jobs:
+            found = ended(jobs, submit(jobs, clip))
+        kept = jobs.upload(found)
+        assert (kept is not None) is (most == size)
+        uploads = list((tmp_path / "state" / "jobs" / found.id / "in").rglob("*.mp4"))
+        assert uploads == ([kept] if kept else [])
+    assert kept is not None and kept.read_bytes() == clip.read_bytes()
+    with working(segmenter, tmp_path / "state", keep_video_bytes=size) as jobs:  # over a restart
+        assert jobs.upload(jobs.get(found.id)) == kept and kept.is_file()
+    with working(segmenter, tmp_path / "state") as jobs:  # and no longer than that
+        assert jobs.upload(jobs.get(found.id)) is None and not kept.exists()
+
+
 def test_a_table_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
     columns = ", ".join(f"{name} TEXT" for name in COLUMNS if name != "ended")
     with contextlib.closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as old:

@@ -97,6 +97,7 @@ def test_a_state_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str
         ["--host", "no.such.host.invalid"],
         ["--queue", "0"],
         ["--keep_days", "0"],
+        ["--keep_video_mib", "-1"],
         ["--timeout", "-1"],
         ["--max_pixels", "100000000"],
         ["--port", "70000"],

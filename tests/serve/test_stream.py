@@ -111,7 +111,11 @@ def test_each_frame_has_the_segmenters_polyps(server: Any, segmenter: Any, frame
             expected = json.loads(json.dumps([polyp.to_dict() for polyp in alone.polyps]))
             assert [without(one, "id", "confirmed") for one in answer["polyps"]] == expected
             assert 0 < answer["inference_ms"] <= answer["ms"] and answer["probability"]
+            still = server.web.post("/v1/segment", files={"file": ("a.jpg", content)}).json()["quality"]
+            assert answer["quality"].items() >= still.items() and {"poor", "likeness"} < set(answer["quality"])
             found += len(expected)
+        dark = stream.asked(jpeg(read_frame(frames[0]) // 50))["quality"]
+        assert (dark["judgeable"], dark["reason"]) == (False, "dark")
     assert found
 
 

@@ -22,7 +22,7 @@ def overview(verbs: Mapping[str, Verb], group: str = "") -> str:
     head = [f"usage: polypseg {group or 'VERB'}{' STEP' * bool(group)} [options]", ""]
     if not group:
         head += ["Polyp segmentation in colonoscopy frames. Research use only.", ""]
-    rows = [_row(f"  {name}", verb.about[0], 18) for name, verb in verbs.items()]
+    rows = [_row(f"  {name}", verb.about[0], 22) for name, verb in verbs.items()]
     foot = ["", f"`polypseg {group or 'VERB'}{' STEP' * bool(group)} --help` shows options and examples."]
     examples = [] if group else [verb.examples[0] for verb in verbs.values() if verb.name in ("predict", "train")]
     return "\n".join([*head, *rows, *foot, *_examples(examples)])

@@ -32,6 +32,7 @@ def serve(  # noqa: PLR0913  (an option each)
     max_job_mib: int = 4096,
     max_video_seconds: float = 14400.0,
     keep_days: float | None = None,
+    keep_video_mib: int = 0,
     streams: int = 8,
     socket: str | None = None,
 ) -> None:
@@ -64,6 +65,8 @@ def serve(  # noqa: PLR0913  (an option each)
         max_job_mib: most that the files of one job may contain, MiB.
         max_video_seconds: longest video, seconds.
         keep_days: days after which a job that has ended is removed, with its results; kept by default.
+        keep_video_mib: uploaded videos of at most so many MiB stay with their job, so that the page shows their frames
+            after a reload too; 0 keeps none.
         streams: live streams at once; more are refused.
         socket: path of a Unix socket for live streams of programs on this computer.
     """
@@ -79,6 +82,7 @@ def serve(  # noqa: PLR0913  (an option each)
         max_pixels, max_job_mib * MIB, max_video_seconds, keep_days, streams,
         None if socket is None else Path(socket),
         {} if tokens is None else read_tokens(Path(tokens)), Labels() if labels is None else read_labels(Path(labels)),
+        keep_video_mib * MIB,
     )  # fmt: skip
     run(settings, host, port, model or (), runtime, device, precision, threads, tta)
 

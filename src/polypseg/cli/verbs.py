@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polypseg.cli import (
+    annotating,
     average,
     benchmark,
     calibrate,
@@ -26,6 +27,7 @@ VERBS = {
         predict.VERB,
         serve.VERB,
         dicom.VERB,
+        *annotating.VERBS,
         models.VERB,
         *data.VERBS,
         train.VERB,

@@ -91,10 +91,11 @@ def judge(pixels: NDArray[np.uint8]) -> Judgement:
     small = shrunk(pixels)
     sharpness, glare = _sharpness_and_glare(small)
     step = max(1, max(pixels.shape[:2]) // SIDE)
-    colours = pixels[::step, ::step].reshape(-1, 3)
-    lit = colours[colours.max(axis=1) > DARK]
-    red = float(np.mean(lit[:, 0] > REDDER * lit[:, 1])) if len(lit) else 0.0
-    share = len(lit) / len(colours)
+    red_of, green_of, blue_of = (pixels[::step, ::step, channel].ravel() for channel in range(3))
+    is_lit = np.maximum(np.maximum(red_of, green_of), blue_of) > DARK
+    redder = red_of[is_lit] > REDDER * green_of[is_lit]
+    red = float(redder.mean()) if len(redder) else 0.0
+    share = len(redder) / len(is_lit)
     reason: Reason | None = None
     if share < DARK_SHARE:
         reason = "dark"

@@ -52,7 +52,7 @@ from polypseg.serve.prompts import Prompting
 from polypseg.serve.prompts import add_routes as add_prompts
 from polypseg.serve.responses import BINARY, BODY, encoded, encoded_maps, refusals
 from polypseg.serve.settings import MIB, Settings
-from polypseg.serve.state import STATES, Table, is_full
+from polypseg.serve.state import STATES, Job, Table, is_full
 from polypseg.serve.stream import Streams
 from polypseg.serve.uploads import own_name, read_still, read_still_mask, stored
 from polypseg.serve.websocket import add_stream
@@ -67,6 +67,7 @@ MEDIA_TYPES = {
     ".mp4": "video/mp4", ".jsonl": "application/x-ndjson", ".json": "application/json", ".png": "image/png",
     ".jpg": "image/jpeg", ".csv": "text/csv",
 }  # fmt: skip
+VIDEO_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
 INTAKES = 4  # jobs and corrections that are taken in at once
 STOP_WAIT = 10.0  # seconds for the present frame of a job, when the service stops
 
@@ -267,6 +268,9 @@ def create_app(  # noqa: C901  (a function a route)
 
     # ---- videos and batches ------------------------------------------------------------------------------
 
+    def told(job: Job) -> responses.Job:
+        return responses.Job(**job.to_dict(), upload=jobs.upload(job) is not None)
+
     @app.post("/v1/jobs", tags=["jobs"], status_code=202, responses=refusals(*BODY, 429, 503, 507))
     async def submit(
         file: Annotated[list[UploadFile], File(description="Videos, images or DICOM files")],
@@ -276,7 +280,7 @@ def create_app(  # noqa: C901  (a function a route)
     ) -> responses.Job:
         """Take in a video, or a batch of files, to be worked through."""
         job = await in_thread(intake, jobs.submit, [(one.filename, one.file) for one in file], smoothing)
-        return responses.Job(**job.to_dict())
+        return told(job)
 
     @app.get("/v1/jobs", tags=["jobs"], responses=refusals(404))
     async def listed(
@@ -289,21 +293,21 @@ def create_app(  # noqa: C901  (a function a route)
         found = await in_thread(looking, jobs.page, limit + 1, after)
         if len(found) > limit:
             response.headers["link"] = f'<{request.url.path}?limit={limit}&after={found[limit - 1].id}>; rel="next"'
-        return [responses.Job(**job.to_dict()) for job in found[:limit]]
+        return [told(job) for job in found[:limit]]
 
     @app.get("/v1/jobs/{id}", tags=["jobs"], responses=refusals(404))
     async def job(id: str) -> responses.Job:
         """One job: its state, its progress and its complete outputs."""
-        return responses.Job(**(await in_thread(looking, jobs.get, id)).to_dict())
+        return told(await in_thread(looking, jobs.get, id))
 
     @app.delete(
         "/v1/jobs/{id}", tags=["jobs"], response_model=responses.Job,
         responses={204: {"description": "Removed, with its files"}, **refusals(404)},
     )  # fmt: skip
-    async def cancel(id: str) -> Response | dict[str, Any]:
+    async def cancel(id: str) -> Response | responses.Job:
         """Cancel a job that has not ended; remove one that has, with its files."""
         cancelled = await in_thread(intake, jobs.cancel, id)
-        return Response(status_code=204) if cancelled is None else cancelled.to_dict()
+        return Response(status_code=204) if cancelled is None else told(cancelled)
 
     @app.get(
         "/v1/jobs/{id}/files/{name}", tags=["jobs"], response_class=FileResponse,
@@ -319,6 +323,21 @@ def create_app(  # noqa: C901  (a function a route)
         if not path.is_file():
             raise HTTPException(404, "the job has no such file any more")
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
+
+    @app.get(
+        "/v1/jobs/{id}/upload", tags=["jobs"], response_class=FileResponse,
+        responses={
+            200: {"content": {"*/*": {"schema": BINARY}}, "description": "All of it"},
+            206: {"content": {"*/*": {"schema": BINARY}}, "description": "The bytes that Range asks for"},
+            **refusals(400, 404, 416),
+        },
+    )  # fmt: skip
+    async def upload(id: str) -> Response:
+        """The video of a job itself, where it is kept; in parts too, by Range."""
+        path = await in_thread(looking, lambda: jobs.upload(jobs.get(id)))
+        if path is None:
+            raise HTTPException(404, "the job's upload is not kept; --keep_video_mib says which videos are")
+        return FileResponse(path, media_type=VIDEO_TYPES.get(path.suffix.lower(), "application/octet-stream"))
 
     # ---- corrections -------------------------------------------------------------------------------------
 

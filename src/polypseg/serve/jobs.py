@@ -1,9 +1,9 @@
 """Videos and batches: taken in, worked through one after another, resumed after a restart.
 
 ``jobs.sqlite`` is the table of jobs. The files of job ``<id>`` lie in ``jobs/<id>/in/<number>/`` (the uploads, until
-their results are there) and ``jobs/<id>/out/``. A file is spoken of only when it is whole: its name is entered into the
-table after what wrote it has finished. A job without a row in the table never was: its files are written before the
-row, and removed after it.
+their results are there; a video's longer, where the settings keep it) and ``jobs/<id>/out/``. A file is spoken of only
+when it is whole: its name is entered into the table after what wrote it has finished. A job without a row in the table
+never was: its files are written before the row, and removed after it.
 
 Nothing that happens to the computer ends a job: where the disk or the table refuses, it waits and continues; where the
 service dies, the next process resumes. Only what is wrong with an upload ends one, or a fault of the service itself,
@@ -210,6 +210,16 @@ class Jobs:
             raise HTTPException(404, "the job has no such file, or not yet")
         return self._folder / identity / "out" / job.files[name]
 
+    def upload(self, job: Job) -> Path | None:
+        """Where the video of a job that is done lies; None where it is not kept."""
+        if job.kind != "video" or job.state != "done":
+            return None
+        path = self._folder / job.id / "in" / "0" / job.names[0]
+        with contextlib.suppress(OSError):
+            if path.stat().st_size <= self._settings.keep_video_bytes:
+                return path
+        return None
+
     def cancel(self, identity: str) -> Job | None:
         """Cancel a job that has not ended; remove one that has, with its files, and return None.
 
@@ -334,7 +344,7 @@ class Jobs:
         if job is None:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        complete = {folder / "out" / path for path in job.files.values()}
+        complete = {folder / "out" / path for path in job.files.values()} | {self.upload(job)}
         numbers = {path.partition("/")[0] for path in job.files.values()}
         for path in [path for path in folder.rglob("*") if path.is_file() and path not in complete]:
             place, number, *_ = (*path.relative_to(folder).parts, "")

@@ -154,6 +154,7 @@ class Job(BaseModel):
     created: str = Field(description="ISO 8601")
     ended: str | None = Field(description="ISO 8601; null before")
     files: list[str] = Field(description="Outputs that are complete")
+    upload: bool = Field(description="Whether the video itself is kept, by --keep_video_mib")
 
 
 class Corrections(BaseModel):

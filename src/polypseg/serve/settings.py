@@ -36,6 +36,7 @@ class Settings:
         socket: path of a Unix socket for streams of this computer; None for none.
         tokens: the token of each person by name; whoever has one is let in too, and versions bear that name.
         labels: what polyps may be called.
+        keep_video_bytes: uploaded videos of at most so many stay with their job; 0 keeps none.
 
     Raises:
         UsageError: a value is out of its range.
@@ -55,6 +56,7 @@ class Settings:
     socket: Path | None = None
     tokens: Mapping[str, str] = field(default_factory=dict)
     labels: Labels = field(default_factory=Labels)
+    keep_video_bytes: int = 0
 
     def __post_init__(self) -> None:
         for option in (
@@ -69,6 +71,8 @@ class Settings:
         ):
             if not getattr(self, option.replace("mib", "bytes")) > 0:
                 raise UsageError(f"--{option}: must be above 0")
+        if self.keep_video_bytes < 0:
+            raise UsageError("--keep_video_mib: must be 0 or above")
         if self.keep_days is not None and not 0 < self.keep_days <= 36_500:
             raise UsageError(f"--keep_days {self.keep_days:g}: must be above 0 and at most 36500")
         if self.max_pixels > MAX_PIXELS:

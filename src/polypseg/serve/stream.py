@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
 from polypseg.inference.field_of_view import outside_of
-from polypseg.inference.quality import QualityMeter
+from polypseg.inference.quality import QualityMeter, judge
 from polypseg.inference.tracking import Tracker
 from polypseg.operating_point import OperatingPoint
 from polypseg.pipeline.video import follow, to_line, video_record
@@ -433,6 +433,7 @@ class _View:
             found, quality, self._tracker.keep, source="", model="", index=one.of.number, time=self._time
         )
         record = follow(record, self._tracker, quality.jump)
+        record["quality"] = {**judge(one.pixels).to_dict(), **record["quality"]}
         for name in ("source", "threshold", "model"):  # which the first message said
             del record[name]
         for region in record["polyps"]:

@@ -88,18 +88,23 @@ def model(exported: Any, segmenter: Any, frames: list[Path], tmp_path_factory: p
     return folder
 
 
-@pytest.fixture(scope="session")
-def film(frames: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_film(path: Path, picture: Path) -> Path:
     """Three seconds, ten frames each: a frame with polyps, darkness, and the frame again; the camera trembles."""
     from polypseg.io.video import VideoInfo, VideoWriter, finish_mp4
 
-    folder = tmp_path_factory.mktemp("film")
-    frame = np.asarray(cv2.imread(str(frames[0])), np.uint8)[..., ::-1]
+    frame = np.asarray(cv2.imread(str(picture)), np.uint8)[..., ::-1]
     height, width = frame.shape[:2]
-    writer = VideoWriter(folder / "part.mp4", VideoInfo(width, height, 10.0, Fraction(1, 1000)))
+    part = path.with_suffix(".part.mp4")
+    writer = VideoWriter(part, VideoInfo(width, height, 10.0, Fraction(1, 1000)))
     for index in range(30):
         bright = np.roll(frame, index % 3, axis=1)
         writer.write(np.ascontiguousarray(bright // 8 if 10 <= index < 20 else bright), 100 * index)
     writer.close()
-    finish_mp4(folder / "part.mp4", folder / "exam.mp4")
-    return folder / "exam.mp4"
+    finish_mp4(part, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def film(frames: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short video with polyps in it."""
+    return write_film(tmp_path_factory.mktemp("film") / "exam.mp4", frames[0])

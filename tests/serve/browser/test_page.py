@@ -616,6 +616,7 @@ def test_a_camera_is_answered_one_newest_frame_at_a_time(visit: Visit, service: 
     page.locator("#list .state", has_text="frames/s").wait_for()
     page.locator("#stage-facts", has_text="ms a frame").wait_for()
     assert shown(page).std() > 10
+    page.locator("#verdict-text", has_text="it shows no inside of a body").wait_for()  # Chromium's camera is green
     first = shown(page)
     page.wait_for_timeout(600)
     assert (shown(page) != first).any()
@@ -662,10 +663,10 @@ def test_a_cameras_stream_has_the_token(visit: Visit, start: Callable[..., Any],
     assert requests == []
 
 
-def test_a_token_is_asked_for_once_and_covers_videos(
+def test_a_token_is_asked_for_once_and_covers_videos_that_are_kept(
     visit: Visit, start: Callable[..., Any], frames: list[Path], film: Path, tmp_path: Path
 ) -> None:
-    guarded = start(tmp_path / "state", "--token", TOKEN)
+    guarded = start(tmp_path / "state", "--token", TOKEN, "--keep_video_mib", "1")
     page = visit(address=guarded.url)
     for value in ("wrong", TOKEN):
         page.get_by_role("dialog", name="needs its token").wait_for()
@@ -680,6 +681,16 @@ def test_a_token_is_asked_for_once_and_covers_videos(
     page.get_by_text("on cpu").wait_for()  # not asked again
     look_at(page, film)
     assert page.locator("#video").evaluate(loaded)
+    page.get_by_text("The service keeps the video's file until the video is removed.").wait_for()
+    assert page.locator("#video").evaluate("(video) => video.currentSrc").endswith("/upload")
+    page.get_by_role("button", name="Look at this frame").click()  # of the file that the service keeps
+    page.locator("#stage-title", has_text="exam-00000.png").wait_for()
+    page.locator("#stage-facts", has_text="176 × 144").wait_for()
+    (job,) = guarded.web.get("/v1/jobs", headers={"authorization": f"Bearer {TOKEN}"}).json()
+    assert job["upload"] and guarded.web.get(f"/v1/jobs/{job['id']}/upload").status_code == 401
+    headers = {"authorization": f"Bearer {TOKEN}", "range": "bytes=10-19"}
+    part = guarded.web.get(f"/v1/jobs/{job['id']}/upload", headers=headers)
+    assert (part.status_code, part.content) == (206, film.read_bytes()[10:20])
     assert guarded.web.get("/v1/jobs").status_code == 401
 
     guarded.end(signal.SIGTERM)

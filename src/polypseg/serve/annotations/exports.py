@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -18,10 +18,12 @@ from starlette.exceptions import HTTPException
 from polypseg.bundle import INTENDED_USE
 from polypseg.io.outputs import coco_shape, outlines
 from polypseg.io.polygons import joined
+from polypseg.names import DataFormat
+from polypseg.serve.annotations import records
 from polypseg.serve.annotations.store import Store
 from polypseg.serve.corrections import png, stem_of
 
-Format = Literal["folder", "coco", "yolo"]
+Format = DataFormat
 Put = Callable[[str, bytes | Path], None]  # a file's name within the data set, and its content
 
 
@@ -67,13 +69,13 @@ def export(store: Store, project: str, kind: Format, states: Sequence[str], put:
         raise HTTPException(409, f"no frame is {' or '.join(states)}; look at some first, or choose other states")
     write = {"folder": _folder, "coco": _coco, "yolo": _yolo}[kind]
     write(store, _frames(store, rows, put), put)
-    put("frames.json", json.dumps([_record(row) for row in rows], ensure_ascii=False, indent=1).encode())
+    put(records.FILE, records.written(rows, [_file_name(row) for row in rows]))
     return len(rows)
 
 
-def write_zip(store: Store, project: str, kind: Format, states: Sequence[str], path: Path) -> None:
+def write_zip(store: Store, project: str, kind: Format, states: Sequence[str], file: Path | IO[bytes]) -> int:
     """``export`` into a ZIP file, below a folder of the project's name."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def put(name: str, content: bytes | Path) -> None:
             if isinstance(content, Path):
@@ -81,7 +83,7 @@ def write_zip(store: Store, project: str, kind: Format, states: Sequence[str], p
             else:
                 archive.writestr(f"{project}/{name}", content)
 
-        export(store, project, kind, states, put)
+        return export(store, project, kind, states, put)
 
 
 def _frames(store: Store, rows: Sequence[dict[str, Any]], put: Put) -> Iterator[Exported]:
@@ -97,12 +99,6 @@ def _frames(store: Store, rows: Sequence[dict[str, Any]], put: Put) -> Iterator[
 
 def _file_name(row: dict[str, Any]) -> str:
     return f"{stem_of(row['name'])}{Path(row['file']).suffix}"
-
-
-def _record(row: dict[str, Any]) -> dict[str, Any]:
-    kept = ("hash", "state", "version", "author", "time")
-    record = {"image": _file_name(row), **{key: row[key] for key in kept}}
-    return {**record, "polyps": json.loads(row["polyps"])}
 
 
 def _folder(_: Store, frames: Iterator[Exported], put: Put) -> None:

@@ -1,7 +1,8 @@
 """Data sets taken into a project: a ZIP file or many files; images and masks, COCO, YOLO, or pictures alone.
 
 What arrives is kept in ``incoming/<import>/`` of the project until it has been taken in, so that a restart continues.
-``polypseg.data`` reads it, in a process of its own. A frame that is known keeps what people made of it.
+``polypseg.data`` reads it, in a process of its own. A frame that is known keeps what people made of it. What
+masks cannot say, ``frames.json`` of an export does (``records``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,9 +26,10 @@ from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
+from polypseg.serve.annotations import records
 from polypseg.serve.annotations.labels import Labels
 from polypseg.serve.annotations.regions import Given
-from polypseg.serve.annotations.store import Save, Store, picture_of
+from polypseg.serve.annotations.store import Save, Store, content_hash, picture_of
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.jobs import Stopped
 from polypseg.serve.log import without_values
@@ -58,31 +61,34 @@ class Imports:
         self._decoders, self._readers = decoders, readers
 
     def submit(
-        self, project: str, uploads: Sequence[tuple[str | None, IO[bytes]]], frame_state: str, author: str
+        self, project: str, uploads: Sequence[tuple[str | None, IO[bytes] | Path]], frame_state: str, author: str
     ) -> dict[str, Any]:
         """Keep what arrives, to be taken in; when this returns, it survives a crash.
 
         Args:
             project: that it is for.
-            uploads: each one's name, which may contain folders, and content.
-            frame_state: of frames that come with a mask or labels.
+            uploads: each one's name, which may contain folders, and content, or the file that has it.
+            frame_state: of frames that come with a mask or labels; with ``accepted`` what ``frames.json`` says comes
+                first.
             author: who sends it.
 
         Raises:
             HTTPException: 404 or 409 as ``Store.project``.
             PolypsegError: the disk refuses.
+            OSError: one of the files cannot be read.
         """
         self._store.project(project, deleted=False)
         identity = secrets.token_hex(16)
         folder = self._folder(project, identity)
         try:
-            for number, (name, content) in enumerate(uploads):
-                head = content.read(4)
-                content.seek(0)
-                zipped = len(uploads) == 1 and head == b"PK\x03\x04"
-                target = folder / _UPLOAD if zipped else _place(folder / _FILES, name or "", number)
-                with atomic_write(target) as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
+            for number, (name, upload) in enumerate(uploads):
+                with upload.open("rb") if isinstance(upload, Path) else contextlib.nullcontext(upload) as content:
+                    head = content.read(4)
+                    content.seek(0)
+                    zipped = len(uploads) == 1 and head == b"PK\x03\x04"
+                    target = folder / _UPLOAD if zipped else _place(folder / _FILES, name or "", number)
+                    with atomic_write(target) as file:
+                        shutil.copyfileobj(content, file, 1 << 20)
             self._store.database.insert(
                 "imports", id=identity, project=project, state="waiting", frame_state=frame_state, done=0, total=None,
                 added=0, known=0, problems="[]", problem_count=0, error=None, author=author, created=now(),
@@ -191,21 +197,30 @@ class Imports:
             return None, [str(refusal)]
         lines: list[str] = []
         mask, given = None, []
+        record = item["record"]
+        if record is not None and record.hash != content_hash(pixels):
+            record, lines = None, [f"{path.name}: is another picture than in {records.FILE}, which is not read for it"]
         if item["mask"] is not None:
             labels = self._store.labels
             single = labels.default if len(labels.classes) == 1 else None
             try:
-                mask, given, lines = self._reading(
-                    lambda: self._decoders.call(path.name, read_labelled, files / item["mask"], item["kind"], single)
+                said = record.given if record else ()
+                mask, given, more = self._reading(
+                    lambda: self._decoders.call(
+                        path.name, read_labelled, files / item["mask"], item["kind"], single, said
+                    )
                 )
+                lines += more
                 if mask.shape != pixels.shape[:2]:
                     sizes = " but its frame ".join(f"{one.shape[1]}×{one.shape[0]}" for one in (mask, pixels))
                     raise _Refused(f"{item['mask']}: mask is {sizes}; the frame is taken without it")
             except _Refused as refusal:
-                mask, given, lines = None, [], [str(refusal)]
+                mask, given, lines = None, [], [*lines, str(refusal)]
         frame, fresh = self._store.add(project, picture_of(path.name, pixels, path.read_bytes()))
         if mask is not None and frame["version"] == 0 and not frame["deleted"]:
             state = row["frame_state"]
+            if state == "accepted" and record is not None and not (record.state == "no_polyp" and mask.any()):
+                state = record.state
             if state == "accepted" and not mask.any():
                 state = "no_polyp"
             try:
@@ -316,8 +331,8 @@ def look_through(files: Path) -> dict[str, Any]:
     """The frames below a folder, and what their label files say.
 
     Returns:
-        ``items``, one a frame: ``image`` and ``mask`` (below the folder; None without one), ``kind`` of the mask;
-        ``problems``, lines; ``labels``: file, class and attributes that occur.
+        ``items``, one a frame: ``image`` and ``mask`` (below the folder; None without one), ``kind`` of the mask, and
+        the ``record`` of it or None; ``problems``, lines; ``labels``: file, class and attributes that occur.
 
     Raises:
         PolypsegError: a data set cannot be read.
@@ -333,6 +348,7 @@ def look_through(files: Path) -> dict[str, Any]:
     for root in roots:
         problems: list[Problem] = []
         catalog = read(root, problems)
+        known = records.read(root)
         paired = {}
         for row in catalog:
             paired[Path(row.image_path)] = row
@@ -343,12 +359,20 @@ def look_through(files: Path) -> dict[str, Any]:
             row = paired.get(image.resolve())
             mask = None if row is None else str(Path(row.mask_path).relative_to(files.resolve()))
             kind = "binary" if row is None else row.mask_kind
-            items.append({"image": str(image.relative_to(files)), "mask": mask, "kind": kind})
+            record = known.pop(image.name, None)
+            items.append({"image": str(image.relative_to(files)), "mask": mask, "kind": kind, "record": record})
+            if record is not None and mask is not None and not kind.startswith("coco:"):
+                for given in record.given:
+                    one = (records.FILE, given.label, dict(given.attributes))
+                    labels.setdefault(repr(one), one)
         for one in _named([(row.mask_path, row.mask_kind) for row in catalog]):
             labels.setdefault(repr(one), one)
+        lines += [f"{records.FILE}: names {one}, which is not in images/; add it or remove its entry" for one in known]
     if not roots:
         pictures = [path for path in sorted(files.rglob("*")) if path.is_file()]
-        items = [{"image": str(path.relative_to(files)), "mask": None, "kind": "binary"} for path in pictures]
+        items = [
+            {"image": str(path.relative_to(files)), "mask": None, "kind": "binary", "record": None} for path in pictures
+        ]
     return {"items": items, "problems": lines, "labels": list(labels.values())}
 
 
@@ -370,13 +394,17 @@ def _named(masks: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, dict[st
                     yield where, label, dict(attributes)
 
 
-def read_labelled(path: Path, kind: str, single: str | None) -> tuple[NDArray[np.bool_], list[Given], list[str]]:
+def read_labelled(
+    path: Path, kind: str, single: str | None, said: Sequence[Given] = ()
+) -> tuple[NDArray[np.bool_], list[Given], list[str]]:
     """A frame's mask, H×W bool, what is said of its regions, and what of that cannot be kept.
 
     Args:
         path: of the mask or the label file.
         kind: how it is read.
         single: the class that every polyp has; None takes the file's.
+        said: what ``frames.json`` says of the regions: of a mask all that is known, of YOLO's outlines the attributes;
+            COCO says it itself.
 
     Raises:
         PolypsegError: it cannot be read.
@@ -385,13 +413,13 @@ def read_labelled(path: Path, kind: str, single: str | None) -> tuple[NDArray[np
     from polypseg.io.pictures import read_mask
 
     if not is_label_kind(kind):
-        return read_mask(path), [], []
-    import cv2
-
+        mask = read_mask(path)
+        return mask, *_placed(mask, said, single, path.name)
     polyps = sorted(outlined(path, kind), key=lambda one: -int(one.region.sum()))
     mask = np.any([one.region for one in polyps], axis=0) if polyps else read_mask(path, kind)
-    _, numbers = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    said: dict[int, Given] = {}
+    numbers = _numbered(mask)
+    attributes = {} if kind.startswith("coco:") else {_number(numbers, one): one for one in said}
+    found: dict[int, Given] = {}
     lines = []
     for one in polyps:
         places = np.argwhere(one.region)
@@ -399,8 +427,42 @@ def read_labelled(path: Path, kind: str, single: str | None) -> tuple[NDArray[np
             lines.append(f"{path.name}: an outline of {one.label} contains no pixel; draw it again")
             continue
         y, x = (int(value) for value in places[0])
-        given = Given((x, y), single or one.label, dict(one.attributes))
-        first = said.setdefault(int(numbers[y, x]), given)
+        number = int(numbers[y, x])
+        known = attributes.get(number)
+        further = known.attributes if known is not None and known.label == one.label else {}
+        given = Given((x, y), single or one.label, {**further, **one.attributes})
+        first = found.setdefault(number, given)
         if (first.label, first.attributes) != (given.label, given.attributes):
             lines.append(f"{path.name}: polyps that touch have different labels; the largest one's are kept")
-    return mask, list(said.values()), lines
+    return mask, list(found.values()), lines
+
+
+def _placed(
+    mask: NDArray[np.bool_], said: Sequence[Given], single: str | None, name: str
+) -> tuple[list[Given], list[str]]:
+    """What ``frames.json`` says of the regions of a mask, and what of that cannot be kept."""
+    numbers = _numbered(mask)
+    found: dict[int, Given] = {}
+    lines = []
+    for one in said:
+        number = _number(numbers, one)
+        if number == 0:
+            lines.append(f"{name}: has no polyp at {one.at[0]}, {one.at[1]}, where {records.FILE} names one")
+        elif number not in found:
+            found[number] = replace(one, label=single or one.label)
+        elif (found[number].attributes, found[number].label) != (one.attributes, single or one.label):
+            lines.append(f"{name}: has one polyp where {records.FILE} names two; the largest one's labels are kept")
+    return list(found.values()), lines
+
+
+def _numbered(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """The number of each pixel's region, H×W; 0 outside."""
+    import cv2
+
+    return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1], np.int32)
+
+
+def _number(numbers: NDArray[np.int32], given: Given) -> int:
+    """That of the region which contains the pixel; 0 where none does."""
+    (x, y), (height, width) = given.at, numbers.shape
+    return int(numbers[y, x]) if 0 <= x < width and 0 <= y < height else 0

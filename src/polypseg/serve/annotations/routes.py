@@ -49,6 +49,7 @@ from polypseg.serve.uploads import read_still, read_still_mask
 
 Share = Annotated[float | None, Query(ge=0, le=1)]
 MOST_LABELLED = 2000  # polyps of a save
+IMPORTED = "Of frames that come with a mask or labels; with accepted, frames.json of an export comes first"
 MOST_HASHES = 200  # of a query: its line would be too long
 TYPES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".bmp": "image/bmp", ".tif": "image/tiff", ".webp": "image/webp",
@@ -197,7 +198,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
         request: Request,
         project: str,
         file: Annotated[list[UploadFile], File(description="A ZIP file, or files whose names contain their folders")],
-        state: Annotated[State, Form(description="Of frames that come with a mask or labels")] = "accepted",
+        state: Annotated[State, Form(description=IMPORTED)] = "accepted",
     ) -> Response:
         """Take in images and masks, COCO, YOLO, or pictures alone, in the background."""
         uploads = [(one.filename, one.file) for one in file]

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from polypseg.drawing import overlay
 from polypseg.errors import PolypsegError
 from polypseg.files import atomic_write
+from polypseg.names import FrameState
 from polypseg.serve.annotations.database import FILE, Database
 from polypseg.serve.annotations.labels import Labels
 from polypseg.serve.annotations.regions import Given, Regions
@@ -35,7 +36,7 @@ from polypseg.serve.state import now
 from polypseg.serve.uploads import own_name
 
 CORRECTIONS = "corrections"  # the project that is always there
-State = Literal["predicted", "accepted", "corrected", "no_polyp", "poor_view", "unsure"]
+State = FrameState
 STATES: tuple[State, ...] = get_args(State)
 REVIEWED: tuple[State, ...] = ("accepted", "corrected", "no_polyp")  # of which a mask is known for certain
 _STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"II*\0": ".tif", b"MM\0*": ".tif"}

@@ -168,6 +168,7 @@ export async function removeJob(id) {
   if ((await remove()).status !== 204) await remove();
 }
 export const jobFile = (id, name) => `v1/jobs/${encodeURIComponent(id)}/files/${encodeURIComponent(name)}`;
+export const jobUpload = (id) => `v1/jobs/${encodeURIComponent(id)}/upload`;
 export const download = async (path) => (await call(path)).blob();
 
 // Uploads a video; onProgress(0..1). XMLHttpRequest, because fetch does not tell how far it is.

@@ -82,11 +82,11 @@ export class Camera {
   }
 
   // An answer of the stream in the form of POST /v1/segment: a still, of which nothing is followed.
-  complete({ width, height, polyps, probability, outside }, name) {
+  complete({ width, height, polyps, quality, probability, outside }, name) {
     const { threshold, operating_point, hash } = this.model;
     const found = polyps.map(({ box, area, confidence, contour }) => ({ box, area, confidence, contour }));
     const answer = { source: name, frame: null, time: null, width, height, threshold, operating_point, model: hash };
-    return { ...answer, polyps: found, probability, outside };
+    return { ...answer, polyps: found, quality, probability, outside };
   }
 
   stop(line = null) {

@@ -36,6 +36,18 @@ export function matched(polyps, entries) {
   return found;
 }
 
+// The entries once one of the polyps is called otherwise; those of regions that are not there at present stay.
+export function renamed(polyps, entries, index, said) {
+  const known = matched(polyps, entries)[index];
+  const { contour, box } = polyps[index];
+  return [...entries.filter((entry) => entry !== known), { at: contour[0], box, class: said.class, attributes: said.attributes }];
+}
+
+// Gives each polyp its entry, and its words for the outline and the list.
+export function describe(polyps, entries, classes) {
+  matched(polyps, entries).forEach((entry, index) => Object.assign(polyps[index], { entry, label: wordsOf(entry, classes) }));
+}
+
 // As the service takes them: an entry a polyp that has one, at a pixel of its own.
 export const entriesOf = (polyps, entries) =>
   matched(polyps, entries).flatMap((entry, index) =>

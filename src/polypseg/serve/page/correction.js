@@ -2,7 +2,8 @@
 
 import { $, announce, on, percent, tell } from "./dom.js";
 import { Editor } from "./editor.js";
-import { saveReview, told } from "./saving.js";
+import { labelsOf, saveReview, told } from "./saving.js";
+import { state } from "./state.js";
 import { smooth } from "./tools.js";
 
 // Tells "toggle" when it begins and ends, "change" when the regions are others, "saved" (detail: {item, mode}).
@@ -30,7 +31,7 @@ export class Correction extends EventTarget {
 
   begin(item, scene, point) {
     [this.item, this.scene, this.basedOn] = [item, scene, item.frame?.version ?? 0];
-    this.editor = new Editor(this.viewer, scene, point);
+    this.editor = new Editor(this.viewer, scene, point, labelsOf(item), state.labels.classes);
     this.editor.addEventListener("change", () => this.buttons());
     this.editor.addEventListener("say", ({ detail }) => {
       tell(detail);
@@ -102,7 +103,7 @@ export class Correction extends EventTarget {
     editor.cancel();
     const buttons = ["save-edit", "save-next"];
     for (const id of buttons) $(id).disabled = true;
-    const saved = await told(() => saveReview(item, "corrected", { ...scene, mask: editor.mask, polyps: editor.polyps }, basedOn));
+    const saved = await told(() => saveReview(item, "corrected", { ...scene, mask: editor.mask, polyps: editor.polyps, entries: editor.entries }, basedOn));
     for (const id of buttons) $(id).disabled = false;
     if (!saved) return;
     this.end();

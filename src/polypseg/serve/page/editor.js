@@ -1,7 +1,8 @@
-// A mask that is corrected by hand, with undo and redo over all that was done. A Viewer's tool; what a click or a drag
+// A mask that is corrected by hand, and its labels, with undo and redo over all that was done. A Viewer's tool; what a click or a drag
 // does is the business of the tools (tools.js).
 
-import { COLOUR, paintHeat, paintOutline, pathOf } from "./paint.js";
+import { covers, describe, renamed } from "./classes.js";
+import { COLOUR, paintBox, paintHeat, paintOutline, pathOf } from "./paint.js";
 import { difference, flip } from "./pixels.js";
 import { polypsOf } from "./polyps.js";
 import { makeTools } from "./tools.js";
@@ -11,15 +12,15 @@ const INK = new Uint32Array(new Uint8Array([...COLOUR, 255]).buffer)[0];
 
 // Tells "change" after each edit, undo and redo, and "say" (detail: one line) where a tool could do nothing.
 export class Editor extends EventTarget {
-  // scene: of the viewer; its mask is copied. point: whose `confidence` the regions have.
-  constructor(viewer, scene, point) {
+  // scene: of the viewer; its mask is copied. point: whose `confidence` the regions have. entries: the labels (classes.js).
+  constructor(viewer, scene, point, entries, classes) {
     super();
-    Object.assign(this, { viewer, point, surface: scene.surface, heat: scene.heat, width: scene.width, height: scene.height });
+    Object.assign(this, { viewer, point, entries, classes, surface: scene.surface, heat: scene.heat, width: scene.width, height: scene.height });
     this.mask = scene.mask.slice();
     this.size = Math.max(3, Math.round(Math.max(scene.width, scene.height) / 25)); // diameter, pixels of the frame
     this.takesAway = false; // what polygon and lasso do
     this.place = null; // of the pointer, pixels of the frame
-    this.past = []; // {box, pairs}
+    this.past = []; // {box, pairs} of the mask, or {entries} as they were before
     this.future = [];
     this.before = null; // the mask as it was when an edit began
     this.layer = new OffscreenCanvas(scene.width, scene.height);
@@ -27,6 +28,7 @@ export class Editor extends EventTarget {
     this.tools = makeTools(this, scene.item);
     this.tool = this.tools.brush;
     this.refresh([0, 0, scene.width, scene.height]);
+    this.chosenAt = scene.polyps[viewer.selected]?.contour[0] ?? null; // the region that labels are given to
     this.measure();
   }
 
@@ -109,11 +111,15 @@ export class Editor extends EventTarget {
     const edit = { box: this.touched, pairs: difference(this.before, this.mask, this.width, this.touched) };
     this.before = null;
     if (!edit.pairs.length) return false;
+    this.keep(edit);
+    return true;
+  }
+
+  keep(edit) {
     this.past.push(edit);
     if (this.past.length > MOST_STEPS) this.past.shift();
     this.future = [];
     this.told();
-    return true;
   }
 
   // The edit in progress never was.
@@ -143,9 +149,11 @@ export class Editor extends EventTarget {
     this.tool.cancel();
     const edit = from.pop();
     if (!edit) return;
-    flip(this.mask, edit.pairs);
+    if (edit.pairs) {
+      flip(this.mask, edit.pairs);
+      this.refresh(edit.box);
+    } else [this.entries, edit.entries] = [edit.entries, this.entries];
     to.push(edit);
-    this.refresh(edit.box);
     this.told();
   }
 
@@ -158,6 +166,27 @@ export class Editor extends EventTarget {
   measure() {
     this.polyps = polypsOf(this.mask, this.surface, this.point.confidence);
     this.path = pathOf(this.polyps);
+    describe(this.polyps, this.entries, this.classes);
+    this.chosen = this.chosenAt ? this.polyps.findIndex((polyp) => covers(polyp, this.chosenAt)) : -1;
+  }
+
+  // --- labels ---
+
+  // Zooms to a region, which labels are given to from now on; to the whole frame where it was chosen already.
+  pick(index) {
+    this.chosen = this.chosen === index ? -1 : index;
+    const polyp = this.polyps[this.chosen];
+    this.chosenAt = polyp?.contour[0] ?? null;
+    if (polyp) this.viewer.zoomTo(polyp.box);
+    else this.viewer.fit();
+    this.dispatchEvent(new Event("change"));
+  }
+
+  // The class and the attributes of the region that is chosen.
+  call(said) {
+    const { entries } = this;
+    this.entries = renamed(this.polyps, entries, this.chosen, said);
+    this.keep({ entries });
   }
 
   // --- drawing ---
@@ -182,6 +211,7 @@ export class Editor extends EventTarget {
       context.globalAlpha = 1;
     }
     if (!this.before && (mode === "contour" || mode === "heat")) paintOutline(context, this.path, mode === "heat" ? 1 : opacity, pixel);
+    if (!this.before && this.chosen >= 0 && mode !== "off") paintBox(context, this.polyps[this.chosen].box, pixel);
     this.tool.paint(context, pixel);
   }
 }

@@ -5,32 +5,27 @@ import { correction, edit } from "./correcting.js";
 import { $, counted, on, tell } from "./dom.js";
 import { stem } from "./download.js";
 import * as items from "./items.js";
+import { recall } from "./known.js";
 import { decodeGrey } from "./png.js";
 import { told } from "./saving.js";
 import { player, show } from "./stage.js";
 import { state, when } from "./state.js";
 import { illustrate, takeAnswer, thumbnailOf } from "./stills.js";
-import { frameOf } from "./video.js";
+import { frameOf, pngOf, withSource } from "./video.js";
 
 const REACH = 8; // frames carried to, before and after
 
 // A frame of a video as an item; film: {item, times}, index: its number.
 async function still(film, index) {
   const { item: video, times } = film;
-  const url = URL.createObjectURL(video.file);
-  try {
-    const { blob, thumbnail } = await frameOf(url, times[index], async (source) => {
-      const canvas = new OffscreenCanvas(source.videoWidth, source.videoHeight);
-      canvas.getContext("2d").drawImage(source, 0, 0);
-      const blob = await canvas.convertToBlob({ type: "image/png" });
-      return { blob, thumbnail: await thumbnailOf(canvas, canvas.width, canvas.height) };
-    });
-    const name = `${stem(video.name)}-${String(index).padStart(5, "0")}.png`;
-    const item = items.newItem("image", name, new File([blob], name, { type: "image/png" }));
-    return Object.assign(item, { film, index, thumbnail });
-  } finally {
-    URL.revokeObjectURL(url);
-  }
+  const draw = async (source) => {
+    const thumbnail = await thumbnailOf(source, source.videoWidth, source.videoHeight);
+    return { blob: await pngOf(source), thumbnail };
+  };
+  const { blob, thumbnail } = await withSource(video, (url) => frameOf(url, times[index], draw));
+  const name = `${stem(video.name)}-${String(index).padStart(5, "0")}.png`;
+  const item = items.newItem("image", name, new File([blob], name, { type: "image/png" }));
+  return Object.assign(item, { film, index, thumbnail });
 }
 
 const filmOf = () => ({ item: player.item, times: player.records.map((_, index) => player.timeOf(index)) });
@@ -44,6 +39,8 @@ async function take() {
   const item = await still(film, index);
   takeAnswer(item, await api.segment(item.file, item.name));
   await illustrate(item);
+  item.asked = true;
+  await recall([item]);
   item.state = "done";
   items.add([item], film.item);
   items.changed(item);

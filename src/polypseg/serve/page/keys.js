@@ -1,5 +1,6 @@
 // Keys, and the table that tells them.
 
+const WRITTEN = new Set(["text", "search", "number"]); // fields that one writes into
 const OFF = "polypseg-keys-off";
 
 // bindings: [{keys: ["ArrowRight"], shown: "→", what: "next", when: () => true, run}]. Keys with Ctrl are "Ctrl+z".
@@ -29,8 +30,9 @@ export function listen(bindings, table, checkbox) {
 }
 
 // Keys that the focused control has a use for itself.
-function isTaken({ target, key }) {
+function isTaken({ target, key, ctrlKey, metaKey }) {
   if (target.matches("input[type=password]")) return true;
+  if (WRITTEN.has(target.type)) return !(ctrlKey || metaKey) || /^[zy]$/i.test(key);
   if (/^(Arrow|Home|End|Page)/.test(key)) return target.matches("input, video");
   return key === " " && !target.matches("canvas");
 }

@@ -14,6 +14,11 @@ let asked = [];
 async function ask() {
   const these = asked;
   asked = [];
+  await recall(these);
+}
+
+// Gives items of which a prediction is there what people made of their frames.
+export async function recall(these) {
   const found = await sets.known(sets.OWN, [...new Set(these.map(({ answer }) => answer.hash))]).catch(() => new Map());
   for (const item of these) {
     const frame = found.get(item.answer.hash);

@@ -17,7 +17,7 @@ function toggle() {
   item.onRemove = () => camera?.stop();
   camera = new Camera(
     (frame, { rate, seconds }) => {
-      frame.item.live = item;
+      Object.assign(frame.item, { live: item, anyway: item.anyway });
       item.state = rate ? `live, ${rate.toFixed(1)} frames/s` : "live";
       items.list.update(item);
       showLive(item, frame);
@@ -41,7 +41,7 @@ async function keepFrame() {
   const name = `camera-${new Date().toISOString().replace(/[-:]|\..*/g, "").replace("T", "-")}.jpg`;
   const item = items.newItem("image", name, new File([file], name, { type: file.type }));
   try {
-    takeAnswer(item, await api.segment(file, name)); // a stream says neither its hash nor whether it can be judged
+    takeAnswer(item, await api.segment(file, name)); // a stream does not say its hash
   } catch (error) {
     return tell(error.message, true);
   }

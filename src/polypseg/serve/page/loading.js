@@ -45,7 +45,7 @@ export function takeFrame(item, frame, mask = null) {
   if (mask || another) item.mask = mask;
   item.frame = frame;
   item.proposed = null;
-  item.labels = null;
+  item.labels = item.relabelled = null;
   if (another && mask === null) shelf.drop(item);
   if (item.state === "remote") renewThumbnail(item);
 }

@@ -78,7 +78,7 @@ export function paintPolyps(context, scene, { mode, opacity, faint = true }, pix
 }
 
 // What stands at a polyp's outline: its number, and what is known of it.
-export const labelOf = ({ label, confidence, number }, index) => `${number ?? index + 1}  ${label || percent(confidence)}`;
+export const labelOf = ({ label, confidence, number }, index) => `${number ?? index + 1}  ${label || percent(confidence)}`.trim();
 
 function paintLabels(context, polyps, pixel, bounds) {
   context.save();

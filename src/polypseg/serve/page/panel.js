@@ -32,8 +32,8 @@ function polypRows() {
   const { scene } = state;
   if (!scene) return [];
   if (!correction.active) return polypEntries(scene, viewer.selected, select);
-  const { polyps, width, height } = correction.editor;
-  return polypEntries({ polyps, width, height }, -1, (index) => viewer.zoomTo(polyps[index].box));
+  const { editor } = correction;
+  return polypEntries(editor, editor.chosen, (index) => editor.pick(index));
 }
 
 function summary(film) {
@@ -58,7 +58,7 @@ function tellVerdict() {
 }
 
 on("verdict-anyway", "click", () => {
-  state.scene.item.anyway = true;
+  for (const one of [state.scene.item, state.current]) one.anyway = true; // a camera's next frames too
   refresh(true);
 });
 on("faint", "change", fillDetails);

@@ -1,7 +1,9 @@
-// A video: played, stepped through frame by frame, with the timeline of its polyps below. From the user's own file the
-// polyps are drawn here and follow the least confidence; without it, the service's drawn video is shown.
+// A video: played, stepped through frame by frame, with the timeline of its polyps below. From the video's own file the
+// polyps are drawn here and follow threshold and least confidence; without it, the service's drawn video is shown.
 
+import * as api from "./api.js";
 import { $, clock, on } from "./dom.js";
+import { FilmMaps } from "./film-maps.js";
 import { pathOf, paintOutline, paintPolyps } from "./paint.js";
 import { results } from "./video.js";
 import { state } from "./state.js";
@@ -11,6 +13,7 @@ export class Player {
     [this.video, this.timeline, this.canvas] = [$("video"), $("timeline"), $("film-canvas")];
     this.item = null;
     this.tracks = [];
+    this.maps = new FilmMaps(this.video, () => this.draw());
     for (const type of ["timeupdate", "seeking", "seeked", "loadeddata"]) this.video.addEventListener(type, () => this.follow());
     for (const type of ["play", "pause", "ended"]) this.video.addEventListener(type, () => this.buttons());
     this.video.addEventListener("click", () => this.toggle());
@@ -49,6 +52,7 @@ export class Player {
     this.item = null;
     this.tracks = [];
     this.records = [];
+    this.maps.clear();
     this.video.pause();
     this.video.removeAttribute("src");
     this.video.load();
@@ -60,19 +64,21 @@ export class Player {
 
   // --- which video ---
 
-  // Whether the user's own file is shown.
+  // Whether the video's own file is shown.
   get plain() {
-    return Boolean(this.url) && this.source === this.url;
+    return Boolean(this.source) && this.source === this.own();
   }
 
   get overlay() {
     return $("film-overlay").checked;
   }
 
-  // The address of the user's own file, or null.
+  // The address of the video's own file, the user's or the one that the service keeps; or null.
   own() {
-    if (!this.item?.file || this.item.unplayable) return null;
-    this.url ??= URL.createObjectURL(this.item.file);
+    const { item } = this;
+    if (!item || item.unplayable) return null;
+    if (!item.file) return item.job.upload ? api.jobUpload(item.job.id) : null;
+    this.url ??= URL.createObjectURL(item.file);
     return this.url;
   }
 
@@ -81,7 +87,9 @@ export class Player {
     $("film-file").hidden = Boolean(own);
     for (const id of ["film-look", "film-correct"]) $(id).disabled = !own;
     $("film-text").textContent = own
-      ? ""
+      ? this.item.job.upload
+        ? "The service keeps the video's file until the video is removed."
+        : ""
       : this.item?.unplayable
         ? "The browser cannot play the video's own file; what the service drew is shown."
         : "To look at a frame without polyps or to correct it, choose the video's file: the service does not keep it.";
@@ -204,7 +212,7 @@ export class Player {
     this.draw();
   }
 
-  // --- the polyps over the user's own file ---
+  // --- the polyps over the video's own file ---
 
   draw() {
     const { canvas, video } = this;
@@ -218,11 +226,22 @@ export class Player {
     const scale = Math.min(width / record.width, height / record.height);
     context.setTransform(scale, 0, 0, scale, (width - scale * record.width) / 2, (height - scale * record.height) / 2);
     const pixel = devicePixelRatio / scale;
-    const scene = shownAt(record, state.point, state.model?.operating_point ?? state.point);
+    const scene = this.sceneOf(record);
     paintPolyps(context, scene, { mode: "contour", opacity: 1, faint: false }, pixel);
     context.setLineDash([6 * pixel, 5 * pixel]);
     paintOutline(context, scene.carried, 0.8, pixel);
     context.setLineDash([]);
+  }
+
+  // With the video's own threshold what was followed; else, while it stands still, what this frame's own map gives.
+  sceneOf(record) {
+    const { point, model } = state;
+    const own = model?.operating_point ?? point;
+    if (point.threshold === own.threshold) return shownAt(record, point, own);
+    this.maps.ask(() => this.index);
+    const polyps = this.video.paused ? this.maps.at(this.index, point, record) : null;
+    if (!polyps) return shownAt(record, point, own);
+    return { width: record.width, height: record.height, polyps, path: pathOf(polyps), carried: pathOf([]) };
   }
 }
 
@@ -234,7 +253,7 @@ function shownAt(record, point, own) {
       ? record.polyps.filter(({ id }) => id !== null)
       : [...record.polyps, ...record.candidates].filter(({ confidence }) => confidence >= least);
   const rings = (ones) => ones.map((one) => ({ ...one, rings: [one.contour] }));
-  const polyps = rings(shown).map((one) => ({ ...one, number: one.id }));
+  const polyps = rings(shown).map((one) => ({ ...one, number: one.id ?? "" }));
   const carried = least === own.min_confidence ? (record.carried ?? []) : [];
   return { width: record.width, height: record.height, polyps, path: pathOf(polyps), carried: pathOf(rings(carried)) };
 }

@@ -39,20 +39,22 @@ async function recountSoon() {
   }
 }
 
-// The sliders for what is shown. hidden: while a mask is corrected. film: a video, which has no threshold here.
+// The sliders for what is shown. hidden: while a mask is corrected. film: whether that is a video.
 export function fillSliders(hidden, film) {
   const { point, current } = state;
   const own = state.model?.operating_point ?? point;
   const byHand = Boolean(current?.mask) && !film;
   $("threshold-part").hidden = hidden;
-  $("threshold-own").hidden = byHand || film;
+  $("threshold-own").hidden = byHand;
   $("confidence-own").hidden = byHand;
   for (const id of ["by-hand", "discard"]) $(id).hidden = !byHand;
   $("threshold-reset").disabled = !moved(own);
   $("threshold").value = point.threshold;
   $("confidence").value = point.min_confidence;
   tell();
-  $("threshold-text").textContent = `A pixel belongs to a region if its probability is at least this. The model's own is ${own.threshold.toFixed(2)}.`;
+  $("threshold-text").textContent = film
+    ? `While the video stands still, the frame that is shown follows it. What is drawn while it plays was followed at the model's own, ${own.threshold.toFixed(2)}.`
+    : `A pixel belongs to a region if its probability is at least this. The model's own is ${own.threshold.toFixed(2)}.`;
   $("confidence-text").textContent = film
     ? "What is drawn over the video's own file follows it."
     : `A region is a polyp if its ${own.confidence === "mean" ? "mean" : "highest"} probability is at least this. The model's own is ${own.min_confidence.toFixed(3)}.`;

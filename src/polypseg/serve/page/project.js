@@ -31,7 +31,7 @@ export async function openSet(project) {
   if (!state.project) [own, chosen] = [state.items, state.current];
   state.project = project;
   setTitle(project.name);
-  $("order").value = "name";
+  $("order").value = "confidence";
   clearFilter();
   for (const id of ["camera", "files", "folder", "sets-button"]) $(id).closest("label, button").hidden = true;
   $("set-part").hidden = false;

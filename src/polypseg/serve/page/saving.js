@@ -10,12 +10,13 @@ import { emit, state } from "./state.js";
 // item's labels as they stand: entries of classes.js.
 export const labelsOf = (item) => item.labels ?? (item.frame?.version > 0 ? item.frame.polyps : []);
 
-// Saves a frame's state, and its mask where one is given ({mask, polyps, width, height, picture}). Whether it was saved;
+// Saves a frame's state, and its mask where one is given ({mask, polyps, width, height, picture}, with `entries` where the
+// labels are others than the item's). Whether it was saved;
 // "theirs" where somebody else's version is to be shown instead.
 // basedOn: the version that was looked at; a frame that somebody else saved meanwhile has a later one.
 export async function saveReview(item, reviewed, scene = null, basedOn = item.frame?.version ?? 0) {
   item.frame ??= await addFrame(item, scene);
-  const polyps = scene ? entriesOf(scene.polyps, labelsOf(item)).filter(isTold) : null;
+  const polyps = scene ? entriesOf(scene.polyps, scene.entries ?? labelsOf(item)).filter(isTold) : null;
   const change = {
     basedOn,
     state: reviewed,

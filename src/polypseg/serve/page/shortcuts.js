@@ -3,6 +3,7 @@
 import { correction, edit } from "./correcting.js";
 import { $ } from "./dom.js";
 import { listen } from "./keys.js";
+import { redoLabels, relabelling, undoLabels } from "./label-form.js";
 import { setMode, toggleOverlay } from "./modes.js";
 import { review, reviewing } from "./review.js";
 import { go, player, viewer } from "./stage.js";
@@ -19,6 +20,9 @@ const outlining = () => correcting() && correction.editor.tool.corners?.length >
 const anything = () => looking() || correcting();
 const brushStep = (event) => (event.shiftKey ? 1 : Math.max(1, correction.editor.size / 3));
 const editor = () => correction.editor;
+const changing = () => correcting() || relabelling();
+const undo = () => (correcting() ? editor().undo() : undoLabels());
+const redo = () => (correcting() ? editor().redo() : redoLabels());
 
 const key = (keys, shown, what, when, run) => ({ keys: keys.split(" "), shown, what, when, run });
 const tool = (letter, name, what) => key(letter, letter, `in a correction: ${what}`, correcting, () => correction.choose(name));
@@ -64,8 +68,8 @@ listen(
     key("s", "s", "in a correction: smooth", correcting, () => smooth(editor())),
     key("[", "[", "in a correction: smaller", correcting, () => correction.resize(editor().size / 1.2)),
     key("]", "]", "in a correction: larger", correcting, () => correction.resize(editor().size * 1.2 + 1)),
-    key("Ctrl+z", "Ctrl+z", "undo", correcting, (event) => (event.shiftKey ? editor().redo() : editor().undo())),
-    key("Ctrl+y", "Ctrl+y", "redo", correcting, () => editor().redo()),
+    key("Ctrl+z", "Ctrl+z", "undo, also of labels", changing, (event) => (event.shiftKey ? redo() : undo())),
+    key("Ctrl+y", "Ctrl+y", "redo", changing, () => redo()),
     key("Ctrl+s", "Ctrl+s", "save the correction", correcting, () => correction.save()),
     key("Ctrl+Enter", "Ctrl+Enter", "save the correction, and next", correcting, () => correction.save(true)),
     key("Escape", "Esc", "drop the polygon", outlining, () => editor().cancel()),

@@ -1,6 +1,6 @@
 // What is looked at: one item of the list, or the welcome.
 
-import { matched, wordsOf } from "./classes.js";
+import { describe } from "./classes.js";
 import { $, announce, counted } from "./dom.js";
 import * as items from "./items.js";
 import { line } from "./list.js";
@@ -130,15 +130,6 @@ async function untilBack(item, error) {
   if (item === state.current) await show(item);
 }
 
-// Each polyp has its label's words, for the outline and the list.
-function describe(scene, item) {
-  if (item.kind !== "image") return;
-  matched(scene.polyps, labelsOf(item)).forEach((entry, index) => {
-    scene.polyps[index].entry = entry;
-    scene.polyps[index].label = wordsOf(entry, state.labels.classes);
-  });
-}
-
 // A frame of a camera.
 export function showLive(item, opened) {
   if (item !== state.current) return;
@@ -153,7 +144,7 @@ export function refresh(keep) {
   const { current, opened, point } = state;
   if (!opened) return;
   state.scene = analyse(opened, point);
-  describe(state.scene, current);
+  if (current.kind === "image") describe(state.scene.polyps, labelsOf(current), state.labels.classes);
   viewer.show(state.scene, keep);
   if (current.kind === "image") {
     current.count = state.scene.polyps.length;

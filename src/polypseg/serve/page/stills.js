@@ -163,9 +163,12 @@ export function analyse(opened, point) {
   };
 }
 
-// The polyps of a frame, without its picture.
-export async function polypsAt(item, point) {
+// {surface, outside} of a frame.
+export async function surfaceOf(item) {
   const { width, height } = item.answer;
   const [map, outside] = await decoded(item);
-  return found({ item, surface: new Surface(map, width, height), outside }, point).polyps;
+  return { surface: new Surface(map, width, height), outside };
 }
+
+// The polyps of a frame, without its picture.
+export const polypsAt = async (item, point) => found({ item, ...(await surfaceOf(item)) }, point).polyps;

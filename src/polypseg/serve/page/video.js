@@ -88,6 +88,24 @@ export async function results({ id, files }) {
   return { ...JSON.parse(timeline), film: api.jobFile(id, ending(files, ".mp4")), records };
 }
 
+// Runs with the address of a video's own file: the user's, or the one that the service keeps.
+export async function withSource({ file, job }, run) {
+  if (!file) return run(api.jobUpload(job.id));
+  const url = URL.createObjectURL(file);
+  try {
+    return await run(url);
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+// The frame that a <video> shows, as a PNG.
+export function pngOf(video) {
+  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
 // A picture of a video file at a time, as `draw(video)` makes it.
 export async function frameOf(url, seconds, draw) {
   const video = document.createElement("video");
