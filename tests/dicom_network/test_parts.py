@@ -20,19 +20,18 @@ from pydicom import Dataset, dcmread, uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
-from polypseg.errors import UsageError
+from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io.dicom_seg import MadeBy, write_segmentation
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.dicom_network import commitment, segment, send
 from polypseg.serve.dicom_network.commitment import Committing
-from polypseg.serve.dicom_network.loop import Loop
 from polypseg.serve.dicom_network.segment import Segmenting
 from polypseg.serve.dicom_network.send import MOST_REFUSALS, Away, Refused, Sending, by_store, by_web
 from polypseg.serve.dicom_network.settings import Caller, DicomSettings, Node
 from polypseg.serve.dicom_network.worklist import Object, Worklist
 
-from .conftest import SECRETS, picture, wait_for
+from .conftest import SECRETS, picture
 
 MADE_BY = MadeBy("phantom", "c0ffee" * 10 + "beef", 0.4, 0.9, "openvino", "fp32")
 
@@ -176,23 +175,21 @@ def test_a_start_removes_what_has_no_row_and_tries_again_what_was_given_up(workl
     assert worklist.count() == {"segmented": 1}
 
 
-def test_a_loop_outlives_what_goes_wrong() -> None:
-    calls, done = [], threading.Event()
+def test_a_damaged_table_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "worklist.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(PolypsegError, match=r"worklist\.sqlite: is no table of received images .*; move it away"):
+        Worklist(tmp_path / "state")
 
-    def step() -> float | None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        done.set()
-        return None
 
-    loop = Loop("testing", step)
-    loop.start()
-    wait_for(lambda: calls)
-    loop.wake()
-    assert done.wait(10)
-    loop.ask_to_stop()
-    assert loop.ended(10)
+def test_a_table_of_an_earlier_version_gets_what_it_is_missing(worklist: Worklist) -> None:
+    number = enter(worklist, picture(12), "a")
+    for column in ("instance", "refusals"):
+        worklist._execute(f"ALTER TABLE objects DROP COLUMN {column}")
+    worklist.close()
+    again = Worklist(worklist.folder)
+    assert (row(again, number).instance, row(again, number).refusals) == (None, 0)
+    again.close()
 
 
 # ---- sending -----------------------------------------------------------------------------------------------

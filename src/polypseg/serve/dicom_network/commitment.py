@@ -18,11 +18,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
-from polypseg.serve.dicom_network.loop import Loop
 from polypseg.serve.dicom_network.send import FIRST_PAUSE, MOST_REFUSALS, Away, Refused, association_with, pause_after
 from polypseg.serve.dicom_network.settings import DicomSettings, Node
 from polypseg.serve.dicom_network.worklist import Object, Worklist
 from polypseg.serve.log import LOGGER, without_values
+from polypseg.serve.loop import Loop
 from polypseg.serve.state import now
 
 if TYPE_CHECKING:

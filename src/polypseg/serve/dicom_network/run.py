@@ -15,13 +15,13 @@ from polypseg.errors import PolypsegError, UsageError
 from polypseg.pipeline.options import PredictOptions
 from polypseg.serve.decoding import Decoders
 from polypseg.serve.dicom_network.commitment import Committing
-from polypseg.serve.dicom_network.loop import Loop
 from polypseg.serve.dicom_network.receive import Receiver
 from polypseg.serve.dicom_network.segment import Segmenting, refusal
 from polypseg.serve.dicom_network.send import Sending
 from polypseg.serve.dicom_network.settings import DicomSettings
 from polypseg.serve.dicom_network.worklist import Worklist
 from polypseg.serve.log import LOGGER, log_as_json, without_values
+from polypseg.serve.loop import Loop
 from polypseg.serve.settings import is_loopback
 from polypseg.serve.state import keep_temporary_files_in
 

@@ -84,7 +84,7 @@ class Worklist:
     def __init__(self, folder: Path) -> None:
         self.folder, self._lock = folder, threading.RLock()
         file = folder / "worklist.sqlite"
-        with making(folder, _OURS), taking(file, "dicom", "objects"):
+        with making(folder, _OURS), taking(file, "dicom", "received images"):
             self._connection = connect(file)
             make_table(self._connection, "objects", _COLUMNS, "UNIQUE (uid, digest)")
             for column in ("state", "transaction_uid"):
