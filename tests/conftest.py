@@ -137,6 +137,17 @@ def small_recipe() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs have empty pictures: Matplotlib takes longer than a small network's training."""
+
+    def draw(shown: Any, path: Path, **options: Any) -> None:
+        path.write_bytes(b"")
+
+    monkeypatch.setattr("polypseg.visualization.gallery.draw_predictions", draw)
+    monkeypatch.setattr("polypseg.visualization.curves.draw_curves", draw)
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Any:
     """A ModelBundle of a small network that has seen phantom frames, in every export; not to be changed.

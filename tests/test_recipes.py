@@ -41,6 +41,7 @@ def test_the_baseline_recipe_to_the_letter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_one_epoch_of_each_recipe_runs(path: Path, phantom_folder: Path, tmp_path: Path) -> None:
     """Network, loss, optimiser and schedule as in the recipe; small frames, and no weights from the hub."""

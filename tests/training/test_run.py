@@ -197,50 +197,44 @@ def test_seeded_runs_repeat_whatever_the_workers_and_the_cache(
     assert any(not torch.equal(value, weights(third)[key]) for key, value in weights(one).items())
 
 
-def start_training(
-    out: Path, data: Path, *options: str, program: tuple[str, ...] = ("-m", "polypseg.cli")
-) -> subprocess.Popen[str]:
-    """The command line's training in a process of its own, with a small network."""
-    arguments = [
+TRAINS = "import sys; from polypseg.cli import main; sys.exit(main())"
+
+
+def training(out: Path, data: Path, *options: str) -> list[str]:
+    """The command line's arguments for a training with a small network."""
+    return [
         "train", "--config", str(PLAIN), "--data", str(data), "--out", str(out), "--model.name", "Unet",
         "--model.encoder", "tu-test_efficientnet", "--model.decoder_channels", "[32,16,16,8,8]",
         "--model.encoder_weights", "none", "--frames.size", "64", "--frames.batch_size", "8", "--frames.workers", "0",
         "--trainer.loggers", "[]", "--trainer.threads", "1", "--trainer.precision", "32-true", *options,
     ]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
 
 
-def wait_for_epochs(out: Path, process: subprocess.Popen[str], count: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        file = out / "metrics.csv"
-        if file.is_file() and len(file.read_text().splitlines()) > count:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"no {count} epochs: {process.communicate()}")
+def has_epochs(out: Path, count: int) -> Callable[[], bool]:
+    """Whether a run's table has more than so many rows."""
+    file = out / "metrics.csv"
+    return lambda: file.is_file() and len(file.read_text().splitlines()) > count
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_at_any_moment_it_goes_on(how: signal.Signals, tmp_path: Path, phantom_folder: Path) -> None:
+def test_interrupted_at_any_moment_it_goes_on(
+    how: signal.Signals, tmp_path: Path, phantom_folder: Path, forked: Callable[..., Any]
+) -> None:
     out = tmp_path / "run"
-    process = start_training(out, phantom_folder, "--trainer.epochs", "60")
-    wait_for_epochs(out, process, 2)
+    process = forked(TRAINS, *training(out, phantom_folder, "--trainer.epochs", "60"))
+    process.wait_until(has_epochs(out, 2))
     time.sleep(0.3)  # somewhere in a later epoch, perhaps while a checkpoint is written
-    process.send_signal(how)
-    _, error = process.communicate(timeout=60)
+    status, error = process.end(how), process.error.read_text()
     if how == signal.SIGINT:
-        assert process.returncode == 130
+        assert status == 130
         assert error.strip().splitlines()[-1].startswith("polypseg: interrupted") and "--resume" in error
         assert "Traceback" not in error
     before = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
     rows = len(pd.read_csv(out / "metrics.csv"))
     assert rows - 1 <= before + 1 <= rows  # the table may be one epoch ahead of the checkpoint, never behind
-    process = start_training(out, phantom_folder, "--trainer.epochs", "60", "--resume")
-    wait_for_epochs(out, process, rows + 1)
-    process.kill()
-    process.communicate()
+    process = forked(TRAINS, *training(out, phantom_folder, "--trainer.epochs", "60", "--resume"))
+    process.wait_until(has_epochs(out, rows + 1))
+    process.end()
     table = pd.read_csv(out / "metrics.csv")
     assert list(table["epoch"]) == list(range(len(table)))
 
@@ -259,18 +253,17 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def test_killed_between_two_steps_it_ends_as_an_unbroken_run(tmp_path: Path, phantom_folder: Path) -> None:
+def test_killed_between_two_steps_it_ends_as_an_unbroken_run(
+    tmp_path: Path, phantom_folder: Path, forked: Callable[..., Any]
+) -> None:
     """28 frames in batches of 8 are 4 steps an epoch: in the first epoch, and in the midst of later ones."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    unbroken = start_training(whole, phantom_folder, "--trainer.epochs", "4")
-    assert unbroken.wait(300) == 0
+    assert forked(TRAINS, *training(whole, phantom_folder, "--trainer.epochs", "4")).wait() == 0
+    arguments = training(parts, phantom_folder, "--trainer.epochs", "4")
     for epoch, step in ((0, 2), (1, 1), (3, 3)):
         more = ["--resume"] if parts.exists() else []
-        program = ("-c", KILLS_ITSELF, str(epoch), str(step))
-        killed = start_training(parts, phantom_folder, "--trainer.epochs", "4", *more, program=program)
-        assert killed.wait(300) == -signal.SIGKILL
-    resumed = start_training(parts, phantom_folder, "--trainer.epochs", "4", "--resume")
-    assert resumed.wait(300) == 0
+        assert forked(KILLS_ITSELF, epoch, step, *arguments, *more).wait() == -signal.SIGKILL
+    assert forked(TRAINS, *arguments, "--resume").wait() == 0
     assert_same_run(whole, parts)
 
 
@@ -279,14 +272,16 @@ def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path) -> 
     tables = {}
     for devices in (1, 2):
         out = tmp_path / str(devices)
-        process = start_training(
+        arguments = training(
             out, phantom_folder, "--trainer.epochs", "1", "--trainer.devices", str(devices), "--trainer.strategy",
             "ddp" if devices > 1 else "auto", "--frames.batch_size", "2", "--optimizer.learning_rate", "0.0",
             "--trainer.accelerator", "cpu",
         )  # fmt: skip
-        _, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error
-        assert error.count("epoch 1/1") == 1  # one process speaks
+        # Not forked: it starts the second process by its own command line.
+        command = [sys.executable, "-m", "polypseg.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("epoch 1/1") == 1  # one process speaks
         tables[devices] = pd.read_csv(out / "metrics.csv")
         # the test is of all frames, whatever the number of processes
         scores = json.loads((out / "test.json").read_text())["metrics"]["val"]

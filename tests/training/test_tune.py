@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -230,24 +226,24 @@ module.tune(load_recipe(recipe), [data], int(count), space=space, out=out, stora
 """
 
 
-def start(tmp_path: Path, recipe: Recipe, *arguments: object) -> subprocess.Popen[str]:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
-    seconds, out, *rest = (str(one) for one in arguments)
-    return subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), seconds, out, str(tmp_path / "recipe.yaml"), *rest],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def start(tmp_path: Path, recipe: Recipe, forked: Start) -> Start:
+    """Starts a process that tunes; takes the arguments of ``SCRIPT`` but the recipe."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.to_dict()))
+    return lambda seconds, out, *rest: forked(SCRIPT, seconds, out, file, *rest)
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_study(phantom_folder: Path, space: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_two_processes_share_a_study(phantom_folder: Path, space: Path, start: Start, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     arguments = (phantom_folder, space, 16, url)
-    both = [start(tmp_path, recipe, 0.3, tmp_path / name, *arguments) for name in ("one", "other")]
-    outputs = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    counts = [output.splitlines().count("trial") for output, _ in outputs]
+    both = [start(0.3, tmp_path / name, *arguments) for name in ("one", "other")]
+    assert [process.wait() for process in both] == [0, 0], [process.error.read_text() for process in both]
+    counts = [process.out.read_text().splitlines().count("trial") for process in both]
     (study,) = optuna.get_all_study_summaries(url)
     table = optuna.load_study(study_name=study.study_name, storage=url).trials
     assert 16 <= sum(counts) == len(table) <= 17  # both may begin the last one
@@ -261,16 +257,15 @@ def test_two_processes_share_a_study(phantom_folder: Path, space: Path, recipe: 
 
 @pytest.mark.slow
 def test_the_trial_of_a_killed_process_is_begun_anew(
-    phantom_folder: Path, space: Path, recipe: Recipe, tmp_path: Path, quick: list[Recipe],
+    phantom_folder: Path, space: Path, recipe: Recipe, tmp_path: Path, quick: list[Recipe], start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     url = f"sqlite:///{tmp_path / 'shared.db'}"
-    process = start(tmp_path, recipe, 600, out, phantom_folder, space, 2, url)
-    assert process.stdout is not None and process.stdout.readline() == "trial\n"
+    process = start(600, out, phantom_folder, space, 2, url)
+    process.wait_until(lambda: process.out.exists() and process.out.read_text() == "trial\n")
     time.sleep(1.5)  # a heartbeat
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.end()
     monkeypatch.setattr(module, "SILENT_S", 3)
     time.sleep(4.5)
     tune(recipe, [phantom_folder], 2, space=space, out=out, storage=url)
