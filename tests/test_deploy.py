@@ -5,6 +5,9 @@ from __future__ import annotations
 import configparser
 import inspect
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,14 @@ def test_the_unit_of_systemd() -> None:
     assert f"/var/lib/{service['StateDirectory']}" in words
     assert f"/run/{service['RuntimeDirectory']}/stream.sock" in words
     assert (service["DynamicUser"], service["ProtectSystem"]) == ("yes", "strict")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze: Debian's systemd")
+def test_systemd_has_nothing_to_say_of_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "polypseg.service"
+    unit.write_text((DEPLOY / unit.name).read_text().replace("/opt/polypseg/bin/polypseg", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_manifest_of_kubernetes() -> None:

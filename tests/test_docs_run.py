@@ -47,7 +47,7 @@ NOT_HERE = {
     r"efficientnet-b3.* imagenet": "a network: tests/models/test_weights.py",
     r"model\.safetensors": "weights of an encoder: tests/models/test_weights.py",
     r"loggers .*wandb": "a network, or an account",
-    r"camera:|rtsp:": "a camera: tests/pipeline/test_live.py",
+    r"camera:|rtsp:|tcp:|^gst-launch": "a camera: tests/pipeline/test_live.py, tests/io/test_camera.py",
     r"^export POLYPSEG_TOKEN|--host 0\.0\.0\.0|server:8000|jobs/ID": "for other computers, or an id that only the "
     "answer tells: tests/serve",
 }

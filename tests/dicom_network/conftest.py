@@ -293,7 +293,8 @@ def orthanc(needs_orthanc: None, node_port: int, tmp_path_factory: pytest.TempPa
 def node(model: Path, orthanc: Orthanc, node_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A node that sends to the archive."""
     state = tmp_path_factory.mktemp("node") / "state"
-    with Node(model, state, orthanc.to, "--max_mib", "8", "--associations", "4", port=node_port) as one:
+    options = ("--max_mib", "8", "--associations", "4", "--commitment")
+    with Node(model, state, orthanc.to, *options, port=node_port) as one:
         yield one
 
 

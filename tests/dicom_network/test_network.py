@@ -166,6 +166,32 @@ def test_the_archive_takes_segmentations_by_the_web_too_and_twice_is_once(
     assert np.array_equal(masks_in(path, data, 1), mask)
 
 
+def test_what_the_archive_keeps_is_committed(node: Node, orthanc: Orthanc, tmp_path: Path) -> None:
+    data = picture(55)
+    assert send(node.port, data) == [0]
+    segmentation_of(orthanc, data, tmp_path)
+    (number,) = (event["object"] for event in wait_for(lambda: node.events("object received")[-1:]))
+    wait_for(lambda: number in [event["object"] for event in node.events("segmentation committed")])
+
+
+def test_what_the_archive_takes_and_does_not_keep_is_found_out(
+    model: Path, needs_orthanc: None, tmp_path: Path
+) -> None:
+    """Orthanc answers C-STORE with success, and its filter drops the object: what storage commitment is for."""
+    lua = "function ReceivedInstanceFilter(dicom, origin, info) return dicom.Modality ~= 'SEG' end"
+    port = free_port()
+    archive = Orthanc(tmp_path / "orthanc", {"polypseg": port}, lua)
+    with Node(model, tmp_path / "state", archive.to, "--commitment", port=port) as node:
+        assert send(port, picture(56)) == [0]
+        (first, *_) = wait_for(lambda: node.events("segmentation not committed"))
+        assert first["object"] == 1 and "does not keep it (failure reason 0112)" in first["reason"]
+        assert node.events("segmentation sent") and not node.events("segmentation committed")
+        wait_for(lambda: len(node.events("segmentation sent")) > 1)  # it is sent again
+        assert node.end() == 0
+    assert [path.suffixes for path in (tmp_path / "state" / "objects").iterdir()] == [[".seg", ".dcm"]]
+    archive.stop()
+
+
 def test_the_log_names_no_patient_and_nothing_is_left_of_what_is_done(node: Node, orthanc: Orthanc) -> None:
     wait_for(lambda: not list((node.state / "objects").iterdir()))
     text = node.log.read_text()

@@ -11,25 +11,27 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread, uid
 from pynetdicom import AE, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
-from polypseg.errors import UsageError
+from polypseg.errors import PolypsegError, UsageError
 from polypseg.inference.segmenter import Segmenter
 from polypseg.io.dicom_seg import MadeBy, write_segmentation
 from polypseg.serve.decoding import Decoders
-from polypseg.serve.dicom_network import segment, send
-from polypseg.serve.dicom_network.loop import Loop
+from polypseg.serve.dicom_network import commitment, segment, send
+from polypseg.serve.dicom_network.commitment import Committing
 from polypseg.serve.dicom_network.segment import Segmenting
 from polypseg.serve.dicom_network.send import MOST_REFUSALS, Away, Refused, Sending, by_store, by_web
 from polypseg.serve.dicom_network.settings import Caller, DicomSettings, Node
 from polypseg.serve.dicom_network.worklist import Object, Worklist
 
-from .conftest import SECRETS, picture, wait_for
+from .conftest import SECRETS, picture
 
 MADE_BY = MadeBy("phantom", "c0ffee" * 10 + "beef", 0.4, 0.9, "openvino", "fp32")
 
@@ -173,44 +175,47 @@ def test_a_start_removes_what_has_no_row_and_tries_again_what_was_given_up(workl
     assert worklist.count() == {"segmented": 1}
 
 
-def test_a_loop_outlives_what_goes_wrong() -> None:
-    calls, done = [], threading.Event()
+def test_a_damaged_table_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "worklist.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(PolypsegError, match=r"worklist\.sqlite: is no table of received images .*; move it away"):
+        Worklist(tmp_path / "state")
 
-    def step() -> float | None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        done.set()
-        return None
 
-    loop = Loop("testing", step)
-    loop.start()
-    wait_for(lambda: calls)
-    loop.wake()
-    assert done.wait(10)
-    loop.ask_to_stop()
-    assert loop.ended(10)
+def test_a_table_of_an_earlier_version_gets_what_it_is_missing(worklist: Worklist) -> None:
+    number = enter(worklist, picture(12), "a")
+    for column in ("instance", "refusals"):
+        worklist._execute(f"ALTER TABLE objects DROP COLUMN {column}")
+    worklist.close()
+    again = Worklist(worklist.folder)
+    assert (row(again, number).instance, row(again, number).refusals) == (None, 0)
+    again.close()
 
 
 # ---- sending -----------------------------------------------------------------------------------------------
 
 
 class Archive:
-    """A storage SCP that answers as it is told."""
+    """A storage SCP that answers as it is told; where asked for commitment, it is told with what to report."""
 
     def __init__(self, syntaxes: list[str], tls: ssl.SSLContext | None = None) -> None:
         self.status, self.received = 0, list[Dataset]()
         entity = AE("PACS")
         entity.require_called_aet = True
         entity.add_supported_context(uid.SegmentationStorage, syntaxes)
-        self.server: Any = entity.start_server(
-            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._stored)], ssl_context=tls
-        )
+        entity.add_supported_context(StorageCommitmentPushModel)
+        self.asked = list[Dataset]()
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._stored), (evt.EVT_N_ACTION, self._asked)]
+        self.server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=tls)
         self.node = Node("PACS", "localhost", self.server.server_address[1])
 
     def _stored(self, event: Any) -> int:
         self.received.append(event.dataset)
         return self.status
+
+    def _asked(self, event: Any) -> tuple[int, None]:
+        self.asked.append(event.action_information)
+        return self.status, None
 
 
 @pytest.fixture
@@ -273,7 +278,7 @@ def test_an_archive_that_is_away_is_asked_later_and_later_and_loses_nothing(
     assert [one.step() for _ in range(3)] == [2, 4, 8]
     pacs.status = 0
     assert one.step() == 0 and row(worklist, number).state == "sent"
-    assert send._pause(50) == send.LONGEST_PAUSE
+    assert send.pause_after(50) == send.LONGEST_PAUSE
 
 
 AWAY = {
@@ -316,6 +321,92 @@ def test_segmentations_go_by_tls_to_whom_the_authority_vouches_for(
     known = DicomSettings(worklist.folder, str(pacs.node), to_tls=True, **files)
     Sending(known, worklist).step()
     assert row(worklist, number).state == "sent"
+
+
+# ---- commitment --------------------------------------------------------------------------------------------
+
+
+def report(asked: Dataset, *failed: str) -> Any:
+    """An archive's report on what it was asked: kept, but for these instances."""
+    found = Dataset()
+    found.TransactionUID = asked.TransactionUID
+    found.ReferencedSOPSequence, found.FailedSOPSequence = [], []
+    for item in asked.ReferencedSOPSequence:
+        if item.ReferencedSOPInstanceUID in failed:
+            item.FailureReason = 0x0112
+            found.FailedSOPSequence.append(item)
+        else:
+            found.ReferencedSOPSequence.append(item)
+    return SimpleNamespace(event_information=found)
+
+
+@pytest.fixture
+def committing(worklist: Worklist, archive: Callable[..., Archive]) -> tuple[Archive, Sending, Committing]:
+    """An archive, what sends to it and what asks it."""
+    pacs = archive()
+    settings = DicomSettings(worklist.folder, str(pacs.node), commitment=True)
+    return pacs, Sending(settings, worklist, lambda: None), Committing(settings, worklist, lambda: None)
+
+
+def test_what_is_stored_stays_until_it_is_committed(
+    worklist: Worklist, committing: tuple[Archive, Sending, Committing]
+) -> None:
+    pacs, sending, asking = committing
+    kept, lost = (enter(worklist, picture(26), "a", "segmented"), enter(worklist, picture(27), "b", "segmented"))
+    sending.step()
+    assert [row(worklist, one).state for one in (kept, lost)] == ["stored", "stored"]
+    assert asking.step() == 0 and asking.step() == commitment.LOOK  # both at once, and once
+    (asked,) = pacs.asked
+    instances = [str(one.SOPInstanceUID) for one in pacs.received]
+    assert [str(one.ReferencedSOPInstanceUID) for one in asked.ReferencedSOPSequence] == instances
+    stranger = report(asked)
+    stranger.event_information.TransactionUID = "1.2.3"
+    assert asking.reported(stranger)[0] == commitment.INVALID
+    assert row(worklist, kept).state == "stored"
+    assert asking.reported(report(asked, instances[1]))[0] == 0
+    assert [row(worklist, one).state for one in (kept, lost)] == ["committed", "uncommitted"]
+    assert [path.name for path in (worklist.folder / "objects").iterdir()] == ["b.seg.dcm"]
+    worklist.begin(commitment=True)  # as after a kill: it is sent again, as the same instance
+    sending.step()
+    assert row(worklist, lost).state == "stored" and str(pacs.received[2].SOPInstanceUID) == instances[1]
+    assert asking.step() == 0
+    assert asking.reported(report(pacs.asked[1]))[0] == 0 and row(worklist, lost).state == "committed"
+
+
+def test_what_the_archive_never_keeps_is_sent_later_and_later_and_then_kept_here(
+    worklist: Worklist, committing: tuple[Archive, Sending, Committing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs, sending, asking = committing
+    number = enter(worklist, picture(28), "a", "segmented")
+    for times in range(1, MOST_REFUSALS + 1):
+        sending.step()
+        monkeypatch.undo()
+        assert asking.step() == 0
+        asking.reported(report(pacs.asked[-1], str(pacs.received[-1].SOPInstanceUID)))
+        assert row(worklist, number).refusals == times
+        assert asking.step() == (commitment.FIRST_PAUSE if times < MOST_REFUSALS else None)
+        monkeypatch.setattr(commitment, "pause_after", lambda _: 0.0)
+        asking.step()
+    one = row(worklist, number)
+    assert one.state == "undelivered" and "failure reason 0112" in str(one.error)
+    assert worklist.segmentation(one).is_file() and len(pacs.received) == MOST_REFUSALS
+
+
+def test_an_archive_that_does_not_report_is_asked_again(
+    worklist: Worklist, committing: tuple[Archive, Sending, Committing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs, sending, asking = committing
+    number = enter(worklist, picture(29), "a", "segmented")
+    sending.step()
+    pacs.status = 0x0110
+    assert [asking.step() for _ in range(3)] == [2, 4, 8]  # it cannot
+    pacs.status = 0
+    assert asking.step() == 0 and asking.step() == commitment.LOOK
+    monkeypatch.setattr(commitment, "REPORT_SECONDS", -60.0)  # its time is over
+    assert asking.step() == 0
+    assert len({one.TransactionUID for one in pacs.asked}) == 5
+    worklist.begin()  # as after a start without the option
+    assert row(worklist, number).state == "sent" and not list((worklist.folder / "objects").iterdir())
 
 
 class Web(http.server.BaseHTTPRequestHandler):
@@ -413,6 +504,7 @@ def test_a_server_that_is_not_there_is_away(tmp_path: Path) -> None:
         ({"to": "A" * 17 + "@host:104"}, "must be AE@host:port"),
         ({"to": "https://user:pass@host/dicom-web"}, "--to https://…: must be as"),
         ({"to": "https://host/dicom-web", "to_tls": True}, "--to_tls: is for an AE"),
+        ({"to": "https://host/dicom-web", "commitment": True}, "--commitment: is for an AE"),
         ({"allow": ("ENDO",)}, "--allow ENDO: must be AE@address"),
         ({"allow": ("ENDO@10.0.0.0/99",)}, "is no network"),
         ({"title": "A\\B"}, "--ae_title"),

@@ -359,6 +359,28 @@ def test_a_process_beside_it_gets_the_same(beside: Any, server: Any, frames: lis
     assert local.ended() == (1000, "")
 
 
+def test_messages_come_whole_however_they_were_cut(beside: Any, frames: list[Path]) -> None:
+    """In pieces of a byte and across their borders, an empty one among them; none is lost while others wait."""
+    all_ended(beside)
+    content = jpeg(read_frame(frames[1]))
+    local = Local(beside.path)
+    opening = b'{"format": "jpeg"}'
+    for byte in HEAD.pack(TEXT, len(opening)) + opening:
+        local.raw.sendall(bytes([byte]))
+    assert json.loads(local.hear()[1])["ready"]
+    messages = [HEAD.pack(FRAME, len(content)) + content] * 5 + [HEAD.pack(FRAME, 0)]
+    sent = b"".join(messages)
+    for start in range(0, len(sent), 1009):
+        local.raw.sendall(sent[start : start + 1009])
+    answers: list[dict[str, Any]] = []
+    while not answers or answers[-1]["frame"] < 5:
+        answers.append(json.loads(local.hear()[1]))
+    assert "error" in answers[-1] and not any("error" in one for one in answers[:-1])
+    assert len(answers) + answers[-1]["dropped"] == 6
+    local.raw.shutdown(socket.SHUT_WR)  # it still listens
+    assert local.ended() == (1000, "")
+
+
 @pytest.mark.parametrize(
     ("sent", "end"),
     [

@@ -23,6 +23,7 @@ def dicom(  # noqa: PLR0913  (an option each)
     tls_key: str | None = None,
     tls_ca: str | None = None,
     to_tls: bool = False,
+    commitment: bool = False,
     plane: bool = False,
     runtime: Runtime = "auto",
     device: str = "auto",
@@ -57,6 +58,8 @@ def dicom(  # noqa: PLR0913  (an option each)
         tls_key: PEM file of its private key.
         tls_ca: PEM file of the certificates that are trusted; with it, callers must show one that is.
         to_tls: send segmentations by TLS; for an AE.
+        commitment: ask the AE whether it keeps them (storage commitment), and send again what it does not; it reports
+            to --ae_title at --port.
         plane: place segmentations in a plane that is made up (pixels of 1 mm), as viewers made for CT and MR want it,
             OHIF among them.
         runtime: what computes the network; auto takes the fastest that is there, and says why.
@@ -81,7 +84,7 @@ def dicom(  # noqa: PLR0913  (an option each)
 
     cert, key, authority = (None if file is None else Path(file) for file in (tls_cert, tls_key, tls_ca))
     settings = DicomSettings(
-        Path(state), to, ae_title, tuple(allow or ()), cert, key, authority, to_tls,
+        Path(state), to, ae_title, tuple(allow or ()), cert, key, authority, to_tls, commitment,
         os.environ.get("POLYPSEG_DICOMWEB_AUTHORIZATION") or None, plane, associations,
         max_mib * MIB, max_pixels, keep_days,
     )  # fmt: skip

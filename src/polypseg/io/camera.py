@@ -22,8 +22,7 @@ log = logging.getLogger("polypseg")
 Pixels = NDArray[np.uint8]
 PATIENCE = 30.0  # seconds for which a stream that was cut is opened again
 SHORTEST, LONGEST = 0.25, 5.0  # seconds between two tries
-# Milliseconds after which a network that is silent counts as cut.
-_SILENCES = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 5000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 5000]
+SILENCE = 5.0  # seconds after which a network that sends nothing counts as cut
 _URLS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://")
 # Files on the web whose names say so: what plays for ever has other endings (.m3u8, .mjpg, .ts, .flv) or none.
 _FILES_ON_THE_WEB = {*IMAGE_SUFFIXES, *DICOM_SUFFIXES, ".gif", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".wmv"}
@@ -76,16 +75,28 @@ def _frames_until_cut(camera: int | str, is_index: bool) -> Iterator[Pixels]:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     chatter = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    capture = cv2.VideoCapture(int(camera)) if is_index else cv2.VideoCapture(str(camera), cv2.CAP_FFMPEG, _SILENCES)
+    capture = cv2.VideoCapture(int(camera)) if is_index else _from_network(str(camera))
     try:
         while capture.isOpened():
+            began = time.monotonic()
             whole, frame = capture.read()
-            if not whole:
+            # After a silence come the frames that the decoder kept back, each after one more silence.
+            if not whole or (not is_index and time.monotonic() - began >= SILENCE):
                 return
             yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
     finally:
         capture.release()
         cv2.utils.logging.setLogLevel(chatter)
+
+
+def _from_network(url: str) -> cv2.VideoCapture:
+    silence = round(1000 * SILENCE)
+    options = {
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: silence,
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC: silence,
+        cv2.CAP_PROP_N_THREADS: 1,  # the decoder keeps back a frame for each further thread
+    }
+    return cv2.VideoCapture(url, cv2.CAP_FFMPEG, [one for option in options.items() for one in option])
 
 
 def camera_name(camera: int | str | Iterable[Pixels]) -> str:

@@ -12,13 +12,14 @@ import os
 import stat
 import struct
 from pathlib import Path
+from typing import Any
 
 from polypseg.errors import PolypsegError
 from polypseg.serve.stream import INVALID, REFUSED, TOO_LARGE, Streams
 
 TEXT, FRAME, END = 1, 2, 8
 HEAD = struct.Struct(">BI")
-READ_AT_ONCE = 1 << 20  # bytes
+PIECE = 4 << 20  # bytes of a message that room is made for at once
 LONGEST_PATH = 100  # bytes: the system takes 107
 
 
@@ -34,7 +35,7 @@ async def listen(path: Path, streams: Streams) -> asyncio.Server:
         await _remove_abandoned(path)
         before = os.umask(0o177)
         try:
-            return await asyncio.start_unix_server(lambda *ends: _serve(streams, *ends), path, limit=READ_AT_ONCE)
+            return await asyncio.get_running_loop().create_unix_server(lambda: _Connection(streams), path)
         finally:
             os.umask(before)
     except OSError as error:
@@ -55,57 +56,133 @@ async def _remove_abandoned(path: Path) -> None:
     raise PolypsegError(f"--socket {path}: another process listens there; choose another path")
 
 
-async def _serve(streams: Streams, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    channel = _Channel(reader, writer, streams.settings.max_bytes)
-    try:
-        if streams.full:
-            await channel.close(1013, f"{streams.settings.streams} streams are open; come again later")
-        else:
-            await streams.serve(channel)
-    except OSError:  # the other side is gone
-        pass
-    finally:
-        writer.close()
+class _Connection(asyncio.BufferedProtocol):
+    """A connection as a ``Channel``.
 
+    A message is received to where it will lie, which ``asyncio``'s streams take seven times as long for. None is
+    received before the one before it was taken, and memory is taken by pieces, as it comes.
+    """
 
-class _Channel:
-    """A Unix socket as a ``Channel``."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int) -> None:
-        self._reader, self._writer, self._most = reader, writer, most
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
         self._why: tuple[int, str] | None = None  # what was received makes an end
+        self._message: tuple[int, bytes] | None = None  # that waits to be taken
+        self._came, self._writable = asyncio.Event(), asyncio.Event()
+        self._writable.set()
+        self._ended = False  # nothing more comes
+        self._begin(None, HEAD.size)
+
+    # ---- as a protocol ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._at == len(self._pieces[-1]):
+            self._add_piece()
+        return memoryview(self._pieces[-1])[self._at :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._at += nbytes
+        self._left -= nbytes
+        if self._left:
+            return
+        content = b"".join(self._pieces)
+        if self._kind is not None:
+            self._complete(self._kind, content)
+            return
+        kind, length = HEAD.unpack(content)
+        most = self._streams.settings.max_bytes
+        if kind not in (TEXT, FRAME) or length > most:
+            if kind in (TEXT, FRAME):
+                self._why = TOO_LARGE, f"a message of {length} bytes; {most} are the most"
+            elif kind != END:
+                self._why = REFUSED, f"there is no message of kind {kind}"
+            self._end()
+        elif length:
+            self._begin(kind, length)
+        else:
+            self._complete(kind, b"")
+
+    def eof_received(self) -> bool:
+        self._end()
+        return True  # it may still listen
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def _begin(self, kind: int | None, length: int) -> None:
+        """Receive a head (kind None) or the content of a message."""
+        self._kind, self._left = kind, length
+        self._pieces: list[bytearray] = []
+        self._add_piece()
+
+    def _add_piece(self) -> None:
+        self._pieces.append(bytearray(min(self._left, PIECE)))
+        self._at = 0
+
+    def _complete(self, kind: int, content: bytes) -> None:
+        self._message = kind, content
+        self._transport.pause_reading()
+        self._begin(None, HEAD.size)
+        self._came.set()
+
+    def _end(self) -> None:
+        self._ended = True
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._came.set()
+
+    # ---- as a channel -------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        try:
+            if self._streams.full:
+                await self.close(1013, f"{self._streams.settings.streams} streams are open; come again later")
+            else:
+                await self._streams.serve(self)
+        except OSError:  # the other side is gone
+            pass
+        finally:
+            self._transport.close()
 
     async def accept(self) -> None:
         pass
 
     async def receive(self) -> str | bytes | None:
-        try:
-            kind, length = HEAD.unpack(await self._reader.readexactly(HEAD.size))
-            if kind not in (TEXT, FRAME) or length > self._most:
-                self._ends(kind, length)
+        while self._message is None:
+            if self._ended:
                 return None
-            content = await self._reader.readexactly(length)
+            self._came.clear()
+            self._transport.resume_reading()
+            await self._came.wait()
+        (kind, content), self._message = self._message, None
+        try:
             return content.decode() if kind == TEXT else content
-        except (asyncio.IncompleteReadError, OSError):
-            return None
         except UnicodeDecodeError:
             self._why = INVALID, "a text is not in UTF-8"
             return None
 
-    def _ends(self, kind: int, length: int) -> None:
-        if kind in (TEXT, FRAME):
-            self._why = TOO_LARGE, f"a message of {length} bytes; {self._most} are the most"
-        elif kind != END:
-            self._why = REFUSED, f"there is no message of kind {kind}"
-
     async def send(self, text: str) -> None:
-        content = text.encode()
-        self._writer.write(HEAD.pack(TEXT, len(content)) + content)
-        await self._writer.drain()
+        await self._write(TEXT, text.encode())
 
     async def close(self, code: int, reason: str) -> None:
         code, reason = self._why or (code, reason)
-        content = struct.pack(">H", code) + reason.encode()
-        self._writer.write(HEAD.pack(END, len(content)) + content)
-        await self._writer.drain()
-        self._writer.close()
+        await self._write(END, struct.pack(">H", code) + reason.encode())
+        self._transport.close()
+
+    async def _write(self, kind: int, content: bytes) -> None:
+        if self._transport.is_closing():
+            raise ConnectionResetError
+        self._transport.write(HEAD.pack(kind, len(content)) + content)
+        await self._writable.wait()
+        if self._transport.is_closing():
+            raise ConnectionResetError

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,11 +127,7 @@ class Table:
         self._lock = threading.RLock()
         with taking(file, "serve"):
             self._connection = connect(file)
-            columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-            self._connection.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
-            there = {row["name"] for row in self._connection.execute("PRAGMA table_info(jobs)")}
-            for name in [name for name in COLUMNS if name not in there]:  # made by an earlier version
-                self._connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {COLUMNS[name]}")
+            make_table(self._connection, "jobs", COLUMNS)
             self._connection.execute("COMMIT")
 
     def close(self) -> None:
@@ -187,6 +183,15 @@ def connect(file: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")
     return connection
+
+
+def make_table(connection: sqlite3.Connection, name: str, columns: Mapping[str, str], *rest: str) -> None:
+    """Make a table where it is missing, and in one that an earlier version made the columns that it is missing."""
+    parts = [*(f"{column} {kind}" for column, kind in columns.items()), *rest]
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(parts)})")
+    there = {row["name"] for row in connection.execute(f"PRAGMA table_info({name})")}
+    for column in [column for column in columns if column not in there]:
+        connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {columns[column]}")
 
 
 @contextlib.contextmanager

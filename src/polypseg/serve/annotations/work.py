@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -14,8 +13,9 @@ from polypseg.inference.field_of_view import outside_of
 from polypseg.inference.uncertainty import mean_entropy
 from polypseg.serve.annotations.imports import Imports
 from polypseg.serve.annotations.store import Prediction, Store
-from polypseg.serve.jobs import LONGEST_RETRY, RETRY, Stopped
+from polypseg.serve.jobs import Stopped
 from polypseg.serve.log import without_values
+from polypseg.serve.loop import Loop
 from polypseg.serve.state import is_trouble
 
 if TYPE_CHECKING:
@@ -50,60 +50,34 @@ class Work:
 
     def __init__(self, store: Store, imports: Imports, segmenter: Segmenter) -> None:
         self._store, self._imports, self.segmenter = store, imports, segmenter
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._news = False
-        self._thread = threading.Thread(target=self._run, name="polypseg-annotations", daemon=True)
+        self._loop = Loop("annotating", self._step)
+        self.wake = self._loop.wake  # there is something to do
         store.added = self.wake
 
     def start(self) -> None:
         """Begin, with what an earlier process left."""
-        self._thread.start()
-
-    def wake(self) -> None:
-        """There is something to do."""
-        with self._changed:
-            self._news = True
-            self._changed.notify_all()
+        self._loop.start()
 
     def stop(self, seconds: float) -> None:
         """End after the present frame; waits so long for it. What is left is done by the next process."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(seconds)
-        if not self._thread.is_alive():
+        self._loop.ask_to_stop()
+        if self._loop.ended(seconds):
             self._store.close()
 
-    def _run(self) -> None:
-        wait = RETRY
-        while not self._stopping:
-            try:
-                if not self._one():
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._news or self._stopping)
-                        self._news = False
-                wait = RETRY
-            except Stopped:
-                return
-            except Exception as problem:  # noqa: BLE001  (nothing ends the thread for good)
-                log.error("annotations wait", extra={"fields": without_values(problem)})
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, wait)
-                wait = min(2 * wait, LONGEST_RETRY)
-
-    def _one(self) -> bool:
-        """Whether there was something to do: an import, else one frame to be predicted."""
+    def _step(self) -> float | None:
+        """Do an import, else predict one frame. As ``Loop`` calls it: 0 where there was something to do, else None."""
         row = self._imports.waiting()
         if row is not None:
-            self._imports.work(row, self._check)
-            return True
+            try:
+                self._imports.work(row, self._check)
+            except Stopped:
+                return None
+            return 0
         row = self._store.to_predict(self.segmenter.hash)
         if row is None:
-            return False
+            return None
         self._predict(row)
-        return True
+        return 0
 
     def _predict(self, row: dict[str, Any]) -> None:
         try:
@@ -117,5 +91,5 @@ class Work:
         self._store.predict(row, found)
 
     def _check(self) -> None:
-        if self._stopping:
+        if self._loop.stopping:
             raise Stopped

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom import Dataset, uid
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from polypseg.errors import PolypsegError
 from polypseg.files import sync
@@ -84,13 +84,19 @@ class Receiver:
         worklist: where objects are entered.
         decoders: what looks at them; raise ``PolypsegError`` for what cannot be read.
         arrived: called when there is one more.
+        reported: takes in the archive's reports on what it keeps; None where it is not asked.
 
     Raises:
         UsageError: the files for TLS cannot be used.
     """
 
     def __init__(
-        self, settings: DicomSettings, worklist: Worklist, decoders: Decoders, arrived: Callable[[], object]
+        self,
+        settings: DicomSettings,
+        worklist: Worklist,
+        decoders: Decoders,
+        arrived: Callable[[], object],
+        reported: Callable[[Event], object] | None = None,
     ) -> None:
         self._settings, self._worklist, self._decoders, self._arrived = settings, worklist, decoders, arrived
         self._looking = threading.Semaphore(2)  # objects at which is looked at once
@@ -103,6 +109,9 @@ class Receiver:
         self._ae.acse_timeout, self._ae.dimse_timeout = HANDSHAKE_SECONDS, PDU_SECONDS
         self._ae.network_timeout = 60
         self._ae.add_supported_context(Verification)
+        self._reported = reported
+        if reported is not None:  # the archive opens an association, in which it stays what it was: the SCP
+            self._ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
         for kind in IMAGES:
             self._ae.add_supported_context(kind, list(SYNTAXES))
 
@@ -115,6 +124,8 @@ class Receiver:
             (evt.EVT_C_STORE, self._stored),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
         ]
+        if self._reported is not None:
+            handlers.append((evt.EVT_N_EVENT_REPORT, self._reported))
         server: Any = self._ae.make_server(
             (host, port), ssl_context=self._tls, evt_handlers=handlers, server_class=Server,
             limit=self._settings.max_bytes, welcome=self._welcome, turned_away=_turned_away,

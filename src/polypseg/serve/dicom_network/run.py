@@ -14,13 +14,14 @@ from typing import Any
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.pipeline.options import PredictOptions
 from polypseg.serve.decoding import Decoders
-from polypseg.serve.dicom_network.loop import Loop
+from polypseg.serve.dicom_network.commitment import Committing
 from polypseg.serve.dicom_network.receive import Receiver
 from polypseg.serve.dicom_network.segment import Segmenting, refusal
 from polypseg.serve.dicom_network.send import Sending
 from polypseg.serve.dicom_network.settings import DicomSettings
 from polypseg.serve.dicom_network.worklist import Worklist
 from polypseg.serve.log import LOGGER, log_as_json, without_values
+from polypseg.serve.loop import Loop
 from polypseg.serve.settings import is_loopback
 from polypseg.serve.state import keep_temporary_files_in
 
@@ -83,21 +84,24 @@ class Node:
             segmenter = options.load(model)
             self._greeting = f"{segmenter.bundle.name}: {segmenter.reason}"
             self._decoders = Decoders(DECODE_SECONDS, settings.decode_memory, refusal=refusal, preload=PRELOAD)
-            sending = Sending(settings, worklist)
+            asks = Committing(settings, worklist, lambda: self._sending.wake()) if settings.commitment else None
+            sending = Sending(settings, worklist, asks.loop.wake if asks else None)
             self._sending = Loop("sending", sending.step)
             segmenting = Segmenting(
                 segmenter, worklist, self._decoders, self._sending.wake, lambda: self._segmenting.stopping,
                 settings,
             )  # fmt: skip
             self._segmenting = Loop("segmenting", segmenting.step)
-            self._receiver = Receiver(settings, worklist, self._decoders, self._segmenting.wake)
+            reported = asks.reported if asks else None
+            self._receiver = Receiver(settings, worklist, self._decoders, self._segmenting.wake, reported)
+            self._loops = [self._segmenting, self._sending, *([asks.loop] if asks else [])]
         except BaseException:
             worklist.close()
             raise
 
     def start(self, host: str, port: int) -> str:
         """Begin; the line that says so. Raises ``PolypsegError``."""
-        self._worklist.begin()
+        self._worklist.begin(self._settings.commitment)
         if counts := self._worklist.count():
             log.info("worklist", extra={"fields": counts})
         self._decoders.call("start", abs, 0)  # the first process takes seconds, which no caller is to wait for
@@ -111,19 +115,19 @@ class Node:
             raise PolypsegError(
                 f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --host or --port"
             ) from error
-        self._segmenting.start()
-        self._sending.start()
+        for loop in self._loops:
+            loop.start()
         shown = f"[{address}]" if ":" in address else address
         to = self._settings.web or str(self._settings.node)
         return f"{self._settings.title}@{shown}:{port}  to {to}  {self._greeting}"
 
     def stop(self) -> None:
         """End; the present frame is finished, all else is resumed by the next process."""
-        for loop in (self._segmenting, self._sending):
+        for loop in self._loops:
             loop.ask_to_stop()
         self._receiver.stop()
         self._decoders.close()
-        ended = [loop.ended(STOP_SECONDS) for loop in (self._segmenting, self._sending)]
+        ended = [loop.ended(STOP_SECONDS) for loop in self._loops]
         if all(ended):
             self._worklist.close()
 

@@ -8,20 +8,25 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydicom import dcmread
+from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, SegmentationStorage
-from pynetdicom import AE
+from pynetdicom import AE, build_context
 
 from polypseg.serve.dicom_network.association import LONGEST_PDU
 from polypseg.serve.dicom_network.settings import DicomSettings, Node
 from polypseg.serve.dicom_network.worklist import Object, Worklist
 from polypseg.serve.log import LOGGER
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
 
 log = logging.getLogger(LOGGER)
 
@@ -49,13 +54,16 @@ class Sending:
     Args:
         settings: where to.
         worklist: what is to be delivered.
+        to_commit: called when there is one more to ask for commitment of; None where nobody asks.
 
     Raises:
         UsageError: the files for TLS cannot be used.
     """
 
-    def __init__(self, settings: DicomSettings, worklist: Worklist) -> None:
-        self._worklist = worklist
+    def __init__(
+        self, settings: DicomSettings, worklist: Worklist, to_commit: Callable[[], object] | None = None
+    ) -> None:
+        self._worklist, self._to_commit = worklist, to_commit
         self._open = destination(settings)
         self._away = 0  # times in a row
         self._refusals: dict[int, int] = {}  # of objects by their numbers
@@ -75,7 +83,7 @@ class Sending:
                     self._deliver(one, send)
                     self._away = 0
         except Away as reason:
-            pause = _pause(self._away)
+            pause = pause_after(self._away)
             self._away += 1
             fields = {"reason": str(reason), "waiting": self._worklist.count()["segmented"], "again_in": pause}
             log.warning("cannot be sent", extra={"fields": fields})
@@ -94,10 +102,15 @@ class Sending:
                 self._worklist.end(one, "undelivered", str(reason))
                 self._due.pop(one.number, None)
             else:
-                self._due[one.number] = time.monotonic() + _pause(times - 1)
+                self._due[one.number] = time.monotonic() + pause_after(times - 1)
             log.error("segmentation given up" if last else "segmentation refused", extra={"fields": fields})
             return
-        self._worklist.end(one, "sent")
+        if self._to_commit is None:
+            self._worklist.end(one, "sent")
+        else:
+            meta = read_file_meta_info(self._worklist.segmentation(one))
+            self._worklist.store(one, str(meta.MediaStorageSOPInstanceUID))
+            self._to_commit()
         self._refusals.pop(one.number, None)
         self._due.pop(one.number, None)
         log.info(
@@ -106,7 +119,8 @@ class Sending:
         )
 
 
-def _pause(times: int) -> float:
+def pause_after(times: int) -> float:
+    """Seconds before what failed is tried again, after so many times in a row before."""
     return float(min(FIRST_PAUSE * 2.0 ** min(times, 30), LONGEST_PAUSE))
 
 
@@ -121,24 +135,41 @@ def destination(settings: DicomSettings) -> Callable[[], AbstractContextManager[
 
 
 @contextlib.contextmanager
-def by_store(node: Node, title: str, tls: Any) -> Iterator[Send]:
-    """Sends over one association. Raises ``Away``."""
+def association_with(
+    node: Node, title: str, tls: Any, contexts: Iterable[PresentationContext], handlers: Sequence[Any] = ()
+) -> Iterator[Association]:
+    """An association with an AE, which is released. Raises ``Away``."""
     entity = AE(title)
     entity.connection_timeout = CONNECT_SECONDS
     entity.acse_timeout = 30
     entity.dimse_timeout = entity.network_timeout = RESPONSE_SECONDS
-    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
-        entity.add_requested_context(SegmentationStorage, syntax)
     try:
         association = entity.associate(
-            node.host, node.port, ae_title=node.title, max_pdu=LONGEST_PDU,
-            tls_args=None if tls is None else (tls, node.host),
+            node.host, node.port, list(contexts), node.title, LONGEST_PDU,
+            tls_args=None if tls is None else (tls, node.host), evt_handlers=list(handlers),
         )  # fmt: skip
     except (OSError, RuntimeError) as error:  # as of a name that is not known
         raise Away(f"{node}: cannot be reached ({type(error).__name__})") from error
     if not association.is_established:
         reason = "rejects the association" if association.is_rejected else "cannot be reached"
         raise Away(f"{node}: {reason}")
+    try:
+        yield association
+    finally:
+        association.release()
+
+
+@contextlib.contextmanager
+def by_store(node: Node, title: str, tls: Any) -> Iterator[Send]:
+    """Sends over one association. Raises ``Away``."""
+    syntaxes = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+    contexts = (build_context(SegmentationStorage, syntax) for syntax in syntaxes)
+    with association_with(node, title, tls, contexts) as association:
+        yield _storing(node, association)
+
+
+def _storing(node: Node, association: Association) -> Send:
+    """What stores over an association."""
     accepted = {str(context.transfer_syntax[0]) for context in association.accepted_contexts}
 
     def send(path: Path) -> None:
@@ -154,10 +185,7 @@ def by_store(node: Node, title: str, tls: Any) -> Iterator[Send]:
         if status and status != DUPLICATE and status >> 12 != 0xB:  # B…: taken, with a warning
             raise Refused(f"{node}: status {status:04X}")
 
-    try:
-        yield send
-    finally:
-        association.release()
+    return send
 
 
 @contextlib.contextmanager

@@ -110,6 +110,7 @@ class DicomSettings:
         tls_key: PEM file of its private key.
         tls_ca: PEM file of those whose certificates are trusted; with it callers must show one.
         to_tls: whether segmentations are sent by TLS; for an AE only, an https address says so itself.
+        commitment: whether the AE is asked to say that it keeps them (storage commitment).
         authorization: what a DICOMweb server is sent as ``Authorization``.
         plane: whether segmentations are placed in a plane that is made up, as ``write_segmentation`` does it.
         associations: that may be open at once; more are refused.
@@ -129,6 +130,7 @@ class DicomSettings:
     tls_key: Path | None = None
     tls_ca: Path | None = None
     to_tls: bool = False
+    commitment: bool = False
     authorization: str | None = None
     plane: bool = False
     associations: int = 16
@@ -171,6 +173,8 @@ class DicomSettings:
         if self.web is not None:
             if self.to_tls:
                 raise UsageError("--to_tls: is for an AE; an https address uses TLS by itself")
+            if self.commitment:
+                raise UsageError("--commitment: is for an AE; a DICOMweb server cannot be asked")
             return None
         return Node.parse(self.to)
 

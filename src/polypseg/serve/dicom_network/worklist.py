@@ -14,11 +14,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from polypseg.serve.state import connect, making, now, prepare, taking
+from polypseg.serve.state import connect, make_table, making, now, prepare, taking
 
-# received: to be segmented; segmented: to be sent. The others have ended, but ``undelivered`` is tried anew at a start.
-State = Literal["received", "segmented", "sent", "failed", "undelivered"]
-ENDED = ("sent", "failed")
+# received: to be segmented; segmented: to be sent; stored: the archive has it, and is to say that it keeps it;
+# uncommitted: it does not, so it is to be sent again after a pause. The others have ended, but ``undelivered`` is tried
+# anew at a start.
+State = Literal["received", "segmented", "stored", "uncommitted", "sent", "committed", "failed", "undelivered"]
+_ENDED = "('sent', 'committed', 'failed')"
+_COLUMNS = {
+    "number": "INTEGER PRIMARY KEY AUTOINCREMENT", "uid": "TEXT", "digest": "TEXT", "file": "TEXT", "sender": "TEXT",
+    "state": "TEXT", "starts": "INTEGER", "error": "TEXT", "received": "TEXT", "ended": "TEXT", "instance": "TEXT",
+    "transaction_uid": "TEXT", "asked": "TEXT", "refusals": "INTEGER DEFAULT 0",
+}  # fmt: skip
 _OURS = {"worklist.sqlite", "worklist.sqlite-journal", "objects", "temporary", "lost+found"}
 
 
@@ -36,7 +43,11 @@ class Object:
         starts: how often a process began to segment it and did not end that.
         error: why it failed, one line; None for most.
         received: ISO 8601, UTC.
-        ended: likewise; None before.
+        ended: likewise; None before. Of what is uncommitted, when the archive said so.
+        instance: SOP Instance UID of its segmentation, where commitment is asked for; else None.
+        transaction_uid: under which it was asked for last.
+        asked: when that was.
+        refusals: how often the archive said that it does not keep it.
     """
 
     number: int
@@ -49,6 +60,10 @@ class Object:
     error: str | None
     received: str
     ended: str | None
+    instance: str | None
+    transaction_uid: str | None
+    asked: str | None
+    refusals: int
 
     @property
     def name(self) -> str:
@@ -69,14 +84,11 @@ class Worklist:
     def __init__(self, folder: Path) -> None:
         self.folder, self._lock = folder, threading.RLock()
         file = folder / "worklist.sqlite"
-        with making(folder, _OURS), taking(file, "dicom"):
+        with making(folder, _OURS), taking(file, "dicom", "received images"):
             self._connection = connect(file)
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS objects (number INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT, digest TEXT, "
-                "file TEXT, sender TEXT, state TEXT, starts INTEGER, error TEXT, received TEXT, ended TEXT, "
-                "UNIQUE (uid, digest))"
-            )
-            self._connection.execute("CREATE INDEX IF NOT EXISTS by_state ON objects (state)")
+            make_table(self._connection, "objects", _COLUMNS, "UNIQUE (uid, digest)")
+            for column in ("state", "transaction_uid"):
+                self._connection.execute(f"CREATE INDEX IF NOT EXISTS by_{column} ON objects ({column})")
             self._connection.execute("COMMIT")
         prepare(folder, "objects", self)
 
@@ -85,10 +97,19 @@ class Worklist:
         with self._lock:
             self._connection.close()
 
-    def begin(self) -> None:
-        """What an earlier process could not deliver is to be tried again, and what it left without need is removed."""
-        self._execute("UPDATE objects SET state = 'segmented', ended = NULL WHERE state = 'undelivered'")
-        open_ones = {one.file for one in self.select("state NOT IN ('sent', 'failed')")}
+    def begin(self, commitment: bool = False) -> None:
+        """What an earlier process could not deliver is to be tried again, and what it left without need is removed.
+
+        Args:
+            commitment: whether the archive is still asked for it; if not, what it has counts as sent.
+        """
+        self._execute(
+            "UPDATE objects SET state = 'segmented', ended = NULL, refusals = 0 "
+            "WHERE state IN ('undelivered', 'uncommitted')"
+        )
+        if not commitment:
+            self._execute("UPDATE objects SET state = 'sent', ended = ? WHERE state = 'stored'", now())
+        open_ones = {one.file for one in self.select(f"state NOT IN {_ENDED}")}
         for path in (self.folder / "objects").iterdir():
             if path.name.partition(".")[0] not in open_ones:
                 path.unlink(missing_ok=True)
@@ -119,6 +140,12 @@ class Worklist:
         changes = ", ".join(f"{name} = ?" for name in values)
         self._execute(f"UPDATE objects SET {changes} WHERE number = ?", *values.values(), number)  # noqa: S608  (ours)
 
+    def store(self, one: Object, instance: str) -> None:
+        """Enter that the archive has the segmentation, known by its SOP Instance UID; that file stays."""
+        self.change(one.number, state="stored", instance=instance, transaction_uid=None, asked=None, error=None)
+        with contextlib.suppress(OSError):
+            self.source(one).unlink(missing_ok=True)
+
     def end(self, one: Object, state: State, error: str | None = None) -> None:
         """Enter how an object ended, and only then remove its files, save those of what is undelivered."""
         self.change(one.number, state=state, error=error, ended=now())
@@ -139,7 +166,7 @@ class Worklist:
 
     def forget(self, days: float) -> None:
         """Remove what ended so long ago; such an object that came again would be segmented again."""
-        self._execute("DELETE FROM objects WHERE state IN ('sent', 'failed') AND ended < ?", now(-days))
+        self._execute(f"DELETE FROM objects WHERE state IN {_ENDED} AND ended < ?", now(-days))  # noqa: S608  (ours)
 
     def _execute(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:

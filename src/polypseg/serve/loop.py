@@ -49,7 +49,8 @@ class Loop:
 
     def ended(self, seconds: float) -> bool:
         """Whether it ends within so many seconds."""
-        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
