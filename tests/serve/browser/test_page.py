@@ -461,6 +461,7 @@ def test_a_mask_can_be_corrected_with_keys_and_undone(visit: Visit, frames: list
     page = visit()
     give(page, frames[2])
     page.keyboard.press("e")
+    page.locator("#save-edit").wait_for()
     start = shown(page)
     page.keyboard.press("Space")
     for _ in range(3):
