@@ -15,6 +15,8 @@ PIP := -m pip install -qq --no-compile
 REFERENCES := pysodmetrics==1.6.2 monai==1.6.1 surface-distance-based-measures==0.1
 BIOME := 2.6.8
 DATA ?=
+# One more than there are cores: many tests wait for processes that they started.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: install demo test test-fast lint docs bench clean
@@ -34,10 +36,10 @@ demo: install
 
 # What every commit can wait for: without trainings, exports, the browser, real data.
 test-fast: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not real"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not real"
 
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	@$(BIN)/ruff check .
