@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,7 @@ def _outside() -> tuple[str, ...]:
     return tuple(path.relative_to(ROOT).as_posix() for one in (*PAGES, *DOWNLOADS) for path in sorted(ROOT.glob(one)))
 
 
+@event_priority(100)  # before the plugin that makes pages of notebooks
 def on_files(files: Files, config: Any) -> Files:
     """Add the files of the repository that pages link to."""
     for name in _outside():
@@ -56,3 +59,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return label if (ROOT / meant).is_dir() else match[0]  # a folder has no page
 
     return LINK.sub(renew, markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Fail where a notebook lies on the site as a file to download."""
+    for path in Path(config["site_dir"]).rglob("*.ipynb"):
+        raise PluginError(f"{path}: was not made a page; look at on_files in docs/site.py")
