@@ -269,6 +269,7 @@ def create_app(  # noqa: C901  (a function a route)
     # ---- videos and batches ------------------------------------------------------------------------------
 
     def told(job: Job) -> responses.Job:
+        """In a thread: it may look at the disk."""
         return responses.Job(**job.to_dict(), upload=jobs.upload(job) is not None)
 
     @app.post("/v1/jobs", tags=["jobs"], status_code=202, responses=refusals(*BODY, 429, 503, 507))
@@ -279,8 +280,8 @@ def create_app(  # noqa: C901  (a function a route)
         ] = 0.0,
     ) -> responses.Job:
         """Take in a video, or a batch of files, to be worked through."""
-        job = await in_thread(intake, jobs.submit, [(one.filename, one.file) for one in file], smoothing)
-        return told(job)
+        uploads = [(one.filename, one.file) for one in file]
+        return await in_thread(intake, lambda: told(jobs.submit(uploads, smoothing)))
 
     @app.get("/v1/jobs", tags=["jobs"], responses=refusals(404))
     async def listed(
@@ -293,12 +294,12 @@ def create_app(  # noqa: C901  (a function a route)
         found = await in_thread(looking, jobs.page, limit + 1, after)
         if len(found) > limit:
             response.headers["link"] = f'<{request.url.path}?limit={limit}&after={found[limit - 1].id}>; rel="next"'
-        return [told(job) for job in found[:limit]]
+        return await in_thread(looking, lambda: [told(job) for job in found[:limit]])
 
     @app.get("/v1/jobs/{id}", tags=["jobs"], responses=refusals(404))
     async def job(id: str) -> responses.Job:
         """One job: its state, its progress and its complete outputs."""
-        return told(await in_thread(looking, jobs.get, id))
+        return await in_thread(looking, lambda: told(jobs.get(id)))
 
     @app.delete(
         "/v1/jobs/{id}", tags=["jobs"], response_model=responses.Job,
@@ -307,7 +308,7 @@ def create_app(  # noqa: C901  (a function a route)
     async def cancel(id: str) -> Response | responses.Job:
         """Cancel a job that has not ended; remove one that has, with its files."""
         cancelled = await in_thread(intake, jobs.cancel, id)
-        return Response(status_code=204) if cancelled is None else told(cancelled)
+        return Response(status_code=204) if cancelled is None else await in_thread(looking, told, cancelled)
 
     @app.get(
         "/v1/jobs/{id}/files/{name}", tags=["jobs"], response_class=FileResponse,

@@ -104,6 +104,18 @@ def choose(page: Any, tool: str) -> None:
     page.locator(f"[name=tool][value={tool}]").check(force=True)
 
 
+def frame_in(service: Any, project: str) -> dict[str, Any]:
+    """What the service knows of ``frame-0`` there."""
+    found = service.web.get(f"/v1/projects/{project}/frames", params={"name": "frame-0"}).json()["frames"]
+    return dict(found[0])
+
+
+def outline(page: Any, hand: Hand) -> None:
+    """Draw a region of 40×30 pixels."""
+    choose(page, "lasso")
+    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+
+
 # --- the editor ---
 
 
@@ -213,7 +225,7 @@ def test_a_box_gives_the_region_that_python_grows_in_it(
     assert sum(areas(page)) == pytest.approx(int(expected.sum()), rel=0.05) and expected.sum() > 50
     page.get_by_role("button", name="Save correction").click()
     page.get_by_text("Saved as correction frame-0").wait_for()
-    found = service.web.get("/v1/projects/corrections/frames", params={"name": "frame-0"}).json()["frames"][0]
+    found = frame_in(service, "corrections")
     frame = f"/v1/projects/corrections/frames/{found['hash']}"
     content = service.web.get(f"{frame}/mask").content
     for for_good in (False, True):  # other tests begin with the model's mask
@@ -448,8 +460,7 @@ def test_a_set_is_imported_reviewed_filtered_and_exported(
     page.get_by_role("button", name="No polyp", exact=True).click()
     at(page, "frame-2")
     hand = correct(page)
-    choose(page, "lasso")
-    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+    outline(page, hand)
     page.get_by_role("button", name="Save correction").wait_for()
     page.keyboard.press("Control+s")
     page.get_by_text("Saved as correction frame-2").wait_for()
@@ -508,8 +519,7 @@ def test_labels_are_undone_too_while_a_mask_is_corrected_and_before_they_are_sav
     row.click()
     page.locator("[name=class]").select_option("adenoma")
     page.keyboard.press("0")
-    choose(page, "lasso")
-    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+    outline(page, hand)
     page.locator("[name='attribute:paris']").select_option("Is")  # the region stays chosen
     assert "adenoma, Is" in page.locator("#polyps").inner_text()
     for expected, count in (("adenoma", 2), ("adenoma", 1), ("", 1)):
@@ -521,7 +531,7 @@ def test_labels_are_undone_too_while_a_mask_is_corrected_and_before_they_are_sav
         page.keyboard.press("Control+y")
     page.get_by_role("button", name="Save correction").click()
     page.get_by_text("Saved as correction frame-0").wait_for()
-    found = service.web.get("/v1/projects/labels/frames?name=frame-0").json()["frames"][0]
+    found = frame_in(service, "labels")
     labels = {polyp["area"]: (polyp["class"], polyp["attributes"]) for polyp in found["polyps"]}
     assert labels.pop(1600) == ("adenoma", {"paris": "Is"}) and list(labels.values()) == [("polyp", {})]
 
@@ -541,7 +551,7 @@ def test_labels_are_undone_too_while_a_mask_is_corrected_and_before_they_are_sav
     page.keyboard.press("Control+y")
     form.get_by_role("button", name="Save labels").click()
     form.get_by_role("button", name="Save labels").wait_for(state="hidden")
-    found = service.web.get("/v1/projects/labels/frames?name=frame-0").json()["frames"][0]
+    found = frame_in(service, "labels")
     assert {polyp["class"] for polyp in found["polyps"]} == {"polyp"} and found["version"] == 3
 
 
@@ -586,8 +596,7 @@ def test_two_people_at_one_frame_see_each_other_and_nothing_is_replaced_in_silen
     at(bob, "frame-0")
     bob.locator("#people", has_text="anna is at this frame too").wait_for()
     hand = correct(anna)
-    choose(anna, "lasso")
-    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+    outline(anna, hand)
     bob.get_by_role("button", name="No polyp", exact=True).click()
     at(bob, "frame-1")
     anna.get_by_role("button", name="Save correction").click()
@@ -598,7 +607,7 @@ def test_two_people_at_one_frame_see_each_other_and_nothing_is_replaced_in_silen
     anna.get_by_role("button", name="Save correction").click()
     dialog.get_by_role("button", name="Save mine as the newest").click()
     anna.get_by_text("Saved as correction frame-0").wait_for()
-    found = service.web.get("/v1/projects/together/frames?name=frame-0").json()["frames"][0]
+    found = frame_in(service, "together")
     versions = service.web.get(f"/v1/projects/together/frames/{found['hash']}/versions").json()
     assert [(one["author"], one["state"]) for one in versions] == [
         ("anna", "corrected"), ("bob", "no_polyp"), ("anna", "accepted"),
@@ -612,8 +621,7 @@ def test_what_was_made_of_a_frame_is_known_by_its_content_after_a_reload(
     give(page, frames[1])
     empty(page)
     hand = correct(page)
-    choose(page, "lasso")
-    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+    outline(page, hand)
     page.get_by_role("button", name="Save correction").click()
     page.get_by_text("Saved as correction frame-1").wait_for()
     before = read(kept(page, "Mask (PNG)", tmp_path))
@@ -691,8 +699,7 @@ def test_a_video_is_stepped_through_and_corrected(enter: Visit, film: Path) -> N
     page.keyboard.press("Escape")
     empty(page)
     hand = correct(page)
-    choose(page, "lasso")
-    hand.drag((90, 80), (130, 80), (130, 110), (90, 110))
+    outline(page, hand)
     page.get_by_role("button", name="Save correction").click()
     page.get_by_text("Saved as correction exam-00002").wait_for()
 

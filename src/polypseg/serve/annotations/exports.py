@@ -23,7 +23,6 @@ from polypseg.serve.annotations import records
 from polypseg.serve.annotations.store import Store
 from polypseg.serve.corrections import png, stem_of
 
-Format = DataFormat
 Put = Callable[[str, bytes | Path], None]  # a file's name within the data set, and its content
 
 
@@ -46,7 +45,7 @@ class Exported:
                 yield region, left, top, one["class"], one["attributes"]
 
 
-def export(store: Store, project: str, kind: Format, states: Sequence[str], put: Put) -> int:
+def export(store: Store, project: str, kind: DataFormat, states: Sequence[str], put: Put) -> int:
     """Hand out every file of a data set; how many frames it contains.
 
     Args:
@@ -73,7 +72,7 @@ def export(store: Store, project: str, kind: Format, states: Sequence[str], put:
     return len(rows)
 
 
-def write_zip(store: Store, project: str, kind: Format, states: Sequence[str], file: Path | IO[bytes]) -> int:
+def write_zip(store: Store, project: str, kind: DataFormat, states: Sequence[str], file: Path | IO[bytes]) -> int:
     """``export`` into a ZIP file, below a folder of the project's name."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 

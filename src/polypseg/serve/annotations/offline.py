@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError, UsageError
 from polypseg.files import atomic_write
+from polypseg.names import DataFormat
 from polypseg.serve.annotations.answers import import_of
 from polypseg.serve.annotations.database import FILE
-from polypseg.serve.annotations.exports import Format, export, write_zip
+from polypseg.serve.annotations.exports import export, write_zip
 from polypseg.serve.annotations.imports import READ_SECONDS, Imports
 from polypseg.serve.annotations.labels import Labels
 from polypseg.serve.annotations.store import Store
@@ -58,7 +59,7 @@ def take_in(state: Path, labels: Labels, project: str, source: Path, frame_state
         return identity, found
 
 
-def give_out(state: Path, labels: Labels, project: str, kind: Format, states: Sequence[str], out: Path) -> int:
+def give_out(state: Path, labels: Labels, project: str, kind: DataFormat, states: Sequence[str], out: Path) -> int:
     """Export a project, as the service does; how many frames it gave.
 
     Args:

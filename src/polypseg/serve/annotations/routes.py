@@ -20,9 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from polypseg.inference.segmenter import Segmenter
+from polypseg.names import DataFormat
 from polypseg.serve.annotations import answers
 from polypseg.serve.annotations.answers import frame_of, import_of, project_of, version_of
-from polypseg.serve.annotations.exports import Format, write_zip
+from polypseg.serve.annotations.exports import write_zip
 from polypseg.serve.annotations.imports import READ_SECONDS, Imports
 from polypseg.serve.annotations.listing import Order, Presence, Wanted, listed
 from polypseg.serve.annotations.regions import Given
@@ -217,7 +218,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
     )  # fmt: skip
     async def give_out(
         project: str,
-        format: Annotated[Format, Query(description="Images and masks, COCO or YOLO")] = "folder",
+        format: Annotated[DataFormat, Query(description="Images and masks, COCO or YOLO")] = "folder",
         state: Annotated[list[State], Query(description="Of the frames")] = list(REVIEWED),  # noqa: B006  (FastAPI copies it)
     ) -> Response:
         """A data set of the frames, as `polypseg data check` and `polypseg train` read it."""
