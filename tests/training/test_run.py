@@ -267,9 +267,7 @@ def test_killed_between_two_steps_it_ends_as_an_unbroken_run(
     assert_same_run(whole, parts)
 
 
-def test_two_processes_validate_as_one(
-    tmp_path: Path, phantom_folder: Path, forked: Callable[..., Any]
-) -> None:
+def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path, forked: Callable[..., Any]) -> None:
     """DDP on the CPU (gloo): 5 frames in batches of 2 are uneven shards; the numbers are those of one process."""
     tables = {}
     for devices in (1, 2):
