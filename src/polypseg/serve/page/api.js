@@ -171,8 +171,18 @@ export const jobFile = (id, name) => `v1/jobs/${encodeURIComponent(id)}/files/${
 export const jobUpload = (id) => `v1/jobs/${encodeURIComponent(id)}/upload`;
 export const download = async (path) => (await call(path)).blob();
 
-// Uploads a video; onProgress(0..1). XMLHttpRequest, because fetch does not tell how far it is.
-export async function submitJob(file, { onProgress, signal }) {
+// A video as a job; how: {onProgress(0..1), signal}.
+export const submitJob = (file, how) => send("v1/jobs", [["file", file, file.name]], how);
+
+// A job's video followed anew, in its place once that is done. file: the video, where the service does not keep it.
+export function followAnew(id, { threshold, min_confidence, min_area }, file, how) {
+  const parts = Object.entries({ threshold, min_confidence, min_area, replace: true });
+  if (file) parts.push(["file", file, file.name]);
+  return send(`v1/jobs/${encodeURIComponent(id)}/again`, parts, how);
+}
+
+// XMLHttpRequest, because fetch does not tell how far it is.
+async function send(path, parts, { onProgress, signal }) {
   for (;;) {
     const token = sessionStorage.getItem(TOKEN);
     const request = new XMLHttpRequest();
@@ -184,9 +194,9 @@ export async function submitJob(file, { onProgress, signal }) {
     request.upload.addEventListener("progress", (event) => onProgress(event.total ? event.loaded / event.total : 0));
     const abort = () => request.abort();
     signal.addEventListener("abort", abort, { once: true });
-    request.open("POST", "v1/jobs");
+    request.open("POST", path);
     for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
-    request.send(form([["file", file, file.name]]));
+    request.send(form(parts));
     await done.finally(() => signal.removeEventListener("abort", abort));
     if (request.status === 401) {
       await renewToken(token);

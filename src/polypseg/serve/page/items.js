@@ -66,12 +66,11 @@ export async function take(found, ready) {
   add(added);
   const fitting = added.filter((item) => !item.error);
   queue.add(fitting.filter((item) => item.kind === "image"));
-  fitting.filter((item) => item.kind === "video").forEach((item) => follow(item, changed, outage));
+  fitting.filter((item) => item.kind === "video").forEach(watch);
 }
 
-export function watch(item) {
-  follow(item, changed, outage);
-}
+// Resolves when its job has ended.
+export const watch = (item) => follow(item, changed, outage);
 
 export function fail(item, error) {
   item.state = "failed";
@@ -104,13 +103,15 @@ async function removeThere(item) {
     if (!confirm(`Remove ${item.name} from the set? It can be restored from "Removed frames".`)) return false;
     await sets.removeFrame(item.set, item.frame.hash);
   } else if (item.kind === "video" && item.job) {
-    if (!confirm(`Remove ${item.name} and its results from the service?`)) return false;
+    const { name, former } = item;
+    const question = former ? `Give up following ${name} anew? What was followed before stays.` : `Remove ${name} and its results from the service?`;
+    if (!confirm(question)) return false;
     await api.removeJob(item.job.id);
   }
   return true;
 }
 
-async function remove(item) {
+export async function remove(item) {
   if (!item || (item === state.current && !mayLeave())) return;
   try {
     if (!(await removeThere(item))) return;
@@ -120,8 +121,8 @@ async function remove(item) {
   drop(item);
 }
 
-// Takes an item off the list alone.
-export function drop(item) {
+// Takes an item off the list alone. focus: whether the focus, where it would be lost, goes to the next row.
+export function drop(item, focus = true) {
   item.abort();
   item.onRemove?.();
   const at = state.items.indexOf(item);
@@ -134,7 +135,7 @@ export function drop(item) {
     state.current = null;
     onShow(state.items[at] ?? state.items[at - 1] ?? null);
   }
-  if ((focused || document.activeElement === document.body) && !list.focus(at)) $("files").focus();
+  if (focus && (focused || document.activeElement === document.body) && !list.focus(at)) $("files").focus();
 }
 
 function countProgress() {

@@ -2,6 +2,8 @@
 // are seen exist, so that thousands stay quick. One stop for Tab: arrows, Home and End go through it, Delete removes.
 
 import { counted } from "./dom.js";
+import { anewWords, filmWords } from "./followed.js";
+import { state } from "./state.js";
 
 const BEYOND = 4; // rows before and after those that are seen
 
@@ -183,6 +185,10 @@ const REVIEWED = { accepted: "accepted", corrected: "corrected", no_polyp: "no p
 // One line about an item.
 export function line(item) {
   if (item.error) return item.error;
+  return (item.former ? `${anewWords(item.anew, state.model?.operating_point)}: ` : "") + step(item);
+}
+
+function step(item) {
   const percent = item.progress ? ` ${Math.floor(100 * item.progress)} %` : "";
   switch (item.state) {
     case "uploading":
@@ -191,7 +197,7 @@ export function line(item) {
       return item.kind === "video" ? `computing${percent}` : "computing";
     case "done":
     case "remote":
-      if (item.kind === "video") return "video, done";
+      if (item.kind === "video") return filmWords(item.job.operating_point, state.model?.operating_point);
       return frameLine(item);
     default:
       return item.state;

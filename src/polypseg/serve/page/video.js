@@ -7,7 +7,8 @@ const POLL = 0.7; // seconds
 
 const ending = (names, suffix) => names.find((name) => name.toLowerCase().endsWith(suffix));
 
-// Uploads item.file, or takes up item.job of an earlier visit, and follows it; changed(item) after each step.
+// Uploads item.file (or what item.submit does in its place), or takes up item.job of an earlier visit, and follows it;
+// changed(item) after each step.
 export async function follow(item, changed, outage) {
   try {
     while (!item.job) await send(item, changed, outage);
@@ -36,7 +37,8 @@ async function send(item, changed, outage) {
   };
   changed(item);
   try {
-    item.job = await api.submitJob(item.file, { onProgress, signal: item.signal });
+    const how = { onProgress, signal: item.signal };
+    item.job = await (item.submit ? item.submit(how) : api.submitJob(item.file, how));
     item.error = null;
   } catch (error) {
     if (!error.outage) throw error;
