@@ -412,6 +412,8 @@ def test_a_kept_video_is_followed_anew_in_the_place_of_its_former_results(
         kept = jobs.upload(found)
         assert kept is not None and kept.read_bytes() == clip.read_bytes()
         assert [job.id for job in jobs.page(10)] == [given_up.id, found.id]
+        with pytest.raises(HTTPException, match="has ended"):  # who gives it up too late loses nothing
+            jobs.cancel(found.id, only=True)
     assert not (state / "jobs" / former.id).exists() and kept.is_file()
 
 

@@ -294,11 +294,13 @@ def create_app(  # noqa: C901  (a function a route)
 
     @app.delete(
         "/v1/jobs/{id}", tags=["jobs"], response_model=responses.Job,
-        responses={204: {"description": "Removed, with its files"}, **refusals(404)},
+        responses={204: {"description": "Removed, with its files"}, **refusals(404, 409)},
     )  # fmt: skip
-    async def cancel(id: str) -> Response | responses.Job:
+    async def cancel(
+        id: str, cancel_only: Annotated[bool, Query(description="Leave one that has ended as it is (409)")] = False
+    ) -> Response | responses.Job:
         """Cancel a job that has not ended; remove one that has, with its files."""
-        cancelled = await in_thread(intake, jobs.cancel, id)
+        cancelled = await in_thread(intake, jobs.cancel, id, cancel_only)
         return Response(status_code=204) if cancelled is None else await in_thread(looking, told, cancelled)
 
     @app.post("/v1/jobs/{id}/again", tags=["jobs"], status_code=202, responses=refusals(*BODY, 404, 409, 429, 503, 507))

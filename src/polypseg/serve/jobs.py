@@ -281,16 +281,22 @@ class Jobs:
             return OperatingPoint.from_dict(made_with)
         return self._segmenter.operating_point.override(**(job.point or {}))
 
-    def cancel(self, identity: str) -> Job | None:
+    def cancel(self, identity: str, only: bool = False) -> Job | None:
         """Cancel a job that has not ended; remove one that has, with its files, and return None.
 
+        Args:
+            identity: the job.
+            only: whether one that has ended is left as it is.
+
         Raises:
-            HTTPException: 404 there is none of that name.
+            HTTPException: 404 there is none of that name, 409 it has ended and is left.
         """
         with self._changed:
             job = self.get(identity)
             current = self._current == identity  # then the thread tidies up
             waiting = job.state not in ENDED
+            if only and not waiting:
+                raise HTTPException(409, "the job has ended")
             if waiting:
                 self._cancelled |= current
                 self._table.change(identity, state="cancelled", ended=now())

@@ -828,11 +828,14 @@ def test_a_video_is_followed_anew_at_another_threshold(enter: Visit, service: An
     anew = page.get_by_role("button", name="Follow anew at this threshold")
 
     # Given up, or refused: what was there is there.
-    page.route("**/again", lambda _: None)
+    held: list[Any] = []
+    page.route("**/again", lambda route: held.append(route))
     anew.click()
-    rows.nth(1).get_by_text("anew at threshold").wait_for()
+    rows.nth(1).get_by_text("anew: sending").wait_for()
+    page.get_by_text(f"Followed anew at threshold {own['threshold'] - 0.05:.2f}: sending").wait_for()
     assert page.locator("#film").is_visible() and not anew.is_visible()
     page.get_by_role("button", name="Stop").click()
+    held[0].abort()
     page.unroute("**/again")
     anew.wait_for()
     assert rows.count() == 1
@@ -843,7 +846,19 @@ def test_a_video_is_followed_anew_at_another_threshold(enter: Visit, service: An
     page.unroute("**/again")
     assert page.locator("#stage-facts").inner_text().endswith(f"followed at threshold {own['threshold']:.2f}")
 
+    # Given up too late: it has taken the former's place, and stays.
+    def late(route: Any) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json={**response.json(), "state": "running"})
+
+    page.route(re.compile("v1/jobs/[0-9a-f]{32}$"), late)
     anew.click()
+    page.get_by_text("computing").first.wait_for()
+    service.wait_for(service.web.get("/v1/jobs").json()[-1]["id"], lambda job: job["state"] == "done")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("anew.mp4 was followed anew already").wait_for()
+    page.unroute(re.compile("v1/jobs/[0-9a-f]{32}$"))
     page.get_by_text(re.compile("^anew.mp4 was followed anew at threshold")).wait_for()
     page.locator("#stage-facts", has_text=f"followed at threshold {own['threshold'] - 0.05:.2f}").wait_for()
     page.locator("#film-time", has_text="0:00.1 of 0:03.0").wait_for()  # where it was
@@ -863,7 +878,7 @@ def test_a_video_is_followed_anew_at_another_threshold(enter: Visit, service: An
     assert float(page.locator("#threshold").input_value()) == pytest.approx(own["threshold"] - 0.05)
     page.get_by_role("button", name="Back to the model's").click()
     anew.wait_for()
-    page.get_by_role("button", name="Back to where the video was followed").click()
+    page.get_by_role("button", name="Back to the video's").click()
     anew.wait_for(state="hidden")
 
 

@@ -9,7 +9,7 @@ import test from "node:test";
 
 import { covers, entriesOf, matched, wordsOf } from "../../../src/polypseg/serve/page/classes.js";
 import { clock, counted } from "../../../src/polypseg/serve/page/dom.js";
-import { anewWords, differ, filmWords } from "../../../src/polypseg/serve/page/followed.js";
+import { differ, filmWords } from "../../../src/polypseg/serve/page/followed.js";
 import { movePoint, pointOf, state } from "../../../src/polypseg/serve/page/state.js";
 import { zipOf } from "../../../src/polypseg/serve/page/zip.js";
 
@@ -63,13 +63,13 @@ test("a video says where it was followed, where that is not the model's own", ()
   const other = (change) => ({ ...own, ...change });
   assert.deepEqual(
     [{ min_area: 0.1 }, { threshold: 0.4 }, { min_confidence: 0.5 }, { threshold: 0.4, min_confidence: 0 }].map((change) => [
-      differ(other(change), own), filmWords(other(change), own), anewWords(other(change), own),
+      differ(other(change), own), filmWords(other(change), own),
     ]),
     [
-      [false, "video, done", "anew at threshold 0.50"],
-      [true, "video, followed at threshold 0.40", "anew at threshold 0.40"],
-      [true, "video, followed at threshold 0.50, confidence 0.500", "anew at threshold 0.50, confidence 0.500"],
-      [true, "video, followed at threshold 0.40, confidence 0.000", "anew at threshold 0.40, confidence 0.000"],
+      [false, "video, done"],
+      [true, "video, followed at threshold 0.40"],
+      [true, "video, followed at threshold 0.50, confidence 0.500"],
+      [true, "video, followed at threshold 0.40, confidence 0.000"],
     ],
   );
   assert.equal(filmWords(own, undefined), "video, done"); // the model is not known yet

@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { $, announce, on, tell } from "./dom.js";
 import { differ, words } from "./followed.js";
 import * as items from "./items.js";
-import { line } from "./list.js";
+import { step } from "./list.js";
 import { player, show } from "./stage.js";
 import { pointOf, state, when } from "./state.js";
 
@@ -58,11 +58,12 @@ async function submit(former, point, how) {
 async function replace(item) {
   const { former } = item;
   item.former = null;
-  if (former.signal.aborted) return items.changed(item); // it was removed meanwhile: the new one stays alone
+  if (former.signal.aborted) {
+    items.changed(item); // the former was removed meanwhile: the new one stays alone
+    return items.illustrateFilm(item);
+  }
   const [seen, time] = [[former, item].includes(player.item), player.video.currentTime];
-  if (former.thumbnail) URL.revokeObjectURL(former.thumbnail);
-  Object.assign(former, { job: item.job, error: item.error, thumbnail: item.thumbnail });
-  item.thumbnail = null;
+  Object.assign(former, { job: item.job, error: item.error });
   if (seen) {
     player.clear();
     await show(former);
@@ -70,7 +71,8 @@ async function replace(item) {
   }
   items.drop(item, false);
   items.changed(former);
-  tell(`${former.name} was followed anew at ${words(former.job.operating_point)}`);
+  items.illustrateFilm(former);
+  tell(`${former.name} was followed anew at ${words(former.job.operating_point, state.model?.operating_point)}`);
 }
 
 function discard(item) {
@@ -78,7 +80,7 @@ function discard(item) {
   items.drop(item);
 }
 
-// --- the button below the video ---
+// --- the button beside the sliders, and how far it is below the video ---
 
 function place() {
   const { item } = player;
@@ -88,8 +90,9 @@ function place() {
   $("film-anew").hidden = Boolean(now) || !moved || !player.hasFile;
   $("film-anew").textContent = `Follow anew at this ${own && pointOf(item).threshold !== own.threshold ? "threshold" : "confidence"}`;
   $("film-anew-part").hidden = !now;
+  $("film-text").hidden = Boolean(now);
   if (!now) return;
-  $("film-anew-text").textContent = now.error ?? line(now);
+  $("film-anew-text").textContent = now.error ?? `Followed anew at ${words(now.anew, state.model?.operating_point)}: ${step(now)}`;
   if (now.progress === null || now.progress === undefined) $("film-anew-bar").removeAttribute("value");
   else $("film-anew-bar").value = now.progress;
 }

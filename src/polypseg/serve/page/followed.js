@@ -11,5 +11,3 @@ export function words({ threshold, min_confidence: confidence }, own) {
 
 // Of a video in the list. own: the model's operating point.
 export const filmWords = (point, own) => (own && differ(point, own) ? `video, followed at ${words(point, own)}` : "video, done");
-
-export const anewWords = (point, own) => `anew at ${words(point, own)}`;

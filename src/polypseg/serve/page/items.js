@@ -8,7 +8,7 @@ import { Outage } from "./outage.js";
 import * as sets from "./sets.js";
 import { emit, oncePerFrame, state, when } from "./state.js";
 import { Queue } from "./stills.js";
-import { follow } from "./video.js";
+import { follow, picture } from "./video.js";
 
 let onShow = () => {}; // (item)
 let mayLeave = () => true; // whether the current item may be left
@@ -70,7 +70,12 @@ export async function take(found, ready) {
 }
 
 // Resolves when its job has ended.
-export const watch = (item) => follow(item, changed, outage);
+export async function watch(item) {
+  await follow(item, changed, outage);
+  if (!item.former) illustrateFilm(item);
+}
+
+export const illustrateFilm = (item) => picture(item, changed);
 
 export function fail(item, error) {
   item.state = "failed";
@@ -103,12 +108,18 @@ async function removeThere(item) {
     if (!confirm(`Remove ${item.name} from the set? It can be restored from "Removed frames".`)) return false;
     await sets.removeFrame(item.set, item.frame.hash);
   } else if (item.kind === "video" && item.job) {
-    const { name, former } = item;
-    const question = former ? `Give up following ${name} anew? What was followed before stays.` : `Remove ${name} and its results from the service?`;
-    if (!confirm(question)) return false;
+    if (item.former) return giveUp(item);
+    if (!confirm(`Remove ${item.name} and its results from the service?`)) return false;
     await api.removeJob(item.job.id);
   }
   return true;
+}
+
+async function giveUp({ name, job }) {
+  if (!confirm(`Give up following ${name} anew? What was followed before stays.`)) return false;
+  const gone = await api.giveUpJob(job.id);
+  if (!gone) tell(`${name} was followed anew already`);
+  return gone;
 }
 
 export async function remove(item) {

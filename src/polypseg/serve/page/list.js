@@ -2,7 +2,7 @@
 // are seen exist, so that thousands stay quick. One stop for Tab: arrows, Home and End go through it, Delete removes.
 
 import { counted } from "./dom.js";
-import { anewWords, filmWords } from "./followed.js";
+import { filmWords } from "./followed.js";
 import { state } from "./state.js";
 
 const BEYOND = 4; // rows before and after those that are seen
@@ -185,10 +185,10 @@ const REVIEWED = { accepted: "accepted", corrected: "corrected", no_polyp: "no p
 // One line about an item.
 export function line(item) {
   if (item.error) return item.error;
-  return (item.former ? `${anewWords(item.anew, state.model?.operating_point)}: ` : "") + step(item);
+  return (item.former ? "anew: " : "") + step(item);
 }
 
-function step(item) {
+export function step(item) {
   const percent = item.progress ? ` ${Math.floor(100 * item.progress)} %` : "";
   switch (item.state) {
     case "uploading":
