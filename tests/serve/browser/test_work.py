@@ -870,7 +870,7 @@ def test_a_video_is_followed_anew_at_another_threshold(enter: Visit, service: An
     assert page.locator("#timeline button").count() == len(told["tracks"])
 
     page.reload()
-    rows.get_by_text("video, followed at threshold").wait_for()
+    rows.get_by_text(f"followed at {own['threshold'] - 0.05:.2f}").wait_for()
     rows.locator(".item").click()
     page.get_by_text("the service does not keep it").wait_for()
     assert not page.locator("#threshold").is_visible()

@@ -67,9 +67,9 @@ test("a video says where it was followed, where that is not the model's own", ()
     ]),
     [
       [false, "video, done"],
-      [true, "video, followed at threshold 0.40"],
-      [true, "video, followed at threshold 0.50, confidence 0.500"],
-      [true, "video, followed at threshold 0.40, confidence 0.000"],
+      [true, "followed at 0.40"],
+      [true, "followed at 0.50, 0.500"],
+      [true, "followed at 0.40, 0.000"],
     ],
   );
   assert.equal(filmWords(own, undefined), "video, done"); // the model is not known yet

@@ -9,5 +9,9 @@ export function words({ threshold, min_confidence: confidence }, own) {
   return `threshold ${threshold.toFixed(2)}${told}`;
 }
 
-// Of a video in the list. own: the model's operating point.
-export const filmWords = (point, own) => (own && differ(point, own) ? `video, followed at ${words(point, own)}` : "video, done");
+// Of a video in the list, where there is little room. own: the model's operating point.
+export function filmWords(point, own) {
+  if (!own || !differ(point, own)) return "video, done";
+  const told = own.min_confidence === point.min_confidence ? "" : `, ${point.min_confidence.toFixed(3)}`;
+  return `followed at ${point.threshold.toFixed(2)}${told}`;
+}

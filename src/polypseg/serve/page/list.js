@@ -121,7 +121,7 @@ export class List {
     const row = this.rows.get(item);
     const text = row.querySelector(".state");
     text.textContent = line(item);
-    text.title = item.error ?? "";
+    text.title = text.textContent; // all of it
     text.classList.toggle("wrong", Boolean(item.error));
     const progress = row.querySelector("progress");
     progress.hidden = item.kind !== "video" || !["uploading", "working"].includes(item.state);
@@ -185,11 +185,15 @@ const REVIEWED = { accepted: "accepted", corrected: "corrected", no_polyp: "no p
 // One line about an item.
 export function line(item) {
   if (item.error) return item.error;
-  return (item.former ? "anew: " : "") + step(item);
+  if (item.former) return `anew: ${share(item) || step(item)}`;
+  return step(item);
 }
 
+const share = ({ progress }) => (progress ? `${Math.floor(100 * progress)}\u00a0%` : "");
+
+// How far it is.
 export function step(item) {
-  const percent = item.progress ? ` ${Math.floor(100 * item.progress)} %` : "";
+  const percent = item.progress ? ` ${share(item)}` : "";
   switch (item.state) {
     case "uploading":
       return `sending${percent}`;

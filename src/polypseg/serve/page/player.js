@@ -99,7 +99,7 @@ export class Player {
         : ""
       : this.item?.unplayable
         ? "The browser cannot play the video's own file; what the service drew is shown."
-        : "To correct a frame, or to follow the video at another threshold, choose its file: the service does not keep it.";
+        : "To correct a frame or follow the video anew, choose its file: the service does not keep it.";
     $("film-overlay").disabled = !own;
     if (!own) $("film-overlay").checked = true;
     this.play(own ?? this.film);
