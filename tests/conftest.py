@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.set_threshold(10_000, 20, 20)  # as the program has it
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,6 +81,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+def pytest_collection_finish() -> None:
+    """What the libraries made stays: the garbage collector need not look at it in every test."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of the real data sets; skips where it is absent. ``POLYPSEG_DATA`` overrides the place."""
@@ -139,13 +146,14 @@ def small_recipe() -> Callable[..., Any]:
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs have empty pictures: Matplotlib takes longer than a small network's training."""
+    """Runs and reports have empty pictures: Matplotlib takes longer than a small network's training."""
 
     def draw(shown: Any, path: Path, **options: Any) -> None:
         path.write_bytes(b"")
 
     monkeypatch.setattr("polypseg.visualization.gallery.draw_predictions", draw)
     monkeypatch.setattr("polypseg.visualization.curves.draw_curves", draw)
+    monkeypatch.setattr("polypseg.visualization.charts._png", lambda figure: b"")
 
 
 @pytest.fixture(scope="session")

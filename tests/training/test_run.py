@@ -267,7 +267,7 @@ def test_killed_between_two_steps_it_ends_as_an_unbroken_run(
     assert_same_run(whole, parts)
 
 
-def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path) -> None:
+def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path, forked: Callable[..., Any]) -> None:
     """DDP on the CPU (gloo): 5 frames in batches of 2 are uneven shards; the numbers are those of one process."""
     tables = {}
     for devices in (1, 2):
@@ -277,11 +277,15 @@ def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path) -> 
             "ddp" if devices > 1 else "auto", "--frames.batch_size", "2", "--optimizer.learning_rate", "0.0",
             "--trainer.accelerator", "cpu",
         )  # fmt: skip
-        # Not forked: it starts the second process by its own command line.
-        command = [sys.executable, "-m", "polypseg.cli", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("epoch 1/1") == 1  # one process speaks
+        if devices == 1:
+            process = forked(TRAINS, *arguments)
+            status, told = process.wait(), process.error.read_text()
+        else:  # not forked: it starts the second process by its own command line
+            command = [sys.executable, "-m", "polypseg.cli", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+            status, told = done.returncode, done.stderr
+        assert status == 0, told
+        assert told.count("epoch 1/1") == 1  # one process speaks
         tables[devices] = pd.read_csv(out / "metrics.csv")
         # the test is of all frames, whatever the number of processes
         scores = json.loads((out / "test.json").read_text())["metrics"]["val"]
@@ -289,16 +293,11 @@ def test_two_processes_validate_as_one(tmp_path: Path, phantom_folder: Path) -> 
     assert len(read_split(tmp_path / "1" / "split.csv").query("split == 'val'")) % 4 != 0
     # With a learning rate of 0 the weights are equal; batch normalisation's statistics come from the training
     # batches and differ, so the comparison below validates one checkpoint in both ways instead of two runs.
-    script = tmp_path / "validate.py"
-    script.write_text(_VALIDATE)
     found = {}
     for devices in (1, 2):
-        result = subprocess.run(
-            [sys.executable, str(script), str(tmp_path / "1"), str(phantom_folder), str(devices)],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        found[devices] = json.loads(result.stdout.strip().splitlines()[-1])
+        process = forked(_VALIDATE, tmp_path / "1", phantom_folder, devices)
+        assert process.wait() == 0, process.error.read_text()
+        found[devices] = json.loads(process.out.read_text().strip().splitlines()[-1])
     assert found[1].keys() == {"val_loss", "val_dice", "val_dice_batch"}
     assert found[2] == pytest.approx(found[1], abs=1e-6)
     # and the run of one process reported just these numbers when it validated that checkpoint
@@ -327,7 +326,7 @@ recipe = Recipe(frames=FramesConfig(size=64, batch_size=2, workers=0), trainer=T
 catalog = read(data).with_split(read_split(run / "split.csv"))
 frames = FramesDataModule(catalog, bundle.preprocessing, recipe, progress=False)
 trainer = L.Trainer(
-    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+    accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", logger=False,
     use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
     enable_checkpointing=False, precision="32-true",
 )

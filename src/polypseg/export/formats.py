@@ -215,6 +215,10 @@ def _once(kind: Hashable, bundle: ModelBundle, make: Callable[[], T]) -> T:
 
 def _program(bundle: ModelBundle, any_size: bool = True) -> torch.export.ExportedProgram:
     """The network as PyTorch's exporter has it, of any batch and, where it can, any size: a multiple of 32."""
+    return _once(("program", any_size), bundle, lambda: _trace(bundle, any_size))
+
+
+def _trace(bundle: ModelBundle, any_size: bool) -> torch.export.ExportedProgram:
     network = open_network(bundle)
     preprocessing = bundle.preprocessing
     # Two images: an exporter takes a batch of one for a constant.
