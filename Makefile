@@ -18,6 +18,8 @@ DATA ?=
 # One more than there are cores: many tests wait for processes that they started.
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Images of containers often set it: each of hundreds of processes would then compile every library anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-fast lint docs bench clean
 install: .venv/installed
