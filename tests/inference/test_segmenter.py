@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional
 import polypseg
 from polypseg.bundle import Architecture, ModelBundle, Preprocessing
 from polypseg.data import phantom
-from polypseg.errors import PolypsegError
+from polypseg.errors import PolypsegError, UsageError
 from polypseg.models.network import build
 
 SMALL = Architecture("Unet", "mobilenet_v2", (32, 16, 16, 8, 8))
@@ -55,6 +56,20 @@ def test_predictions_at_the_frames_own_size(bundle: ModelBundle) -> None:
         assert prediction.mask.shape == prediction.probability.shape == shape
         assert prediction.mask.dtype == bool and prediction.probability.dtype == np.float32
         assert 0 <= prediction.probability.min() <= prediction.probability.max() <= 1
+
+
+def test_another_operating_point_is_another_segmenter_by_the_same_runtime(bundle: ModelBundle) -> None:
+    segmenter = polypseg.load(bundle.folder)
+    frame, _ = phantom.draw(1, 64, 96)
+    level = float(np.quantile(segmenter.segment(frame).probability, 0.8))
+    other = segmenter.at(threshold=level, min_confidence=None, min_area=0.0)
+    assert (segmenter.threshold, other.threshold) == (0.45, level) and other.runtime is segmenter.runtime
+    loaded = polypseg.load(bundle.folder, threshold=level)
+    np.testing.assert_array_equal(other.segment(frame).mask, loaded.segment(frame).mask)
+    assert other.segment(frame).mask.sum() != segmenter.segment(frame).mask.sum()
+    assert copy.deepcopy(other).settings == other.settings == loaded.settings
+    with pytest.raises(UsageError, match="threshold 2"):
+        segmenter.at(threshold=2.0)
 
 
 def test_stream_equals_single_frames_in_order(bundle: ModelBundle) -> None:

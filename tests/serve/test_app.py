@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -196,7 +197,8 @@ def test_what_is_not_declared_is_refused_by_name(server: Any, frames: list[Path]
         "^page: is no parameter of this route; known: after, limit",
     )
     refused(server.web.get("/v1/corrections?x"), 422, "^x: is no parameter of this route; there are none here")
-    refused(server.web.post("/v1/jobs", files=two, data={"smooth": "0.5"}), 422, "^smooth: .*known: file, smoothing")
+    known = "file, min_area, min_confidence, smoothing, threshold"
+    refused(server.web.post("/v1/jobs", files=two, data={"smooth": "0.5"}), 422, f"^smooth: .*known: {known}")
     refused(server.web.post("/v1/jobs", data={"file": "x", "a\nb": "1"}), 422, "^a_b: is no field")
 
 
@@ -427,6 +429,38 @@ def test_a_wrong_field_is_told(server: Any, clip: Path, smoothing: str) -> None:
     refused(answer, 422, "^smoothing: ")
 
 
+def test_a_video_is_followed_anew_at_another_operating_point(
+    server: Any, clip: Path, frames: list[Path], make_clip: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
+    point = server.web.get("/v1/model").json()["operating_point"]
+    files = {"file": ("exam.mp4", clip.read_bytes())}
+    former = server.web.post("/v1/jobs", files=files, data={"smoothing": "0.3", "min_area": "0.01"}).json()
+    assert former["operating_point"] == {**point, "min_area": 0.01} and former["replaces"] is None
+    server.wait_for(former["id"], lambda job: job["state"] == "done")
+    address = f"/v1/jobs/{former['id']}/again"
+    refused(server.web.post(address, data={"threshold": "0.9"}), 409, "not kept; send its file")
+    other = make_clip(tmp_path / "other.mp4", 3).read_bytes()
+    refused(server.web.post(address, files={"file": ("exam.mp4", other)}), 409, "^exam.mp4: is another file")
+    for wrong in ({"threshold": "1.5"}, {"min_confidence": "nan"}, {"min_area": "1"}, {"replace": "perhaps"}):
+        refused(server.web.post(address, data=wrong), 422, f"^{next(iter(wrong))}: ")
+    refused(server.web.post(f"/v1/jobs/{'0' * 32}/again", data={"threshold": "0.9"}), 404, "no such job")
+    still = server.web.post("/v1/jobs", files={"file": ("a.png", frames[0].read_bytes())}, params={"threshold": 0.9})
+    refused(server.web.post(f"/v1/jobs/{still.json()['id']}/again"), 409, "only a video")
+
+    new = server.web.post(address, files=files, data={"threshold": "0.125", "min_confidence": "0.25"}).json()
+    assert (new["names"], new["replaces"]) == (["exam.mp4"], None)
+    assert new["operating_point"] == {**point, "threshold": 0.125, "min_confidence": 0.25}
+    done = server.wait_for(new["id"], lambda job: job["state"] == "done")
+    timeline = server.web.get(f"/v1/jobs/{new['id']}/files/exam.timeline.json").json()
+    assert timeline["operating_point"] == done["operating_point"] == new["operating_point"]
+    assert (timeline["tracker"]["start"], timeline["tracker"]["keep"]) == (0.25, 0.1875)  # half way to the threshold
+    assert timeline["smoothing"] == 0.3
+    for job in (former, new, still.json()):  # none takes another's place unless it is asked to
+        found = server.wait_for(job["id"], lambda job: job["state"] == "done")
+        assert found["operating_point"] == job["operating_point"]
+        assert server.web.delete(f"/v1/jobs/{job['id']}").status_code == 204
+
+
 # ---- corrections ----------------------------------------------------------------------------------------
 
 
@@ -510,7 +544,7 @@ def test_the_description_is_complete(server: Any) -> None:
     expected = {
         "/health/live": {"get"}, "/health/ready": {"get"}, "/metrics": {"get"}, "/v1/model": {"get"},
         "/v1/segment": {"post"}, "/v1/jobs": {"get", "post"}, "/v1/jobs/{id}": {"get", "delete"},
-        "/v1/jobs/{id}/files/{name}": {"get"}, "/v1/jobs/{id}/upload": {"get"},
+        "/v1/jobs/{id}/files/{name}": {"get"}, "/v1/jobs/{id}/upload": {"get"}, "/v1/jobs/{id}/again": {"post"},
         "/v1/corrections": {"get", "post"}, "/v1/corrections.zip": {"get"},
         "/v1/me": {"get"}, "/v1/labels": {"get"}, "/v1/training": {"get", "delete"}, "/v1/projects": {"get", "post"},
         "/v1/projects/{project}": {"get", "delete"}, "/v1/projects/{project}/restore": {"post"},

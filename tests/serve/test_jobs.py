@@ -390,8 +390,35 @@ def test_a_video_is_kept_where_the_settings_say_so(segmenter: Any, clip: Path, t
         assert jobs.upload(jobs.get(found.id)) is None and not kept.exists()
 
 
+def test_a_kept_video_is_followed_anew_in_the_place_of_its_former_results(
+    segmenter: Any, clip: Path, tmp_path: Path
+) -> None:
+    state, size = tmp_path / "state", clip.stat().st_size
+    with working(segmenter, state, keep_video_bytes=size) as jobs:
+        former = ended(jobs, submit(jobs, clip, smoothing=0.5))
+    slow, asked = Held(segmenter, after=5), {"threshold": 0.4, "min_confidence": 0.6}
+    with working(slow, state, keep_video_bytes=size) as jobs:
+        given_up = jobs.again(former.id, {}, replace=True)
+        assert slow.reached.wait(30)
+        with pytest.raises(HTTPException, match="has not ended"):
+            jobs.again(given_up.id, {})
+        jobs.cancel(given_up.id)
+        slow.go.set()
+        assert ended(jobs, given_up).state == "cancelled" and jobs.get(former.id) == former  # nothing is lost
+        found = ended(jobs, jobs.again(former.id, asked, replace=True))
+        predict_video(segmenter.at(**asked), clip, tmp_path / "alone", smoothing=0.5)
+        for name in ("clip.jsonl", "clip.timeline.json"):
+            assert jobs.file(found.id, name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+        kept = jobs.upload(found)
+        assert kept is not None and kept.read_bytes() == clip.read_bytes()
+        assert [job.id for job in jobs.page(10)] == [given_up.id, found.id]
+        with pytest.raises(HTTPException, match="has ended"):  # who gives it up too late loses nothing
+            jobs.cancel(found.id, only=True)
+    assert not (state / "jobs" / former.id).exists() and kept.is_file()
+
+
 def test_a_table_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
-    columns = ", ".join(f"{name} TEXT" for name in COLUMNS if name != "ended")
+    columns = ", ".join(f"{name} TEXT" for name in COLUMNS if name not in ("ended", "point", "replaces"))
     with contextlib.closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as old:
         old.execute(f"CREATE TABLE jobs ({columns})")
         row = ["1", "done", "batch", '["a.jpg"]', "0", "null", "{}", "1", "1", None, "2026-01-01", "0"]

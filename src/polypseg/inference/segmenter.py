@@ -150,6 +150,22 @@ class Segmenter:
         """What it computes in: ``fp32``, ``bf16`` or ``int8``; of networks that differ each one's, joined by ``+``."""
         return self._told("precision")
 
+    def at(self, **point: float | bool | None) -> Segmenter:
+        """The same at another operating point; both compute by one runtime.
+
+        Args:
+            point: ``threshold``, ``min_confidence``, ``min_area`` or ``fill_holes``; what is left out, or None, stays.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.operating_point = self.operating_point.override(**point)
+        given = {name: value for name, value in point.items() if value is not None}
+        other._options = {**self._options, **given}
+        return other
+
     def _told(self, name: str) -> str:
         """What the runtimes of all networks say of themselves; once where they agree."""
         told = [str(getattr(member.runtime, name)) for member in self._members[:: len(views(self.tta))]]

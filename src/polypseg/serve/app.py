@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import FastAPI, File, Form, Query, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Query, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -235,19 +235,12 @@ def create_app(  # noqa: C901  (a function a route)
         },
         openapi_extra={"requestBody": {"content": {kind: {"schema": BINARY} for kind in RAW}}},
     )  # fmt: skip
-    async def segment(  # noqa: PLR0913  (a parameter each)
+    async def segment(
         request: Request,
+        point: Point,
         file: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, or DICOM of one frame")],
         probability: Annotated[bool, Query(description="Add the probability map to the JSON")] = False,
-        threshold: Annotated[float | None, Query(**SHARE, description=THRESHOLD)] = None,
-        min_confidence: Annotated[float | None, Query(**SHARE, description=MIN_CONFIDENCE)] = None,
-        min_area: Annotated[float | None, Query(**BELOW_ONE, description=MIN_AREA)] = None,
         model: Annotated[str | None, Query(description=MODEL)] = None,
-        threshold_field: Annotated[float | None, Form(alias="threshold", **SHARE, description=THRESHOLD)] = None,
-        min_confidence_field: Annotated[
-            float | None, Form(alias="min_confidence", **SHARE, description=MIN_CONFIDENCE)
-        ] = None,
-        min_area_field: Annotated[float | None, Form(alias="min_area", **BELOW_ONE, description=MIN_AREA)] = None,
         model_field: Annotated[str | None, Form(alias="model", description=MODEL)] = None,
     ) -> Response:
         """Segment one frame: a form, or the picture alone as the body.
@@ -258,22 +251,20 @@ def create_app(  # noqa: C901  (a function a route)
         if media_type is None:
             raise HTTPException(406, f"the response can be {', '.join(TYPES)}; name one in Accept")
         served = models.get(model if model_field is None else model_field)
-        point = served.segmenter.operating_point.override(
-            threshold=threshold if threshold_field is None else threshold_field,
-            min_confidence=min_confidence if min_confidence_field is None else min_confidence_field,
-            min_area=min_area if min_area_field is None else min_area_field,
-        )
         with served.used():
-            return await frames.answer(file, media_type, probability, served, point)
+            there = served.segmenter.operating_point.override(**point)
+            return await frames.answer(file, media_type, probability, served, there)
 
     # ---- videos and batches ------------------------------------------------------------------------------
 
     def told(job: Job) -> responses.Job:
         """In a thread: it may look at the disk."""
-        return responses.Job(**job.to_dict(), upload=jobs.upload(job) is not None)
+        point = responses.OperatingPoint(**asdict(jobs.point(job)))
+        return responses.Job(**job.to_dict(), upload=jobs.upload(job) is not None, operating_point=point)
 
     @app.post("/v1/jobs", tags=["jobs"], status_code=202, responses=refusals(*BODY, 429, 503, 507))
     async def submit(
+        point: Point,
         file: Annotated[list[UploadFile], File(description="Videos, images or DICOM files")],
         smoothing: Annotated[
             float, Form(ge=0, lt=1, description="Videos: weight of the earlier frames in each frame's prediction")
@@ -281,7 +272,7 @@ def create_app(  # noqa: C901  (a function a route)
     ) -> responses.Job:
         """Take in a video, or a batch of files, to be worked through."""
         uploads = [(one.filename, one.file) for one in file]
-        return await in_thread(intake, lambda: told(jobs.submit(uploads, smoothing)))
+        return await in_thread(intake, lambda: told(jobs.submit(uploads, smoothing, point)))
 
     @app.get("/v1/jobs", tags=["jobs"], responses=refusals(404))
     async def listed(
@@ -303,12 +294,27 @@ def create_app(  # noqa: C901  (a function a route)
 
     @app.delete(
         "/v1/jobs/{id}", tags=["jobs"], response_model=responses.Job,
-        responses={204: {"description": "Removed, with its files"}, **refusals(404)},
+        responses={204: {"description": "Removed, with its files"}, **refusals(404, 409)},
     )  # fmt: skip
-    async def cancel(id: str) -> Response | responses.Job:
+    async def cancel(
+        id: str, cancel_only: Annotated[bool, Query(description="Leave one that has ended as it is (409)")] = False
+    ) -> Response | responses.Job:
         """Cancel a job that has not ended; remove one that has, with its files."""
-        cancelled = await in_thread(intake, jobs.cancel, id)
+        cancelled = await in_thread(intake, jobs.cancel, id, cancel_only)
         return Response(status_code=204) if cancelled is None else await in_thread(looking, told, cancelled)
+
+    @app.post("/v1/jobs/{id}/again", tags=["jobs"], status_code=202, responses=refusals(*BODY, 404, 409, 429, 503, 507))
+    async def again(
+        id: str,
+        point: Point,
+        file: Annotated[
+            UploadFile | None, File(description="The job's video itself, where the service does not keep it")
+        ] = None,
+        replace: Annotated[bool, Form(description="Remove the job when the new one is done")] = False,
+    ) -> responses.Job:
+        """Follow a job's video anew, at another operating point: a new job."""
+        upload = None if file is None else file.file
+        return await in_thread(intake, lambda: told(jobs.again(id, point, upload, replace)))
 
     @app.get(
         "/v1/jobs/{id}/files/{name}", tags=["jobs"], response_class=FileResponse,
@@ -387,6 +393,7 @@ def create_app(  # noqa: C901  (a function a route)
     def limit(path: str) -> int:
         bodies = {
             "jobs": settings.max_job_bytes,
+            "again": settings.max_job_bytes,
             "imports": settings.max_job_bytes,
             "corrections": 2 * settings.max_bytes,
             "propagate": 4 * settings.max_bytes,
@@ -413,6 +420,28 @@ THRESHOLD = "A pixel belongs to a region if its probability is at least this; th
 MIN_AREA = "A region smaller than this share of the frame is removed; the model's own by default"
 MODEL = "Name of a model, as /v1/model lists them; the first by default"
 MIN_CONFIDENCE = "A region is a polyp if its confidence is at least this; the model's own by default"
+
+
+def asked_point(
+    threshold: Annotated[float | None, Query(**SHARE, description=THRESHOLD)] = None,
+    min_confidence: Annotated[float | None, Query(**SHARE, description=MIN_CONFIDENCE)] = None,
+    min_area: Annotated[float | None, Query(**BELOW_ONE, description=MIN_AREA)] = None,
+    threshold_field: Annotated[float | None, Form(alias="threshold", **SHARE, description=THRESHOLD)] = None,
+    min_confidence_field: Annotated[
+        float | None, Form(alias="min_confidence", **SHARE, description=MIN_CONFIDENCE)
+    ] = None,
+    min_area_field: Annotated[float | None, Form(alias="min_area", **BELOW_ONE, description=MIN_AREA)] = None,
+) -> dict[str, float]:
+    """What a request says of the operating point, in the URL or in the form, which goes before."""
+    said = {
+        "threshold": (threshold, threshold_field),
+        "min_confidence": (min_confidence, min_confidence_field),
+        "min_area": (min_area, min_area_field),
+    }
+    return {name: value for name, values in said.items() for value in values if value is not None}
+
+
+Point = Annotated[dict[str, float], Depends(asked_point)]
 
 
 class Frames:

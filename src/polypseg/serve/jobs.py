@@ -13,6 +13,7 @@ and then the upload is kept until the job is removed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -31,9 +32,10 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from polypseg.errors import PolypsegError
-from polypseg.files import atomic_write, sha256_file
+from polypseg.files import atomic_write, read_json, sha256_file
 from polypseg.io.kinds import kind_of
 from polypseg.io.outputs import RUN_FILES, Output, write_run
+from polypseg.operating_point import OperatingPoint
 from polypseg.pipeline.flow import Read
 from polypseg.pipeline.options import PredictOptions
 from polypseg.pipeline.plan import VIDEO_SUFFIXES
@@ -127,7 +129,7 @@ class Jobs:
 
     def use(self, segmenter: Segmenter) -> None:
         """Take another model for the jobs after the present one."""
-        self._model = segmenter, {**segmenter.settings, "polypseg": __version__}  # at once: another thread reads it
+        self._segmenter = segmenter
 
     @property
     def alive(self) -> bool:
@@ -138,12 +140,20 @@ class Jobs:
         """How many jobs are in a state."""
         return self._table.count(state)
 
-    def submit(self, uploads: Sequence[tuple[str | None, IO[bytes]]], smoothing: float) -> Job:
+    def submit(
+        self,
+        uploads: Sequence[tuple[str | None, IO[bytes]]],
+        smoothing: float,
+        point: Mapping[str, float] | None = None,
+        replaces: str | None = None,
+    ) -> Job:
         """Take files in as a job; when this returns, they and it survive a crash.
 
         Args:
             uploads: each one's name, as it was sent, and content.
             smoothing: of videos, as ``predict_video`` takes it.
+            point: values of the operating point in place of the model's own, as ``Segmenter.at`` takes them.
+            replaces: the job that is removed when this one is done.
 
         Raises:
             HTTPException: 415 a file is of no known kind, 413 one has too many pixels or seconds, 422 a video cannot be
@@ -167,6 +177,7 @@ class Jobs:
             created = now()
             kind = "video" if kinds == ["video"] else "batch"
             job = Job(identity, "queued", kind, names, smoothing, None, {}, 0, total, None, created)
+            job.point, job.replaces = dict(point or {}), replaces
             self._table.add(job)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -174,6 +185,49 @@ class Jobs:
         with self._changed:
             self._changed.notify()
         return job
+
+    def again(
+        self, identity: str, point: Mapping[str, float], upload: IO[bytes] | None = None, replace: bool = False
+    ) -> Job:
+        """Take a job's video in once more, to be followed at another operating point.
+
+        Args:
+            identity: the job, which has ended.
+            point: as of ``submit``.
+            upload: the video's own file, where that is not kept.
+            replace: whether the job is removed when the new one is done.
+
+        Raises:
+            HTTPException: as ``submit``; 404 there is no such job; 409 it is of no video or has not ended, its video is
+                not kept, or ``upload`` is another file.
+        """
+        former = self.get(identity)
+        if former.kind != "video":
+            raise HTTPException(409, "only a video is followed anew; send the files to /v1/jobs")
+        if former.state not in ENDED:
+            raise HTTPException(409, "the job has not ended; wait for it, or cancel it")
+        replaced = identity if replace else None
+        if upload is not None:
+            self._check_same(former, upload)
+            return self.submit([(former.names[0], upload)], former.smoothing, point, replaced)
+        with self._open_upload(former) as content:
+            return self.submit([(former.names[0], content)], former.smoothing, point, replaced)
+
+    def _open_upload(self, job: Job) -> IO[bytes]:
+        if (path := self.upload(job)) is not None:
+            with contextlib.suppress(FileNotFoundError):  # it may be removed at any time
+                return path.open("rb")
+        raise HTTPException(409, "the job's video is not kept; send its file too, as the field file")
+
+    def _check_same(self, job: Job, upload: IO[bytes]) -> None:
+        """Refuse a file that is not the one that a job's results were made of."""
+        timeline = next((name for name in job.files if name.endswith(".timeline.json")), None)
+        if timeline is None:
+            return
+        made_of = read_json(self.file(job.id, timeline))["source_sha256"]
+        if hashlib.file_digest(upload, "sha256").hexdigest() != made_of:  # type: ignore[arg-type]
+            raise HTTPException(409, f"{job.names[0]}: is another file than the job's; send it to /v1/jobs")
+        upload.seek(0)
 
     def page(self, limit: int, after: str | None = None) -> list[Job]:
         """So many jobs, the oldest first, from the one on that comes after ``after``.
@@ -220,16 +274,29 @@ class Jobs:
                 return path
         return None
 
-    def cancel(self, identity: str) -> Job | None:
+    def point(self, job: Job) -> OperatingPoint:
+        """What its polyps were found at, or will be."""
+        made_with = (job.settings or {}).get("operating_point")
+        if made_with is not None:
+            return OperatingPoint.from_dict(made_with)
+        return self._segmenter.operating_point.override(**(job.point or {}))
+
+    def cancel(self, identity: str, only: bool = False) -> Job | None:
         """Cancel a job that has not ended; remove one that has, with its files, and return None.
 
+        Args:
+            identity: the job.
+            only: whether one that has ended is left as it is.
+
         Raises:
-            HTTPException: 404 there is none of that name.
+            HTTPException: 404 there is none of that name, 409 it has ended and is left.
         """
         with self._changed:
             job = self.get(identity)
             current = self._current == identity  # then the thread tidies up
             waiting = job.state not in ENDED
+            if only and not waiting:
+                raise HTTPException(409, "the job has ended")
             if waiting:
                 self._cancelled |= current
                 self._table.change(identity, state="cancelled", ended=now())
@@ -286,9 +353,14 @@ class Jobs:
         with self._changed:
             if self._cancelled:
                 state, error = "cancelled", None
+            replaced = job.replaces if state == "done" else None
+            if replaced is not None:  # before it is told: whoever sees this one done finds it alone
+                self._table.remove(replaced)
             self._table.change(job.id, state=state, error=error, ended=now())
             self._current = None
-        self._tidy(job.id)
+        for identity in (job.id, replaced):
+            if identity is not None:
+                self._tidy(identity)
         log.info("job ends", extra={"fields": {"job": job.id, "state": state}})
 
     def _take(self) -> Job | None:
@@ -394,7 +466,8 @@ class _Work:
     def __init__(self, jobs: Jobs, job: Job) -> None:
         self._jobs, self._job = jobs, job
         self._table, self._decoders = jobs._table, jobs._decoders
-        self._segmenter, self._made_with = jobs._model
+        self._segmenter = jobs._segmenter.at(**job.point) if job.point else jobs._segmenter
+        self._made_with = {**self._segmenter.settings, "polypseg": __version__}
         self._folder = jobs._folder / job.id
         self._files: dict[str, str] = dict(job.files)
         self._records: list[dict[str, Any]] = []

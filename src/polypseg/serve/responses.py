@@ -155,6 +155,8 @@ class Job(BaseModel):
     ended: str | None = Field(description="ISO 8601; null before")
     files: list[str] = Field(description="Outputs that are complete")
     upload: bool = Field(description="Whether the video itself is kept, by --keep_video_mib")
+    operating_point: OperatingPoint = Field(description="What makes polyps of the probabilities")
+    replaces: str | None = Field(description="Id of the job that is removed when this one is done; null for none")
 
 
 class Corrections(BaseModel):

@@ -24,7 +24,7 @@ STATES = ("queued", "running", *ENDED)
 COLUMNS = {
     "id": "TEXT PRIMARY KEY", "state": "TEXT", "kind": "TEXT", "names": "TEXT", "smoothing": "REAL",
     "settings": "TEXT", "files": "TEXT", "done": "INTEGER", "total": "INTEGER", "error": "TEXT", "created": "TEXT",
-    "starts": "INTEGER", "ended": "TEXT",
+    "starts": "INTEGER", "ended": "TEXT", "point": "TEXT", "replaces": "TEXT",
 }  # fmt: skip
 LONGEST_FOLDER = 70  # bytes of its path, in which a socket can be: the system takes 107
 _OURS = {
@@ -85,6 +85,8 @@ class Job:
         created: ISO 8601, UTC.
         starts: how often a process began it since it last got further.
         ended: ISO 8601, UTC; None before.
+        point: what of the operating point was asked for, by name; None, or what is missing, is the model's own.
+        replaces: the job that is removed when this one is done, or None.
     """
 
     id: str
@@ -100,10 +102,12 @@ class Job:
     created: str
     starts: int = 0
     ended: str | None = None
+    point: dict[str, float] | None = None
+    replaces: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What the service says of it."""
-        shown = ("id", "state", "kind", "names", "done", "total", "error", "created", "ended")
+        shown = ("id", "state", "kind", "names", "done", "total", "error", "created", "ended", "replaces")
         return {**{key: getattr(self, key) for key in shown}, "files": list(self.files)}
 
 
@@ -121,7 +125,7 @@ class Table:
         PolypsegError: another process uses it, or it cannot be opened.
     """
 
-    _AS_JSON = ("names", "settings", "files")
+    _AS_JSON = ("names", "settings", "files", "point")
 
     def __init__(self, file: Path) -> None:
         self._lock = threading.RLock()
@@ -173,7 +177,7 @@ class Table:
         return {key: json.dumps(value) if key in self._AS_JSON else value for key, value in values.items()}
 
     def _read(self, name: str, value: Any) -> Any:
-        return json.loads(value) if name in self._AS_JSON else value
+        return json.loads(value) if name in self._AS_JSON and value is not None else value
 
 
 def connect(file: Path) -> sqlite3.Connection:

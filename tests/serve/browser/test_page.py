@@ -684,11 +684,25 @@ def test_a_token_is_asked_for_once_and_covers_videos_that_are_kept(
     assert page.locator("#video").evaluate(loaded)
     page.get_by_text("The service keeps the video's file until the video is removed.").wait_for()
     assert page.locator("#video").evaluate("(video) => video.currentSrc").endswith("/upload")
-    page.get_by_role("button", name="Look at this frame").click()  # of the file that the service keeps
+    page.locator("#confidence").fill("0.5")
+    anew, held = page.get_by_role("button", name="Follow anew at this confidence"), []
+    page.route("**/again", lambda route: held.append(route))
+    anew.click()
+    page.get_by_text("anew: sending").wait_for()
+    taken = held[0].fetch()  # the service has it, and the page does not know yet
+    page.get_by_role("button", name="Stop").click()
+    with page.expect_response(lambda response: response.request.method == "DELETE" and response.status == 204):
+        held[0].fulfill(response=taken)
+    page.unroute("**/again")
+    anew.click()  # from the file that the service keeps
+    page.locator("#stage-facts", has_text="confidence 0.500").wait_for()
+    page.get_by_text("The service keeps the video's file until the video is removed.").wait_for()
+    page.get_by_role("button", name="Look at this frame").click()
     page.locator("#stage-title", has_text="exam-00000.png").wait_for()
     page.locator("#stage-facts", has_text="176 × 144").wait_for()
     (job,) = guarded.web.get("/v1/jobs", headers={"authorization": f"Bearer {TOKEN}"}).json()
-    assert job["upload"] and guarded.web.get(f"/v1/jobs/{job['id']}/upload").status_code == 401
+    assert job["upload"] and job["operating_point"]["min_confidence"] == 0.5
+    assert guarded.web.get(f"/v1/jobs/{job['id']}/upload").status_code == 401
     headers = {"authorization": f"Bearer {TOKEN}", "range": "bytes=10-19"}
     part = guarded.web.get(f"/v1/jobs/{job['id']}/upload", headers=headers)
     assert (part.status_code, part.content) == (206, film.read_bytes()[10:20])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -809,6 +810,76 @@ def test_the_threshold_acts_on_the_frame_of_a_video_that_stands_still(enter: Vis
     page.get_by_role("button", name="One frame on").click()
     page.locator("#film-time", has_text="0:00.2 of").wait_for()
     assert len(sent) == 1
+
+
+def test_a_video_is_followed_anew_at_another_threshold(enter: Visit, service: Any, film: Path, tmp_path: Path) -> None:
+    shutil.copy(film, tmp_path / "anew.mp4")
+    page = enter()
+    page.set_input_files("#files", [tmp_path / "anew.mp4"])
+    page.locator("#film").wait_for(timeout=60_000)
+    page.locator("#film-time", has_text="0:00.0 of 0:03.0").wait_for()
+    rows = page.locator("#list li", has_text="anew.mp4")
+    page.get_by_role("button", name="One frame on").click()
+    page.locator("#film-time", has_text="0:00.1 of").wait_for()
+    own = service.web.get("/v1/model").json()["operating_point"]
+    former = service.web.get("/v1/jobs").json()[-1]
+    assert former["operating_point"] == own and not page.locator("#film-anew").is_visible()
+    page.locator("#threshold").fill(f"{own['threshold'] - 0.05:.2f}")
+    anew = page.get_by_role("button", name="Follow anew at this threshold")
+
+    # Given up, or refused: what was there is there.
+    held: list[Any] = []
+    page.route("**/again", lambda route: held.append(route))
+    anew.click()
+    rows.nth(1).get_by_text("anew: sending").wait_for()
+    page.get_by_text(f"Followed anew at threshold {own['threshold'] - 0.05:.2f}: sending").wait_for()
+    assert page.locator("#film").is_visible() and not anew.is_visible()
+    page.get_by_role("button", name="Stop").click()
+    held[0].abort()
+    page.unroute("**/again")
+    anew.wait_for()
+    assert rows.count() == 1
+    full = '{"error": "the disk of the service is full; ask who runs it"}'
+    page.route("**/again", lambda route: route.fulfill(status=507, body=full))
+    anew.click()
+    page.get_by_text("anew.mp4 could not be followed anew: the disk of the service is full; ask who runs it").wait_for()
+    page.unroute("**/again")
+    assert page.locator("#stage-facts").inner_text().endswith(f"followed at threshold {own['threshold']:.2f}")
+
+    # Given up too late: it has taken the former's place, and stays.
+    def late(route: Any) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json={**response.json(), "state": "running"})
+
+    page.route(re.compile("v1/jobs/[0-9a-f]{32}$"), late)
+    anew.click()
+    page.get_by_text("computing").first.wait_for()
+    service.wait_for(service.web.get("/v1/jobs").json()[-1]["id"], lambda job: job["state"] == "done")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("anew.mp4 was followed anew already").wait_for()
+    page.unroute(re.compile("v1/jobs/[0-9a-f]{32}$"))
+    page.get_by_text(re.compile("^anew.mp4 was followed anew at threshold")).wait_for()
+    page.locator("#stage-facts", has_text=f"followed at threshold {own['threshold'] - 0.05:.2f}").wait_for()
+    page.locator("#film-time", has_text="0:00.1 of 0:03.0").wait_for()  # where it was
+    assert rows.count() == 1 and not anew.is_visible()
+    assert service.web.get(f"/v1/jobs/{former['id']}").status_code == 404
+    job = service.web.get("/v1/jobs").json()[-1]
+    told = service.web.get(f"/v1/jobs/{job['id']}/files/anew.timeline.json").json()
+    assert told["operating_point"]["threshold"] == pytest.approx(own["threshold"] - 0.05)
+    assert page.locator("#timeline button").count() == len(told["tracks"])
+
+    page.reload()
+    rows.get_by_text(f"followed at {own['threshold'] - 0.05:.2f}").wait_for()
+    rows.locator(".item").click()
+    page.get_by_text("the service does not keep it").wait_for()
+    assert not page.locator("#threshold").is_visible()
+    page.set_input_files("#film-source", tmp_path / "anew.mp4")
+    assert float(page.locator("#threshold").input_value()) == pytest.approx(own["threshold"] - 0.05)
+    page.get_by_role("button", name="Back to the model's").click()
+    anew.wait_for()
+    page.get_by_role("button", name="Back to the video's").click()
+    anew.wait_for(state="hidden")
 
 
 def test_without_its_file_a_video_is_shown_as_the_service_drew_it(enter: Visit, film: Path) -> None:

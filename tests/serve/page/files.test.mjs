@@ -9,6 +9,8 @@ import test from "node:test";
 
 import { covers, entriesOf, matched, wordsOf } from "../../../src/polypseg/serve/page/classes.js";
 import { clock, counted } from "../../../src/polypseg/serve/page/dom.js";
+import { differ, filmWords } from "../../../src/polypseg/serve/page/followed.js";
+import { movePoint, pointOf, state } from "../../../src/polypseg/serve/page/state.js";
 import { zipOf } from "../../../src/polypseg/serve/page/zip.js";
 
 test("a ZIP file is read by others", async () => {
@@ -54,4 +56,35 @@ test("labels are told in a few words", () => {
 test("times are told in tenths", () => {
   assert.deepEqual([0, 0.3, 59.96, 61.25, 3723.4].map(clock), ["0:00.0", "0:00.3", "0:59.9", "1:01.2", "1:02:03.4"]);
   assert.deepEqual([0, 1, 2].map((count) => counted(count)), ["no polyp", "1 polyp", "2 polyps"]);
+});
+
+test("a video says where it was followed, where that is not the model's own", () => {
+  const own = { threshold: 0.5, min_confidence: 0.669, min_area: 0 };
+  const other = (change) => ({ ...own, ...change });
+  assert.deepEqual(
+    [{ min_area: 0.1 }, { threshold: 0.4 }, { min_confidence: 0.5 }, { threshold: 0.4, min_confidence: 0 }].map((change) => [
+      differ(other(change), own), filmWords(other(change), own),
+    ]),
+    [
+      [false, "video, done"],
+      [true, "followed at 0.40"],
+      [true, "followed at 0.50, 0.500"],
+      [true, "followed at 0.40, 0.000"],
+    ],
+  );
+  assert.equal(filmWords(own, undefined), "video, done"); // the model is not known yet
+});
+
+test("a video and the frames taken from it have an operating point of their own", () => {
+  const video = { kind: "video", job: { operating_point: { threshold: 0.4, min_confidence: 0.2 } } };
+  const [frame, still] = [{ kind: "image", film: { item: video } }, { kind: "image" }];
+  state.point = { threshold: 0.5, min_confidence: 0.6 };
+  const told = () => [video, frame, still, null].map((item) => pointOf(item).threshold);
+  assert.deepEqual(told(), [0.4, 0.4, 0.5, 0.5]);
+  movePoint(frame, { threshold: 0.3 });
+  assert.deepEqual(told(), [0.3, 0.3, 0.5, 0.5]);
+  movePoint(still, { threshold: 0.7 });
+  assert.deepEqual(told(), [0.3, 0.3, 0.7, 0.7]);
+  assert.deepEqual([pointOf(video).min_confidence, video.job.operating_point.threshold], [0.2, 0.4]);
+  assert.equal(pointOf({ kind: "video", job: null }).threshold, 0.7); // not followed yet
 });

@@ -167,12 +167,35 @@ export async function removeJob(id) {
   const remove = () => call(`v1/jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
   if ((await remove()).status !== 204) await remove();
 }
+
+// Removes a job that is to take the place of another, unless it has done so; whether it is gone.
+export async function giveUpJob(id) {
+  try {
+    await call(`v1/jobs/${encodeURIComponent(id)}?cancel_only=true`, { method: "DELETE" });
+  } catch (error) {
+    if (error.status !== 409) throw error;
+    if (!["failed", "cancelled"].includes((await job(id)).state)) return false;
+  }
+  await removeJob(id);
+  return true;
+}
 export const jobFile = (id, name) => `v1/jobs/${encodeURIComponent(id)}/files/${encodeURIComponent(name)}`;
 export const jobUpload = (id) => `v1/jobs/${encodeURIComponent(id)}/upload`;
 export const download = async (path) => (await call(path)).blob();
 
-// Uploads a video; onProgress(0..1). XMLHttpRequest, because fetch does not tell how far it is.
-export async function submitJob(file, { onProgress, signal }) {
+// A video as a job; how: {onProgress(0..1), signal}.
+export const submitJob = (file, how) => send("v1/jobs", [["file", file, file.name]], how);
+
+// A job's video followed anew, in its place once that is done. file: the video, where the service does not keep it.
+export function followAnew(id, { threshold, min_confidence, min_area }, file, how) {
+  const parts = Object.entries({ threshold, min_confidence, min_area, replace: true });
+  if (file) parts.push(["file", file, file.name]);
+  return send(`v1/jobs/${encodeURIComponent(id)}/again`, parts, how);
+}
+
+// XMLHttpRequest, because fetch does not tell how far it is. What was sent as a whole may be a job already: it is not
+// broken off but given up.
+async function send(path, parts, { onProgress, signal }) {
   for (;;) {
     const token = sessionStorage.getItem(TOKEN);
     const request = new XMLHttpRequest();
@@ -181,12 +204,14 @@ export async function submitJob(file, { onProgress, signal }) {
       request.addEventListener("error", () => reject(unreachable()));
       request.addEventListener("abort", () => reject(new DOMException("removed", "AbortError")));
     });
+    let sent = !parts.some(([, value]) => value instanceof Blob);
     request.upload.addEventListener("progress", (event) => onProgress(event.total ? event.loaded / event.total : 0));
-    const abort = () => request.abort();
+    request.upload.addEventListener("load", () => (sent = true));
+    const abort = () => sent || request.abort();
     signal.addEventListener("abort", abort, { once: true });
-    request.open("POST", "v1/jobs");
+    request.open("POST", path);
     for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
-    request.send(form([["file", file, file.name]]));
+    request.send(form(parts));
     await done.finally(() => signal.removeEventListener("abort", abort));
     if (request.status === 401) {
       await renewToken(token);
@@ -196,7 +221,10 @@ export async function submitJob(file, { onProgress, signal }) {
     } else if (request.status >= 400) {
       throw failure(request.status, request.statusText, request.responseText, 0);
     } else {
-      return JSON.parse(request.responseText);
+      const made = JSON.parse(request.responseText);
+      if (signal.aborted) await giveUpJob(made.id);
+      signal.throwIfAborted();
+      return made;
     }
   }
 }

@@ -6,7 +6,7 @@ import { save, stem } from "./download.js";
 import * as api from "./api.js";
 import * as sets from "./sets.js";
 import { go, refresh, show, viewer } from "./stage.js";
-import { emit, state, when } from "./state.js";
+import { emit, pointOf, state, when } from "./state.js";
 import { told } from "./saving.js";
 import { setMode, modes } from "./modes.js";
 
@@ -32,8 +32,8 @@ correction.addEventListener("saved", ({ detail: { item, onwards } }) => {
 });
 
 export function edit() {
-  const { current, scene, point } = state;
-  if (scene && current.kind === "image" && !current.foreign && !correction.active) correction.begin(current, scene, point);
+  const { current, scene } = state;
+  if (scene && current.kind === "image" && !current.foreign && !correction.active) correction.begin(current, scene, pointOf(current));
 }
 
 on("edit", "click", edit);

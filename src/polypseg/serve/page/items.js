@@ -8,7 +8,7 @@ import { Outage } from "./outage.js";
 import * as sets from "./sets.js";
 import { emit, oncePerFrame, state, when } from "./state.js";
 import { Queue } from "./stills.js";
-import { follow } from "./video.js";
+import { follow, picture } from "./video.js";
 
 let onShow = () => {}; // (item)
 let mayLeave = () => true; // whether the current item may be left
@@ -66,12 +66,16 @@ export async function take(found, ready) {
   add(added);
   const fitting = added.filter((item) => !item.error);
   queue.add(fitting.filter((item) => item.kind === "image"));
-  fitting.filter((item) => item.kind === "video").forEach((item) => follow(item, changed, outage));
+  fitting.filter((item) => item.kind === "video").forEach(watch);
 }
 
-export function watch(item) {
-  follow(item, changed, outage);
+// Resolves when its job has ended.
+export async function watch(item) {
+  await follow(item, changed, outage);
+  if (!item.former) illustrateFilm(item);
 }
+
+export const illustrateFilm = (item) => picture(item, changed);
 
 export function fail(item, error) {
   item.state = "failed";
@@ -104,13 +108,21 @@ async function removeThere(item) {
     if (!confirm(`Remove ${item.name} from the set? It can be restored from "Removed frames".`)) return false;
     await sets.removeFrame(item.set, item.frame.hash);
   } else if (item.kind === "video" && item.job) {
+    if (item.former) return giveUp(item);
     if (!confirm(`Remove ${item.name} and its results from the service?`)) return false;
     await api.removeJob(item.job.id);
   }
   return true;
 }
 
-async function remove(item) {
+async function giveUp({ name, job }) {
+  if (!confirm(`Give up following ${name} anew? What was followed before stays.`)) return false;
+  const gone = await api.giveUpJob(job.id);
+  if (!gone) tell(`${name} was followed anew already`);
+  return gone;
+}
+
+export async function remove(item) {
   if (!item || (item === state.current && !mayLeave())) return;
   try {
     if (!(await removeThere(item))) return;
@@ -120,8 +132,8 @@ async function remove(item) {
   drop(item);
 }
 
-// Takes an item off the list alone.
-export function drop(item) {
+// Takes an item off the list alone. focus: whether the focus, where it would be lost, goes to the next row.
+export function drop(item, focus = true) {
   item.abort();
   item.onRemove?.();
   const at = state.items.indexOf(item);
@@ -134,7 +146,7 @@ export function drop(item) {
     state.current = null;
     onShow(state.items[at] ?? state.items[at - 1] ?? null);
   }
-  if ((focused || document.activeElement === document.body) && !list.focus(at)) $("files").focus();
+  if (focus && (focused || document.activeElement === document.body) && !list.focus(at)) $("files").focus();
 }
 
 function countProgress() {

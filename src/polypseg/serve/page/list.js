@@ -2,6 +2,8 @@
 // are seen exist, so that thousands stay quick. One stop for Tab: arrows, Home and End go through it, Delete removes.
 
 import { counted } from "./dom.js";
+import { filmWords } from "./followed.js";
+import { state } from "./state.js";
 
 const BEYOND = 4; // rows before and after those that are seen
 
@@ -119,7 +121,7 @@ export class List {
     const row = this.rows.get(item);
     const text = row.querySelector(".state");
     text.textContent = line(item);
-    text.title = item.error ?? "";
+    text.title = text.textContent; // all of it
     text.classList.toggle("wrong", Boolean(item.error));
     const progress = row.querySelector("progress");
     progress.hidden = item.kind !== "video" || !["uploading", "working"].includes(item.state);
@@ -183,7 +185,15 @@ const REVIEWED = { accepted: "accepted", corrected: "corrected", no_polyp: "no p
 // One line about an item.
 export function line(item) {
   if (item.error) return item.error;
-  const percent = item.progress ? ` ${Math.floor(100 * item.progress)} %` : "";
+  if (item.former) return `anew: ${share(item) || step(item)}`;
+  return step(item);
+}
+
+const share = ({ progress }) => (progress ? `${Math.floor(100 * progress)}\u00a0%` : "");
+
+// How far it is.
+export function step(item) {
+  const percent = item.progress ? ` ${share(item)}` : "";
   switch (item.state) {
     case "uploading":
       return `sending${percent}`;
@@ -191,7 +201,7 @@ export function line(item) {
       return item.kind === "video" ? `computing${percent}` : "computing";
     case "done":
     case "remote":
-      if (item.kind === "video") return "video, done";
+      if (item.kind === "video") return filmWords(item.job.operating_point, state.model?.operating_point);
       return frameLine(item);
     default:
       return item.state;

@@ -5,6 +5,7 @@ import { correction, countCorrections } from "./correcting.js";
 import { $, on, tell } from "./dom.js";
 import { chosen, dropped } from "./intake.js";
 import * as items from "./items.js";
+import { followOn } from "./anew.js";
 import "./frames-of-video.js";
 import "./known.js";
 import "./live.js";
@@ -40,6 +41,7 @@ async function begin() {
       if (job.kind !== "video") continue;
       const item = items.newItem("video", job.names[0]);
       item.job = job;
+      if (followOn(item)) continue;
       items.add([item], null, false);
       items.watch(item);
     }

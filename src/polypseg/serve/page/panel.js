@@ -21,7 +21,7 @@ export function fillDetails() {
   const film = current?.kind === "video" && !$("film").hidden;
   fillList($("polyps"), film ? trackEntries(player.tracks, (seconds) => player.jump(seconds)) : polypRows());
   $("polyps-text").textContent = film || scene ? summary(film) : "Nothing to show yet.";
-  fillSliders(correction.active || !(scene || (film && player.plain)), film);
+  fillSliders(correction.active || !(scene || (film && player.hasFile)), film);
   $("faint-label").hidden = film;
   tellVerdict();
   $("canvas").setAttribute("aria-label", scene ? `${current.name}: ${counted(scene.polyps.length)}` : "Frame");

@@ -1,12 +1,13 @@
-// A video: played, stepped through frame by frame, with the timeline of its polyps below. From the video's own file the
+// A video: played, stepped through frame by frame, with the timeline of its polyps below. Over the video's own file the
 // polyps are drawn here and follow threshold and least confidence; without it, the service's drawn video is shown.
 
 import * as api from "./api.js";
 import { $, clock, on } from "./dom.js";
 import { FilmMaps } from "./film-maps.js";
+import { words } from "./followed.js";
 import { pathOf, paintOutline, paintPolyps } from "./paint.js";
 import { results } from "./video.js";
-import { state } from "./state.js";
+import { emit, pointOf, state } from "./state.js";
 
 export class Player {
   constructor() {
@@ -40,7 +41,8 @@ export class Player {
     const found = await results(item.job);
     if (this.item !== item) return null;
     Object.assign(this, { film: found.film, seconds: found.seconds, tracks: found.tracks, records: found.records });
-    this.facts = `${found.width} × ${found.height} pixels, ${clock(found.seconds)}`;
+    const at = words(item.job.operating_point, state.model?.operating_point);
+    this.facts = `${found.width} × ${found.height} pixels, ${clock(found.seconds)}, followed at ${at}`;
     $("timeline-none").hidden = found.tracks.length > 0;
     $("seek").max = found.seconds;
     this.lay();
@@ -69,6 +71,11 @@ export class Player {
     return Boolean(this.source) && this.source === this.own();
   }
 
+  // Whether there is a file of it, be it shown or not.
+  get hasFile() {
+    return Boolean(this.item && (this.item.file || this.item.job.upload));
+  }
+
   get overlay() {
     return $("film-overlay").checked;
   }
@@ -92,7 +99,7 @@ export class Player {
         : ""
       : this.item?.unplayable
         ? "The browser cannot play the video's own file; what the service drew is shown."
-        : "To look at a frame without polyps or to correct it, choose the video's file: the service does not keep it.";
+        : "To correct a frame or follow the video anew, choose its file: the service does not keep it.";
     $("film-overlay").disabled = !own;
     if (!own) $("film-overlay").checked = true;
     this.play(own ?? this.film);
@@ -112,11 +119,13 @@ export class Player {
     if (!file || !this.item) return;
     Object.assign(this.item, { file, unplayable: false });
     this.choose();
+    emit("scene"); // the sliders act now
   }
 
   cannotPlay() {
     this.item.unplayable = true;
     this.choose();
+    emit("scene");
   }
 
   // --- where ---
@@ -233,10 +242,10 @@ export class Player {
     context.setLineDash([]);
   }
 
-  // With the video's own threshold what was followed; else, while it stands still, what this frame's own map gives.
+  // While the threshold is the one that the video was followed at, what was followed; else, while the video stands still,
+  // what this frame's own map gives.
   sceneOf(record) {
-    const { point, model } = state;
-    const own = model?.operating_point ?? point;
+    const [point, own] = [pointOf(this.item), this.item.job.operating_point];
     if (point.threshold === own.threshold) return shownAt(record, point, own);
     this.maps.ask(() => this.index);
     const polyps = this.video.paused ? this.maps.at(this.index, point, record) : null;
@@ -245,7 +254,7 @@ export class Player {
   }
 }
 
-// What is drawn of a frame's record: where the least confidence is the model's own, what has a number; else what reaches it.
+// What is drawn of a frame's record: at the least confidence that it was followed at, what has a number; else what reaches it.
 function shownAt(record, point, own) {
   const least = point.min_confidence;
   const shown =

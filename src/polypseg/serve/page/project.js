@@ -48,6 +48,7 @@ export function leaveSet() {
   $("set-part").hidden = true;
   tell("");
   state.current = null;
+  own = own.filter(({ signal }) => !signal.aborted); // what went meanwhile
   items.replace(own);
   emit("project");
   show(own.includes(chosen) ? chosen : (own[0] ?? null));

@@ -6,7 +6,7 @@ import { $, tell } from "./dom.js";
 import * as files from "./download.js";
 import { loadMask } from "./loading.js";
 import { viewer } from "./stage.js";
-import { state, when } from "./state.js";
+import { pointOf, state, when } from "./state.js";
 import { polypsAt } from "./stills.js";
 
 export function fillDownloads() {
@@ -24,7 +24,7 @@ export function fillDownloads() {
     offer("Mask (PNG)", async () => files.save(await files.maskBlob(scene.mask, scene.width, scene.height), `${name}.png`));
     offer("Overlay (PNG)", async () => files.save(await files.overlayBlob(scene, viewer.options), `${name}.overlay.png`));
     offer("JSON", () =>
-      files.save(files.jsonBlob(files.record(answer, { polyps: scene.polyps, point: state.point, corrected })), `${name}.json`),
+      files.save(files.jsonBlob(files.record(answer, { polyps: scene.polyps, point: pointOf(current), corrected })), `${name}.json`),
     );
   }
   if (done.length) offer(`COCO, ${done.length} frame${done.length > 1 ? "s" : ""} (JSON)`, () => saveCoco(done));
@@ -43,7 +43,7 @@ async function saveCoco(done) {
     const frames = [];
     for (const item of done) {
       await loadMask(item);
-      frames.push({ answer: item.answer, polyps: await polypsAt(item, state.point) });
+      frames.push({ answer: item.answer, polyps: await polypsAt(item, pointOf(item)) });
     }
     files.save(files.jsonBlob(files.coco(frames, $("intended").textContent)), "coco.json");
   } catch (error) {

@@ -7,7 +7,7 @@ import { line } from "./list.js";
 import { load, shelf } from "./loading.js";
 import { Player } from "./player.js";
 import { labelsOf } from "./saving.js";
-import { emit, state } from "./state.js";
+import { emit, pointOf, state } from "./state.js";
 import { analyse } from "./stills.js";
 import { Viewer } from "./viewer.js";
 
@@ -141,9 +141,9 @@ export function showLive(item, opened) {
 
 // After a change of frame, operating point or correction. keep: where we look stays.
 export function refresh(keep) {
-  const { current, opened, point } = state;
+  const { current, opened } = state;
   if (!opened) return;
-  state.scene = analyse(opened, point);
+  state.scene = analyse(opened, pointOf(current));
   if (current.kind === "image") describe(state.scene.polyps, labelsOf(current), state.labels.classes);
   viewer.show(state.scene, keep);
   if (current.kind === "image") {

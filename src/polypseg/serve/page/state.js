@@ -7,9 +7,22 @@ export const state = {
   current: null, // the item that is looked at
   opened: null, // the current frame, as `open` gives it
   scene: null, // and analysed
-  point: { threshold: 0.5, min_confidence: 0, confidence: "peak", min_area: 0, fill_holes: false }, // what makes polyps
+  point: { threshold: 0.5, min_confidence: 0, confidence: "peak", min_area: 0, fill_holes: false }, // see pointOf
   project: null, // the id of the set that is worked through; null: what was added to the page
 };
+
+// A video and the frames taken from it have an operating point of their own, which begins where the video was followed;
+// all else has the page's.
+const filmOf = (item) => item?.film?.item ?? (item?.kind === "video" ? item : null);
+
+export function pointOf(item) {
+  const film = filmOf(item);
+  return film?.point ?? film?.job?.operating_point ?? state.point;
+}
+
+export function movePoint(item, change) {
+  (filmOf(item) ?? state).point = { ...pointOf(item), ...change };
+}
 
 const events = new EventTarget();
 

@@ -7,14 +7,15 @@ const POLL = 0.7; // seconds
 
 const ending = (names, suffix) => names.find((name) => name.toLowerCase().endsWith(suffix));
 
-// Uploads item.file, or takes up item.job of an earlier visit, and follows it; changed(item) after each step.
+// Uploads item.file (or what item.submit does in its place), or takes up item.job of an earlier visit, and follows it
+// until it has ended; changed(item) after each step.
 export async function follow(item, changed, outage) {
   try {
     while (!item.job) await send(item, changed, outage);
     while (!item.signal.aborted) {
       take(item);
       changed(item);
-      if (["done", "failed", "cancelled"].includes(item.job.state)) return await picture(item, changed);
+      if (["done", "failed", "cancelled"].includes(item.job.state)) return;
       await api.pause(POLL);
       await update(item, changed);
     }
@@ -36,7 +37,8 @@ async function send(item, changed, outage) {
   };
   changed(item);
   try {
-    item.job = await api.submitJob(item.file, { onProgress, signal: item.signal });
+    const how = { onProgress, signal: item.signal };
+    item.job = await (item.submit ? item.submit(how) : api.submitJob(item.file, how));
     item.error = null;
   } catch (error) {
     if (!error.outage) throw error;
@@ -67,13 +69,15 @@ function take(item) {
 }
 
 // A video is known by its largest polyp; without any, by its middle.
-async function picture(item, changed) {
-  if (item.job.state !== "done" || item.thumbnail) return;
+export async function picture(item, changed) {
+  if (item.job?.state !== "done") return;
   try {
     const { film, tracks, seconds } = await results(item.job);
     const largest = [...tracks].sort((one, other) => other.largest_view.area - one.largest_view.area)[0];
     const draw = (video) => thumbnailOf(video, video.videoWidth, video.videoHeight);
+    const before = item.thumbnail;
     item.thumbnail = await frameOf(film, largest?.largest_view.time ?? seconds / 2, draw);
+    if (before) URL.revokeObjectURL(before);
     changed(item);
   } catch {
     // A video without a picture can be watched all the same.
