@@ -191,12 +191,17 @@ class _Service:
             _milliseconds(response.headers.get("server-timing", "")),
         )  # fmt: skip
 
-    def _submit(self, sources: Sequence[str | os.PathLike[str]], smoothing: float) -> Steps[Job]:
-        files = [(Path(source).name, source) for source in sources]
-        for _, source in files:
-            if not Path(source).is_file():
-                raise PolypsegError(f"{source}: there is no such file")
-        request = _Request("POST", "/v1/jobs", fields={"smoothing": str(smoothing)}, files=files)
+    def _submit(self, sources: Sequence[str | os.PathLike[str]], smoothing: float, **point: float | None) -> Steps[Job]:
+        files = _files(sources)
+        request = _Request("POST", "/v1/jobs", _given(point), fields={"smoothing": str(smoothing)}, files=files)
+        return _job((yield from self._asked(request)).json())
+
+    def _again(
+        self, job: Job | str, source: str | os.PathLike[str] | None, replace: bool, **point: float | None
+    ) -> Steps[Job]:
+        files = [] if source is None else _files([source])
+        path = f"/v1/jobs/{quote(_id(job))}/again"
+        request = _Request("POST", path, _given(point), fields={"replace": str(replace).lower()}, files=files)
         return _job((yield from self._asked(request)).json())
 
     def _job(self, job: Job | str) -> Steps[Job]:
@@ -294,9 +299,56 @@ class Client(_Service):
             )
         )
 
-    def submit(self, *sources: str | os.PathLike[str], smoothing: float = 0.0) -> Job:
-        """Send a video, or several pictures, to be worked through. Raises as ``segment``."""
-        return self._run(self._submit(sources, smoothing))
+    def submit(
+        self,
+        *sources: str | os.PathLike[str],
+        smoothing: float = 0.0,
+        threshold: float | None = None,
+        min_confidence: float | None = None,
+        min_area: float | None = None,
+    ) -> Job:
+        """Send a video, or several pictures, to be worked through.
+
+        Args:
+            sources: paths of the files.
+            smoothing: of videos, weight of the earlier frames in each frame's prediction, 0 to below 1.
+            threshold: of the operating point, 0..1, as the next two; by default the model's.
+            min_confidence: likewise.
+            min_area: likewise.
+
+        Raises:
+            ServiceError: the service refuses, or cannot be reached.
+            PolypsegError: a file cannot be read.
+        """
+        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
+        return self._run(self._submit(sources, smoothing, **point))
+
+    def again(
+        self,
+        job: Job | str,
+        source: str | os.PathLike[str] | None = None,
+        *,
+        replace: bool = False,
+        threshold: float | None = None,
+        min_confidence: float | None = None,
+        min_area: float | None = None,
+    ) -> Job:
+        """Follow a job's video anew, at another operating point: a new job.
+
+        Args:
+            job: itself or its id; it has ended.
+            source: path of the video, where the service does not keep it.
+            replace: whether it is removed when the new one is done.
+            threshold: as of ``submit``, as the next two.
+            min_confidence: likewise.
+            min_area: likewise.
+
+        Raises:
+            ServiceError: the service refuses (409: it needs the video's file), or cannot be reached.
+            PolypsegError: the file cannot be read.
+        """
+        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
+        return self._run(self._again(job, source, replace, **point))
 
     def job(self, job: Job | str) -> Job:
         """How a job stands now, by itself or its id. Raises ``ServiceError``."""
@@ -408,9 +460,31 @@ class AsyncClient(_Service):
             )
         )
 
-    async def submit(self, *sources: str | os.PathLike[str], smoothing: float = 0.0) -> Job:
+    async def submit(
+        self,
+        *sources: str | os.PathLike[str],
+        smoothing: float = 0.0,
+        threshold: float | None = None,
+        min_confidence: float | None = None,
+        min_area: float | None = None,
+    ) -> Job:
         """As ``Client.submit``."""
-        return await self._run(self._submit(sources, smoothing))
+        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
+        return await self._run(self._submit(sources, smoothing, **point))
+
+    async def again(
+        self,
+        job: Job | str,
+        source: str | os.PathLike[str] | None = None,
+        *,
+        replace: bool = False,
+        threshold: float | None = None,
+        min_confidence: float | None = None,
+        min_area: float | None = None,
+    ) -> Job:
+        """As ``Client.again``."""
+        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
+        return await self._run(self._again(job, source, replace, **point))
 
     async def job(self, job: Job | str) -> Job:
         """As ``Client.job``."""
@@ -617,6 +691,13 @@ def _followed(record: dict[str, Any]) -> Followed:
 
 def _id(job: Job | str) -> str:
     return job if isinstance(job, str) else job.id
+
+
+def _files(sources: Sequence[str | os.PathLike[str]]) -> list[tuple[str, str | os.PathLike[str]]]:
+    for source in sources:
+        if not Path(source).is_file():
+            raise PolypsegError(f"{source}: there is no such file")
+    return [(Path(source).name, source) for source in sources]
 
 
 def _file(identity: str, name: str) -> str:

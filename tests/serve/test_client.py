@@ -66,9 +66,15 @@ def test_a_job_from_its_upload_to_its_removal(service: Any, server: Any, clip: P
     assert sorted(path.name for path in written) == sorted(job.files) and len(written) == 3
     for path in written:
         assert path.read_bytes() == server.web.get(f"/v1/jobs/{job.id}/files/{path.name}").content
-    service.remove(job)
+    with pytest.raises(client.ServiceError, match="the job's video is not kept") as refused:
+        service.again(job, threshold=0.9)
+    assert refused.value.status == 409
+    new = service.wait(service.again(job, clip, replace=True, threshold=0.9, min_area=0.01), 120)
+    point = service.model()["operating_point"]
+    assert new.record["operating_point"] == {**point, "threshold": 0.9, "min_area": 0.01} and new.state == "done"
     with pytest.raises(client.ServiceError, match="no such job"):
         service.download(job.id, tmp_path / "more")
+    service.remove(new)
     assert not list((tmp_path / "more").glob("*")) if (tmp_path / "more").exists() else True
 
 
@@ -82,7 +88,8 @@ def test_the_same_by_asyncio(server: Any, frames: list[Path], clip: Path, tmp_pa
         async with client.AsyncClient(server.url) as service:
             one, other = await asyncio.gather(service.segment(content), service.segment(frames[1]))
             assert one.polyps == other.polyps != ()
-            job = await service.wait(await service.submit(frames[0], frames[1]), 120)
+            job = await service.wait(await service.submit(frames[0], frames[1], min_confidence=0.0), 120)
+            assert job.record["operating_point"]["min_confidence"] == 0.0
             written = await service.download(job, tmp_path)
             assert {path.name for path in written} == set(job.files) >= {"coco.json", "predictions.csv"}
             await service.remove(job)
