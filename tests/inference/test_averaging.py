@@ -51,7 +51,7 @@ def test_augmentation_averages_the_views(exported: ModelBundle, tta: str, runtim
 def plusplus(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     """A U-Net++, untrained, exported to OpenVINO; not to be changed."""
     torch.manual_seed(0)
-    architecture = Architecture("UnetPlusPlus", "mobilenet_v2", (16, 16, 16, 8, 8))
+    architecture = Architecture("UnetPlusPlus", "tu-test_efficientnet", (16, 16, 16, 8, 8))
     folder = tmp_path_factory.mktemp("plusplus") / "bundle"
     bundle = ModelBundle.save(
         folder, build(architecture).state_dict(), name="plusplus", architecture=architecture,
