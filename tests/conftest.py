@@ -64,19 +64,23 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order of the files: whoever tests beside each other should end together, and not wait for each other.
 
-    The first one needs ``exported``, which takes a minute to make; then come those with slow tests that do without it.
+    The first one needs ``exported``, which takes a minute to make. Then come those with slow tests that do without it,
+    those that need it, the browser's before others, and the quick ones, which fill what is left.
     """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
     need = {item.path: None for item in items if "exported" in getattr(item, "fixturenames", ())}
+    browsing = {item.path for item in items if "browser" in getattr(item, "fixturenames", ())}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    first = next((path for path in need if path in slow), None)
     for item in items:
         if {"exported", "browser"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
-    first = next((path for path in need if path in slow), None)
 
     def order(item: pytest.Item) -> int:
         if item.path == first:
             return 0
-        return 1 + 2 * (item.path in need) + (item.path not in slow)
+        if item.path in slow - need.keys() - browsing:
+            return 1
+        return 2 if item.path in browsing else 3 if item.path in need else 4
 
     items.sort(key=order)
 
