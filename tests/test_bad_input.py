@@ -673,6 +673,7 @@ def test_odd_input_is_read_as_the_pixels_it_means(name: str, folder: Path) -> No
     np.testing.assert_array_equal(mask, read_mask(row.mask_path))
 
 
+@pytest.mark.slow
 def test_odd_inputs_pass_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data: list[object] = []
     for number, case in enumerate(READ.values()):  # each a data set of its own, all in one call

@@ -86,6 +86,7 @@ def test_data_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and all(name in out for name in ("kvasir-seg", "cvc-clinicdb", "phantom"))
 
 
+@pytest.mark.slow
 def test_phantom_to_split(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "data", "download", "phantom", "--out", tmp_path, "--count", 12, "--seed", 5)
     folder = tmp_path / "phantom"

@@ -68,6 +68,7 @@ def test_the_first_polyp_is_drawn_even_where_no_place_suits(monkeypatch: pytest.
         assert component_count(phantom.draw(seed, 32, 40, polyps=1)[1]) == 1
 
 
+@pytest.mark.slow
 def test_chance_draws_none_one_or_several() -> None:
     counts = np.bincount([component_count(mask) for _, mask in scenes()], minlength=4) / len(scenes())
     assert 0.01 <= counts[0] <= 0.2
@@ -133,6 +134,7 @@ def test_the_mask_is_where_the_frame_differs_from_the_same_scene_without_polyps(
     assert np.mean(inside) > 3 * np.mean(outside)
 
 
+@pytest.mark.slow
 def test_polyps_look_different_from_the_wall_around_them_but_not_by_one_colour() -> None:
     """Colour tells a polyp from the wall next to it better than it tells two parts of the same bare wall."""
     polyp_contrast: list[float] = []

@@ -110,6 +110,7 @@ def random_frames(count: int, seed: int = 0) -> list[tuple[NDArray[np.float32], 
     return frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["lesion_f1", "dice"])
 def test_every_step_against_a_search_by_hand(objective: str) -> None:
     frames = random_frames(24)

@@ -248,6 +248,7 @@ def test_pranets_family_through_pysodmetrics(report: Report) -> None:
 # --- boundary ---
 
 
+@pytest.mark.slow
 def test_boundary_through_monai(report: Report) -> None:
     monai = pytest.importorskip("monai.metrics")
     torch = pytest.importorskip("torch")
@@ -550,6 +551,7 @@ def only(frames: Catalog, *names: str) -> Catalog:
     return Catalog(frames.frames[frames.frames["frame_id"].isin(names)].reset_index(drop=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [["right"], ["none"], ["missed"], ["none", "invented"], ["right", "shifted"], list(CASES)],

@@ -138,6 +138,7 @@ def assert_as_monai(prediction: Mask, truth: Mask) -> None:
         agrees(value, metrics.compute_surface_dice(p, t, [tolerance], **kept))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(pairs())
 def test_random_masks_against_monai(masks: tuple[Mask, Mask]) -> None:

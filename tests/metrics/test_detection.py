@@ -129,6 +129,7 @@ def regions(mask: Mask) -> list[Mask]:
     return [labels == label for label in range(1, count + 1)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(frames(), min_size=1, max_size=4))
 def test_froc_against_predicting_less(data: list[Frame]) -> None:
@@ -192,6 +193,7 @@ def test_froc_is_monais() -> None:
     assert score == pytest.approx(np.interp(rates, *ours[:-1].T).mean(), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_roc_of_frames_is_scikit_learns() -> None:
     data = many()
     detections = made(*data)

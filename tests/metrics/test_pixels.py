@@ -30,6 +30,7 @@ def pairs(draw: st.DrawFn) -> tuple[Mask, Mask]:
     return rng.random(shape) < shares[0], rng.random(shape) < shares[1]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(pairs())
 def test_against_scikit_learn(masks: tuple[Mask, Mask]) -> None:

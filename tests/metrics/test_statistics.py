@@ -117,6 +117,7 @@ def _coverage(intervals: Sequence[tuple[float, float]], truth: float) -> float:
     return float(np.mean([low <= truth <= high for low, high in intervals]))
 
 
+@pytest.mark.slow
 def test_coverage_of_the_mean_and_the_median() -> None:
     """Of 300 samples of 60 images each, about 95 % of the intervals contain the true value."""
     rng = np.random.default_rng(0)
@@ -272,6 +273,7 @@ def test_ranking_groups_what_cannot_be_told_apart() -> None:
     assert rank({"one": base}).places[0].letters == ("a",)
 
 
+@pytest.mark.slow
 def test_equal_models_are_rarely_told_apart() -> None:
     """Of 200 rankings of four equal models, at most about 5 % show a difference anywhere."""
     rng = np.random.default_rng(9)

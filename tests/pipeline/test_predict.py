@@ -259,6 +259,7 @@ def write_whole(path: Path, codec: str, frames: int = 24) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_damaged_videos_are_predicted_as_far_as_they_go_and_told(
     kind: str, tmp_path: Path, bundle: ModelBundle, run: Run

@@ -378,6 +378,7 @@ def check_partial(reference: Path, out: Path, overlay: bool = True) -> int:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [0.0, 0.6])
 @pytest.mark.parametrize("ending", ["killed", "Ctrl-C"])
 def test_an_interrupted_run_goes_on_where_it_was(clip: Path, tmp_path: Path, ending: str, smoothing: float) -> None:
@@ -475,6 +476,7 @@ def test_another_video_of_the_same_name_and_size_is_not_gone_on_with(
         predict(own, out, resume=True)
 
 
+@pytest.mark.slow
 def test_interrupted_twice(clip: Path, tmp_path: Path) -> None:
     predict(clip, tmp_path / "reference")
     out = tmp_path / "out"

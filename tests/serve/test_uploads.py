@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_means_harm_is_refused_quickly_and_in_little_memory(name: str, tmp_path: Path) -> None:
     make, status, says = REFUSED[name]
