@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -117,6 +117,14 @@ class Job:
     record: dict[str, Any] = field(repr=False)
 
 
+class Point(TypedDict, total=False):
+    """What of the operating point is asked for, each 0..1; what is left out, or None, is the model's own."""
+
+    threshold: float | None
+    min_confidence: float | None
+    min_area: float | None
+
+
 @dataclass(frozen=True)
 class _Request:
     """What is to be asked, so that it can be asked again."""
@@ -191,17 +199,19 @@ class _Service:
             _milliseconds(response.headers.get("server-timing", "")),
         )  # fmt: skip
 
-    def _submit(self, sources: Sequence[str | os.PathLike[str]], smoothing: float, **point: float | None) -> Steps[Job]:
+    def _submit(
+        self, sources: Sequence[str | os.PathLike[str]], smoothing: float, **point: Unpack[Point]
+    ) -> Steps[Job]:
         files = _files(sources)
-        request = _Request("POST", "/v1/jobs", _given(point), fields={"smoothing": str(smoothing)}, files=files)
+        request = _Request("POST", "/v1/jobs", _given({**point}), fields={"smoothing": str(smoothing)}, files=files)
         return _job((yield from self._asked(request)).json())
 
     def _again(
-        self, job: Job | str, source: str | os.PathLike[str] | None, replace: bool, **point: float | None
+        self, job: Job | str, source: str | os.PathLike[str] | None, replace: bool, **point: Unpack[Point]
     ) -> Steps[Job]:
         files = [] if source is None else _files([source])
         path = f"/v1/jobs/{quote(_id(job))}/again"
-        request = _Request("POST", path, _given(point), fields={"replace": str(replace).lower()}, files=files)
+        request = _Request("POST", path, _given({**point}), fields={"replace": str(replace).lower()}, files=files)
         return _job((yield from self._asked(request)).json())
 
     def _job(self, job: Job | str) -> Steps[Job]:
@@ -303,24 +313,19 @@ class Client(_Service):
         self,
         *sources: str | os.PathLike[str],
         smoothing: float = 0.0,
-        threshold: float | None = None,
-        min_confidence: float | None = None,
-        min_area: float | None = None,
+        **point: Unpack[Point],
     ) -> Job:
         """Send a video, or several pictures, to be worked through.
 
         Args:
             sources: paths of the files.
             smoothing: of videos, weight of the earlier frames in each frame's prediction, 0 to below 1.
-            threshold: of the operating point, 0..1, as the next two; by default the model's.
-            min_confidence: likewise.
-            min_area: likewise.
+            point: ``threshold``, ``min_confidence`` and ``min_area`` as of ``segment``.
 
         Raises:
             ServiceError: the service refuses, or cannot be reached.
             PolypsegError: a file cannot be read.
         """
-        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
         return self._run(self._submit(sources, smoothing, **point))
 
     def again(
@@ -329,9 +334,7 @@ class Client(_Service):
         source: str | os.PathLike[str] | None = None,
         *,
         replace: bool = False,
-        threshold: float | None = None,
-        min_confidence: float | None = None,
-        min_area: float | None = None,
+        **point: Unpack[Point],
     ) -> Job:
         """Follow a job's video anew, at another operating point: a new job.
 
@@ -339,15 +342,12 @@ class Client(_Service):
             job: itself or its id; it has ended.
             source: path of the video, where the service does not keep it.
             replace: whether it is removed when the new one is done.
-            threshold: as of ``submit``, as the next two.
-            min_confidence: likewise.
-            min_area: likewise.
+            point: as of ``submit``.
 
         Raises:
             ServiceError: the service refuses (409: it needs the video's file), or cannot be reached.
             PolypsegError: the file cannot be read.
         """
-        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
         return self._run(self._again(job, source, replace, **point))
 
     def job(self, job: Job | str) -> Job:
@@ -464,12 +464,9 @@ class AsyncClient(_Service):
         self,
         *sources: str | os.PathLike[str],
         smoothing: float = 0.0,
-        threshold: float | None = None,
-        min_confidence: float | None = None,
-        min_area: float | None = None,
+        **point: Unpack[Point],
     ) -> Job:
         """As ``Client.submit``."""
-        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
         return await self._run(self._submit(sources, smoothing, **point))
 
     async def again(
@@ -478,12 +475,9 @@ class AsyncClient(_Service):
         source: str | os.PathLike[str] | None = None,
         *,
         replace: bool = False,
-        threshold: float | None = None,
-        min_confidence: float | None = None,
-        min_area: float | None = None,
+        **point: Unpack[Point],
     ) -> Job:
         """As ``Client.again``."""
-        point = {"threshold": threshold, "min_confidence": min_confidence, "min_area": min_area}
         return await self._run(self._again(job, source, replace, **point))
 
     async def job(self, job: Job | str) -> Job:

@@ -176,8 +176,10 @@ class Jobs:
             total = None if None in counts else sum(count or 0 for count in counts)
             created = now()
             kind = "video" if kinds == ["video"] else "batch"
-            job = Job(identity, "queued", kind, names, smoothing, None, {}, 0, total, None, created)
-            job.point, job.replaces = dict(point or {}), replaces
+            job = Job(
+                identity, "queued", kind, names, smoothing, None, {}, 0, total, None, created,
+                point=dict(point or {}), replaces=replaces,
+            )  # fmt: skip
             self._table.add(job)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
