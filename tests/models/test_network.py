@@ -143,14 +143,23 @@ def test_the_judgement_of_presence_begins_as_if_it_were_not_there(judging: torch
         torch.testing.assert_close(judging(frames), plain(frames), atol=0.02, rtol=0)
 
 
-def test_presence_lowers_confidence_and_never_moves_the_outline() -> None:
+def test_presence_lowers_confidence_and_never_changes_a_sign() -> None:
     torch.manual_seed(0)
     logits = 8 * torch.randn(1, 1, 64, 64)
     presence = torch.full((1, 1, 4, 4), 6.0)
     presence[..., 2:, :] = -6.0
-    found = joined(logits, presence)
+    found = joined(logits, presence, 16)
     assert ((found > 0) == (logits > 0)).all()
     above, marked = (0, 0, slice(24)), logits > 0
     assert (found[above] - logits[above]).abs().max() < 0.01
     below = found[0, 0, 40:][marked[0, 0, 40:]]
     assert (below < logits[0, 0, 40:][marked[0, 0, 40:]]).all() and below.max() < logits.max() - 4
+
+
+def test_the_enlargement_of_a_map_joined_with_the_judgement_is_the_last_step(judging: Any) -> None:
+    frames = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        coarse, presence = judging.parts(frames)
+        assert coarse.shape == (1, 1, 16, 24) and presence.shape == (1, 1, 4, 6)
+        enlarged = torch.nn.functional.interpolate(joined(coarse, presence, 4), scale_factor=4, mode="bilinear")
+        torch.testing.assert_close(judging(frames), enlarged)

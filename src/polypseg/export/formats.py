@@ -118,7 +118,11 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
     try:
         with _quiet():
             quantised = nncf.quantize(
-                model, nncf.Dataset(batches), preset=nncf.QuantizationPreset(preset), subset_size=len(batches)
+                model,
+                nncf.Dataset(batches),
+                preset=nncf.QuantizationPreset(preset),
+                subset_size=len(batches),
+                ignored_scope=nncf.IgnoredScope(names=_after_convolutions(model)),
             )
     except Exception as error:  # as above
         raise PolypsegError(f"{file.name}: NNCF cannot quantise this network ({_one_line(error)})") from error
@@ -126,6 +130,35 @@ def quantise(source: Path, file: Path, images: Sequence[NDArray[np.float32]], pr
         onnx.save(quantised, file)
     else:
         openvino.save_model(quantised, file, compress_to_fp16=False)
+
+
+def _after_convolutions(model: Any) -> list[str]:
+    """The names of the operations between the last convolutions and the output: they cost little and stay floats.
+
+    In int8 the map would come in steps, and which region is shown would hang on one of them.
+
+    Args:
+        model: an ``openvino.Model`` or an ``onnx.ModelProto``.
+    """
+    if hasattr(model, "get_results"):
+        kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ops()}
+        sources = {
+            node.get_friendly_name(): [value.get_node().get_friendly_name() for value in node.input_values()]
+            for node in model.get_ops()
+        }
+        waiting = [name for result in model.get_results() for name in sources[result.get_friendly_name()]]
+    else:
+        made_by = {value: node.name for node in model.graph.node for value in node.output}
+        kinds = {node.name: node.op_type for node in model.graph.node}
+        sources = {node.name: [made_by[value] for value in node.input if value in made_by] for node in model.graph.node}
+        waiting = [made_by[value.name] for value in model.graph.output]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found and kinds[name] not in ("Convolution", "Conv", "Constant", "Parameter"):
+            found.add(name)
+            waiting += sources[name]
+    return sorted(found)
 
 
 def open_size(bundle: ModelBundle, floats: Path, file: Path) -> None:

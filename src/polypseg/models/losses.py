@@ -46,7 +46,7 @@ def segmentation_loss(
         target: N×1×H×W, 0 or 1.
         config: the parts' weights.
         parts: of a network that judges where a polyp is plausible, the map and the judgement that ``logits`` are joined
-            from, N×1×H×W and N×1×H/16×W/16.
+            from, N×1×(cell·h)×(cell·w) and N×1×h×w, where h is H/16.
     """
     around = _around(target.float()) if config.boundary or config.background else None
     loss = _sum_of_parts(logits, target, config, soft_dice_loss, around)
@@ -66,14 +66,14 @@ def presence_loss(presence: torch.Tensor, logits: torch.Tensor, target: torch.Te
 
     Args:
         presence: N×1×h×w float32 logits.
-        logits: N×1×16h×16w float32, the map.
+        logits: N×1×(cell·h)×(cell·w) float32, the map; cell is 1 to 16.
         target: N×1×16h×16w float32, 0..1.
     """
     from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, max_pool2d
 
     covered = max_pool2d(avg_pool2d(target, 4), 4)
     polyp = (covered > 0.5).float()
-    weight = max_pool2d(logits, 16).sigmoid() + 0.02
+    weight = max_pool2d(logits, logits.shape[2] // presence.shape[2]).sigmoid() + 0.02
     entropy = binary_cross_entropy_with_logits(presence, polyp, reduction="none")
 
     def mean(places: torch.Tensor) -> torch.Tensor:

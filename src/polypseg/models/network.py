@@ -36,7 +36,7 @@ def build(architecture: Architecture) -> torch.nn.Module:
         options["decoder_channels"] = architecture.decoder_channels
     kind = _architecture_class(architecture.name)
     try:
-        network = (_with_presence(kind) if architecture.presence else kind)(
+        network = (_with_presence(kind, architecture.output_stride) if architecture.presence else kind)(
             encoder_name=architecture.encoder, encoder_weights=None, in_channels=3, classes=1, **options
         )
     except Exception as error:  # of many classes, as the libraries have them
@@ -50,22 +50,32 @@ def build(architecture: Architecture) -> torch.nn.Module:
     return network
 
 
-def _with_presence(kind: Any) -> Any:
-    """The class of an SMP model, whose networks also judge where a polyp is plausible; see ``Presence``."""
+def _with_presence(kind: Any, stride: int) -> Any:
+    """The class of an SMP model, whose networks also judge where a polyp is plausible; see ``Presence``.
+
+    Map and judgement are joined at the size that the decoder computes, 1 / ``stride`` of the frame's: the enlargement
+    stays the network's last step, which a runtime may do in its own way.
+    """
 
     class WithPresence(kind):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
-            self.presence = Presence(*self.encoder.out_channels[-2:])
+            self.presence = Presence(*self.encoder.out_channels[-2:], cell=16 // stride)
 
         def parts(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """N×3×H×W to the map's N×1×H×W logits, and N×1×H/16×W/16 logits that a polyp is plausible there."""
+            """N×3×H×W to the map's N×1×H/stride×W/stride logits, and N×1×H/16×W/16 that a polyp is plausible there."""
             features = self.encoder(image)
-            logits = self.segmentation_head(self.decoder(features))
-            return logits, self.presence(features[-2], features[-1], logits)
+            coarse = self.segmentation_head[0](self.decoder(features))
+            return coarse, self.presence(features[-2], features[-1], coarse)
+
+        def whole(self, coarse: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
+            """What ``parts`` returns, joined and enlarged to N×1×H×W logits."""
+            _, enlarge, activation = self.segmentation_head
+            logits: torch.Tensor = activation(enlarge(joined(coarse, presence, 16 // stride)))
+            return logits
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return joined(*self.parts(image))
+            return self.whole(*self.parts(image))
 
     WithPresence.__name__ = kind.__name__
     return WithPresence
@@ -79,11 +89,13 @@ class Presence(torch.nn.Module):
     Args:
         fine: channels of the features at 1/16 of the frame's size.
         deep: channels of those at 1/32.
+        cell: rows of the map to a row of the features at 1/16.
         hidden: channels within.
     """
 
-    def __init__(self, fine: int, deep: int, hidden: int = 48) -> None:
+    def __init__(self, fine: int, deep: int, cell: int = 16, hidden: int = 48) -> None:
         super().__init__()
+        self.cell = cell
         self.norm_fine, self.norm_deep = torch.nn.BatchNorm2d(fine), torch.nn.BatchNorm2d(deep)
         self.fine, self.deep = torch.nn.Conv2d(fine, hidden, 1), torch.nn.Conv2d(deep, hidden, 1)
         self.map, self.whole = torch.nn.Conv2d(2, hidden, 1), torch.nn.Linear(2 * deep + 1, hidden)
@@ -99,9 +111,9 @@ class Presence(torch.nn.Module):
         torch.nn.init.constant_(self.last.bias, 4.0)  # type: ignore[arg-type]
 
     def forward(self, fine: torch.Tensor, deep: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """N×fine×h×w, N×deep×h/2×w/2 and N×1×16h×16w to N×1×h×w logits."""
+        """N×fine×h×w, N×deep×h/2×w/2 and a map of N×1×(cell·h)×(cell·w) logits to N×1×h×w logits."""
         fine, deep, seen = self.norm_fine(fine), self.norm_deep(deep), logits.detach() / 10  # logits to about -1..1
-        pooled = torch.cat([max_pool2d(seen, 16), avg_pool2d(seen, 16)], 1)
+        pooled = torch.cat([max_pool2d(seen, self.cell), avg_pool2d(seen, self.cell)], 1)
         frame = torch.cat([deep.mean((2, 3)), deep.amax((2, 3)), seen.amax((2, 3))], 1)
         context = interpolate(self.deep(deep), scale_factor=2, mode="bilinear")
         summed = self.fine(fine) + context + self.map(pooled) + self.whole(frame)[:, :, None, None]
@@ -109,16 +121,17 @@ class Presence(torch.nn.Module):
         return judged
 
 
-def joined(logits: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
+def joined(logits: torch.Tensor, presence: torch.Tensor, cell: int) -> torch.Tensor:
     """The map, whose confidence is lowered where a polyp is not plausible.
 
-    Logits above 0 lose the logarithm of that probability, never their sign: the outline at a threshold of 0.5 stays.
+    Logits above 0 lose the logarithm of that probability, never their sign.
 
     Args:
-        logits: N×1×H×W.
-        presence: N×1×H/16×W/16 logits.
+        logits: N×1×(cell·h)×(cell·w).
+        presence: N×1×h×w logits.
+        cell: rows of the map to a row of the judgement; 1 to 16.
     """
-    loss = interpolate(logsigmoid(presence), scale_factor=16, mode="bilinear")
+    loss = interpolate(logsigmoid(presence), scale_factor=cell, mode="bilinear")
     return torch.where(logits > 0, torch.maximum(logits + loss, 0.02 * logits), logits)
 
 

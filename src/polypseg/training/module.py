@@ -15,7 +15,7 @@ from polypseg.data.dataset import Sample
 from polypseg.errors import PolypsegError
 from polypseg.models.depthwise import FasterDepthwise
 from polypseg.models.losses import distillation_loss, segmentation_loss
-from polypseg.models.network import finer_layers, joined
+from polypseg.models.network import finer_layers
 from polypseg.training.recipe import Recipe
 from polypseg.training.teacher import Teacher
 
@@ -83,7 +83,7 @@ class SegmentationModule(L.LightningModule):
         if not self.recipe.model.presence:
             return self(image), None
         parts = self.network.parts(image.to(memory_format=self.memory_format))  # type: ignore[operator]
-        return joined(*parts), parts
+        return self.network.whole(*parts), parts  # type: ignore[operator]
 
     def _resized(self, batch: Sample) -> Sample:
         size = self.recipe.training_size(self.current_epoch)
