@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import polypseg
-from polypseg.bundle import ModelBundle
+from polypseg.bundle import Architecture, ModelBundle
 from polypseg.cli import main
 from polypseg.data import phantom, read_all
 from polypseg.data.splits import read_split
@@ -232,3 +232,26 @@ def test_a_missing_package_is_told(
         export(plain, *options, data=[phantom_folder])
     assert "\n" not in str(caught.value) and not isinstance(caught.value, UsageError)
     assert contents(plain) == before
+
+
+@pytest.mark.slow
+def test_what_follows_the_last_convolutions_is_not_quantised(tmp_path: Path) -> None:
+    """A map that is joined with a judgement of presence: in steps, chance would decide which region is shown."""
+    import openvino
+
+    torch.manual_seed(0)
+    network = build(Architecture("UnetPlusPlus", "mobilenet_v2", presence=True, output_stride=4)).eval()
+    example = torch.randn(1, 3, 64, 96)
+    openvino.save_model(
+        openvino.convert_model(network, example_input=example, input=[example.shape]), tmp_path / "fp32.xml"
+    )
+    images = list(torch.randn(4, 3, 64, 96).numpy())
+    formats.quantise(tmp_path / "fp32.xml", tmp_path / "int8.xml", images)
+    waiting, kinds = [openvino.Core().read_model(tmp_path / "int8.xml").get_results()[0]], []
+    while waiting:
+        node = waiting.pop()
+        kinds.append(node.get_type_name())
+        if node.get_type_name() != "Convolution":
+            waiting += [value.get_node() for value in node.input_values()]
+    assert "Convolution" in kinds and "FakeQuantize" not in kinds
+    assert "Select" in kinds and "Interpolate" in kinds
