@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from polypseg.serve.annotations.store import State
+from polypseg.names import FrameState
 from polypseg.serve.responses import Error
 
 
@@ -38,7 +38,7 @@ class Labels(BaseModel):
 
     classes: list[LabelClass] = Field(description="The first is that of a polyp without any")
     attributes: list[Attribute]
-    states: list[State] = Field(description="Of a frame")
+    states: list[FrameState] = Field(description="Of a frame")
 
 
 class Import(BaseModel):
@@ -67,7 +67,7 @@ class Project(BaseModel):
     deleted: str | None = Field(description="Since when it is hidden")
     revision: int = Field(description="Another one whenever something changed")
     total: int = Field(description="Frames")
-    counts: dict[State, int] = Field(description="Frames by their state")
+    counts: dict[FrameState, int] = Field(description="Frames by their state")
     waiting: int = Field(description="Frames that are still to be predicted")
     newest_import: Import | None = Field(alias="import")
 
@@ -89,7 +89,7 @@ class AnnotatedFrame(BaseModel):
     name: str
     width: int
     height: int
-    state: State
+    state: FrameState
     version: int = Field(description="0 is the model's prediction")
     author: str | None = Field(description="Of the newest version")
     time: str | None
@@ -107,7 +107,7 @@ class FrameList(BaseModel):
 
     total: int = Field(description="Frames of the project")
     matching: int = Field(description="Frames that were asked for, on all pages")
-    counts: dict[State, int]
+    counts: dict[FrameState, int]
     revision: int
     frames: list[AnnotatedFrame]
 
@@ -117,7 +117,7 @@ class Version(BaseModel):
 
     version: int
     based_on: int
-    state: State
+    state: FrameState
     author: str
     time: str
     kind: Literal["save", "import", "restore", "folder"]

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from polypseg.inference.segmenter import Segmenter
-from polypseg.names import DataFormat
+from polypseg.names import DataFormat, FrameState
 from polypseg.serve.annotations import answers
 from polypseg.serve.annotations.answers import frame_of, import_of, project_of, version_of
 from polypseg.serve.annotations.exports import write_zip
@@ -33,7 +33,6 @@ from polypseg.serve.annotations.store import (
     STATES,
     Conflict,
     Save,
-    State,
     Store,
     picture_of,
 )
@@ -199,7 +198,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
         request: Request,
         project: str,
         file: Annotated[list[UploadFile], File(description="A ZIP file, or files whose names contain their folders")],
-        state: Annotated[State, Form(description=IMPORTED)] = "accepted",
+        state: Annotated[FrameState, Form(description=IMPORTED)] = "accepted",
     ) -> Response:
         """Take in images and masks, COCO, YOLO, or pictures alone, in the background."""
         uploads = [(one.filename, one.file) for one in file]
@@ -219,7 +218,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
     async def give_out(
         project: str,
         format: Annotated[DataFormat, Query(description="Images and masks, COCO or YOLO")] = "folder",
-        state: Annotated[list[State], Query(description="Of the frames")] = list(REVIEWED),  # noqa: B006  (FastAPI copies it)
+        state: Annotated[list[FrameState], Query(description="Of the frames")] = list(REVIEWED),  # noqa: B006  (FastAPI copies it)
     ) -> Response:
         """A data set of the frames, as `polypseg data check` and `polypseg train` read it."""
         with tempfile.NamedTemporaryFile(dir=temporary, suffix=".zip", delete=False) as target:
@@ -246,7 +245,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
         order: Annotated[Order, Query(description="By name, last change, or what the model is least sure of")] = "name",
         offset: Annotated[int, Query(ge=0, le=10**9, description="Frames before the page")] = 0,
         limit: Annotated[int, Query(ge=1, le=1000, description="Frames, for the most")] = 100,
-        state: Annotated[list[State], Query(description="One of these")] = [],  # noqa: B006  (FastAPI copies it)
+        state: Annotated[list[FrameState], Query(description="One of these")] = [],  # noqa: B006  (FastAPI copies it)
         label: Annotated[list[str], Query(description="Each of these: a class, or attribute:value")] = [],  # noqa: B006
         min_area: Share = None,
         max_area: Share = None,
@@ -392,7 +391,7 @@ def add_routes(app: FastAPI, annotating: Annotating, frames: Reading, temporary:
         project: str,
         hash: str,
         based_on: Annotated[int, Form(ge=0, le=10**9, description="The version that it was made from")],
-        state: Annotated[State, Form(description="Of the frame")],
+        state: Annotated[FrameState, Form(description="Of the frame")],
         mask: Annotated[UploadFile | None, File(description="White on black; the newest version's by default")] = None,
         polyps: Annotated[
             str | None, Form(description="JSON: [{at: [x, y], class, attributes}], a region each")

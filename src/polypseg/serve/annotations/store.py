@@ -36,9 +36,8 @@ from polypseg.serve.state import now
 from polypseg.serve.uploads import own_name
 
 CORRECTIONS = "corrections"  # the project that is always there
-State = FrameState
-STATES: tuple[State, ...] = get_args(State)
-REVIEWED: tuple[State, ...] = ("accepted", "corrected", "no_polyp")  # of which a mask is known for certain
+STATES: tuple[FrameState, ...] = get_args(FrameState)
+REVIEWED: tuple[FrameState, ...] = ("accepted", "corrected", "no_polyp")  # of which a mask is known for certain
 _STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"II*\0": ".tif", b"MM\0*": ".tif"}
 THUMBNAIL = 192  # pixels, of the longer side
 NOT_IN_A_PROJECT = "the project has no such frame"
