@@ -464,7 +464,6 @@ def test_a_set_is_imported_reviewed_filtered_and_exported(
     outline(page, hand)
     page.get_by_role("button", name="Save correction").wait_for()
     page.keyboard.press("Control+s")
-    page.get_by_text("Saved as correction frame-2").wait_for()
     page.get_by_text("3 of 3 reviewed").wait_for()
     assert states(service, "first-exam") == {
         "frame-0.png": "accepted", "frame-1.png": "no_polyp", "frame-2.png": "corrected",
@@ -531,7 +530,7 @@ def test_labels_are_undone_too_while_a_mask_is_corrected_and_before_they_are_sav
     for _ in range(3):
         page.keyboard.press("Control+y")
     page.get_by_role("button", name="Save correction").click()
-    page.get_by_text("Saved as correction frame-0").wait_for()
+    page.get_by_text("Corrected by").wait_for()
     found = frame_in(service, "labels")
     labels = {polyp["area"]: (polyp["class"], polyp["attributes"]) for polyp in found["polyps"]}
     assert labels.pop(1600) == ("adenoma", {"paris": "Is"}) and list(labels.values()) == [("polyp", {})]
@@ -607,7 +606,7 @@ def test_two_people_at_one_frame_see_each_other_and_nothing_is_replaced_in_silen
     assert len(areas(anna)) == 2
     anna.get_by_role("button", name="Save correction").click()
     dialog.get_by_role("button", name="Save mine as the newest").click()
-    anna.get_by_text("Saved as correction frame-0").wait_for()
+    anna.get_by_text("Corrected by anna").wait_for()
     found = frame_in(service, "together")
     versions = service.web.get(f"/v1/projects/together/frames/{found['hash']}/versions").json()
     assert [(one["author"], one["state"]) for one in versions] == [
