@@ -93,7 +93,7 @@ class Presence(torch.nn.Module):
         hidden: channels within.
     """
 
-    def __init__(self, fine: int, deep: int, cell: int = 16, hidden: int = 48) -> None:
+    def __init__(self, fine: int, deep: int, *, cell: int = 16, hidden: int = 48) -> None:
         super().__init__()
         self.cell = cell
         self.norm_fine, self.norm_deep = torch.nn.BatchNorm2d(fine), torch.nn.BatchNorm2d(deep)
