@@ -194,15 +194,13 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
     from polypseg.models.network import build
 
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     architecture = Architecture("Unet", "tu-test_efficientnet", (32, 16, 16, 8, 8))
     preprocessing = Preprocessing(64, 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     catalog = read_all([phantom_folder])
     frames = range(len(catalog))
     images = torch.from_numpy(np.stack([preprocessing.apply(catalog.frame(index)) for index in frames])).double()
     masks = torch.from_numpy(np.stack([preprocessing.resize_mask(catalog.mask(index)) for index in frames])).double()
-    network = build(architecture).double()  # in single precision each kind of processor would make another network
+    network = build(architecture).double()  # in single precision each processor and number of threads makes another
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     for step in range(120):
         batch = torch.arange(step * 8, step * 8 + 8) % len(catalog)
@@ -211,7 +209,6 @@ def _export(folder: Path, phantom_folder: Path) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    torch.set_num_threads(threads)
     with torch.no_grad():  # nothing is so sure that the page's highest threshold, 0.99, would not hide it
         for value in network.segmentation_head.parameters():
             value *= 0.87

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,6 @@ def data(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Path
         for file in sorted((folder / kind).iterdir())[:12]:
             shutil.copy(file, file.with_stem(f"{file.stem}-again"))
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_single_precision() -> Iterator[None]:
-    """Where a processor has bf16, frames in a batch and alone would differ in the third digit of a Dice."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("polypseg.inference.runtimes.torch.gains_from_bf16", lambda device_type: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +97,14 @@ def test_the_ensemble_is_chosen_out_of_fold(finished: Path, data: Path) -> None:
             outside.append(outside_of(catalog.frame(index)))
             truths.append(catalog.mask(index))
             names.append(row.frame_id)
-    of_polyps = [pair for pair, polyp in zip(zip(probabilities, truths, strict=True), shown, strict=True) if polyp]
-    means = [np.mean([dice(one >= threshold, truth) for one, truth in of_polyps]) for threshold in THRESHOLDS]
+    predictions = list(zip(probabilities, outside, truths, strict=True))
+    of_polyps = [prediction for prediction, polyp in zip(predictions, shown, strict=True) if polyp]
+    means = [np.mean([dice(one >= threshold, truth) for one, _, truth in of_polyps]) for threshold in THRESHOLDS]
     ensemble = ModelBundle.load(finished)
     assert ensemble.threshold == pytest.approx(float(THRESHOLDS[int(np.argmax(means))]))
     assert ensemble.metadata["threshold_choice"][f"{ensemble.threshold:.2f}"] == pytest.approx(max(means), abs=1e-3)
     inside = [
-        (Segmentation.from_probability(one, ensemble.threshold, border).mask, truth)
-        for one, border, truth, polyp in zip(probabilities, outside, truths, shown, strict=True)
-        if polyp
+        (Segmentation.from_probability(one, ensemble.threshold, border).mask, truth) for one, border, truth in of_polyps
     ]
     tried = ensemble.metadata["operating_point_choice"]["cleaning"]
     for one, record in zip(CLEANINGS, tried, strict=True):
@@ -128,7 +119,7 @@ def test_the_ensemble_is_chosen_out_of_fold(finished: Path, data: Path) -> None:
         dice(Segmentation.from_probability(one, ensemble.operating_point, border).mask, truth)
         if truth.any()
         else np.nan
-        for one, border, truth in zip(probabilities, outside, truths, strict=True)
+        for one, border, truth in predictions
     ]
     assert predicted[names].to_numpy() == pytest.approx(by_hand, abs=2e-3, nan_ok=True)  # the kept maps are of 16 bits
     metrics = json.loads((finished / "test.json").read_text())["metrics"]

@@ -71,7 +71,7 @@ def _with_presence(kind: Any, stride: int) -> Any:
         def whole(self, coarse: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
             """What ``parts`` returns, joined and enlarged to N×1×H×W logits."""
             _, enlarge, activation = self.segmentation_head
-            logits: torch.Tensor = activation(enlarge(joined(coarse, presence, 16 // stride)))
+            logits: torch.Tensor = activation(enlarge(joined(coarse, presence, self.presence.cell)))
             return logits
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ class Presence(torch.nn.Module):
         hidden: channels within.
     """
 
-    def __init__(self, fine: int, deep: int, *, cell: int = 16, hidden: int = 48) -> None:
+    def __init__(self, fine: int, deep: int, *, cell: int, hidden: int = 48) -> None:
         super().__init__()
         self.cell = cell
         self.norm_fine, self.norm_deep = torch.nn.BatchNorm2d(fine), torch.nn.BatchNorm2d(deep)
